@@ -1,0 +1,303 @@
+"""The command line: one function a verb, and ``VERBS``, the map of them.
+
+A verb imports its room when it runs, so that ``racm3 --help`` is quick. What it returns as an int is the exit status;
+an error that racm3 raises on purpose is one line on stderr and status 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from tyro.conf import Positional, arg
+from tyro.extras import SubcommandApp
+
+from racm3.errors import InputError, RACM3Error, SourceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from racm3.memory.memory import Memory
+    from racm3.memory.sources import Item
+    from racm3.retriever.encoder import Encoder
+
+C = TypeVar("C")
+Verbs = Mapping[str, "Callable[..., int | None] | Verbs"]
+Folder = Positional[Annotated[Path, arg(metavar="FOLDER")]]
+Source = Positional[Annotated[str, arg(metavar="DATA")]]
+Sources = Positional[Annotated[tuple[str, ...], arg(metavar="[DATA ...]")]]
+Out = Annotated[Path, arg(metavar="FOLDER")]
+OptionalText = Annotated[str | None, arg(metavar="TEXT")]
+OptionalFolder = Annotated[Path | None, arg(metavar="FOLDER")]
+OptionalFile = Annotated[Path | None, arg(metavar="FILE")]
+Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
+
+DOCUMENTS_AT_ONCE = 512  # embedded and added to a memory together: few commits, and a GB at most of large pictures
+
+
+def doctor() -> int:
+    """Say what is installed, what is broken and what to do about it; exit status 1 if something needed is broken."""
+    from racm3.doctor import doctor
+
+    return doctor()
+
+
+def train_image_tokenizer(data: Source, *, out: Out, config: OptionalFile = None, set: Overrides = ()) -> None:
+    """Train the built-in image tokenizer on the pictures of a data folder. The same command resumes a broken run.
+
+    Args:
+        data: Pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
+        out: Where the model and the state of its training go.
+        config: Settings of the run as .json or .toml; what it leaves out keeps its default.
+        set: Settings that replace those, such as loop.steps=2000 model.patch_px=4.
+    """
+    from racm3.training.image_tokenizer import ImageTokenizerRun, train_image_tokenizer
+
+    run = _settings(ImageTokenizerRun, config, set, out)
+    pictures, _ = _pictures(data, run.model.image_size_px, captioned=False)
+    train_image_tokenizer(pictures, run, out)
+    print(f"wrote {out}")
+
+
+def train_encoder(
+    data: Source,
+    *,
+    out: Out,
+    tokenizer: OptionalFile = None,
+    text_ids: int = 2048,
+    config: OptionalFile = None,
+    set: Overrides = (),
+) -> None:
+    """Train a small CLIP on the captioned pictures of a data folder. The same command resumes a broken run.
+
+    Args:
+        data: Captioned pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
+        out: Where the model and the state of its training go.
+        tokenizer: The tokenizer.json for its texts; without one, it is learnt from the captions.
+        text_ids: At most so many ids, for a tokenizer that is learnt.
+        config: Settings of the run as .json or .toml; what it leaves out keeps its default.
+        set: Settings that replace those, such as loop.steps=2000 batch_size=128.
+    """
+    from tokenizers import Tokenizer
+
+    from racm3.tokens.text import TextTokenizer
+    from racm3.training.encoder import EncoderRun, train_encoder
+
+    run = _settings(EncoderRun, config, set, out)
+    pictures, captions = _pictures(data, run.image_size_px, captioned=True)
+    words = TextTokenizer.load(tokenizer) if tokenizer else TextTokenizer.train(captions, text_ids)
+    words.save(out / "tokenizer.json")
+    train_encoder(pictures, captions, Tokenizer.from_file(str(out / "tokenizer.json")), run, out)
+    print(f"wrote {out}")
+
+
+def _settings(kind: type[C], config: Path | None, set: Sequence[str], out: Path) -> C:
+    """The run's configuration, also written to ``out``/run.json."""
+    from racm3.config import load, override, save
+
+    run: Any = override(load(kind, config) if config else kind(), set)  # type: ignore[type-var]
+    save(run, out / "run.json")
+    return run
+
+
+def _pictures(data: str, size_px: int, captioned: bool) -> tuple[np.ndarray, list[str]]:
+    """(N, size_px, size_px, 3) uint8 pictures, and with ``captioned`` the N captions of those that have one."""
+    import numpy as np
+
+    from racm3.memory.sources import read
+
+    pictures, captions = [], []
+    for item in _shown(read(data), f"reading {data}"):
+        if captioned and item.document.text is None:
+            continue
+        for image in item.document.images[: 1 if captioned else None]:
+            pictures.append(image.resized(size_px).pixels)
+            captions.append(item.document.text or "")
+    if not pictures:
+        raise SourceError(f"{data} holds no picture{' with a caption' if captioned else ''}; give other data")
+    return np.stack(pictures), captions
+
+
+def memory_create(folder: Folder, data: Sources, *, encoder: OptionalFolder = None) -> None:
+    """Make a memory and add the documents of the data to it.
+
+    Args:
+        folder: Where the memory is made; there must be nothing there yet.
+        data: Each a folder of pictures, metadata.jsonl, COCO captions, or WebDataset shards; none for an empty memory.
+        encoder: The model that turns documents into vectors; by default the shipped one.
+    """
+    from racm3.memory.memory import Memory
+    from racm3.memory.sources import read
+
+    sources = [read(source) for source in data]  # before anything is made: a wrong path is an error here
+    model = _encoder(encoder)
+    _fill(Memory.create(folder, model.fingerprint, model.dimension), model, sources)
+
+
+def memory_add(folder: Folder, data: Sources, *, encoder: OptionalFolder = None) -> None:
+    """Add the documents of the data to a memory.
+
+    Args:
+        folder: The memory.
+        data: Each a folder of pictures, metadata.jsonl, COCO captions, or WebDataset shards.
+        encoder: The model that made the memory; by default the shipped one.
+    """
+    from racm3.memory.memory import Memory
+    from racm3.memory.sources import read
+
+    if not data:
+        raise InputError(f"no documents were given to add to {folder}; name a folder or a file of them")
+    sources = [read(source) for source in data]
+    model = _encoder(encoder)
+    _fill(Memory.open(folder, model.fingerprint), model, sources)
+
+
+def memory_search(
+    folder: Folder,
+    *,
+    text: OptionalText = None,
+    image: OptionalFile = None,
+    hits: int = 5,
+    encoder: OptionalFolder = None,
+) -> None:
+    """Print the documents of a memory that are nearest to a text, to a picture, or to both together.
+
+    Args:
+        folder: The memory.
+        text: What to look for, in words.
+        image: What to look for, as a picture.
+        hits: Print so many documents.
+        encoder: The model that made the memory; by default the shipped one.
+    """
+    from racm3.document import Document, Image, Part, Text
+    from racm3.memory.memory import Memory
+
+    parts: list[Part] = [Text(text)] if text is not None else []
+    parts += [Image.open(image)] if image is not None else []
+    if not parts:
+        raise InputError("nothing to look for was given; give --text, --image or both")
+    model = _encoder(encoder)
+    memory = Memory.open(folder, model.fingerprint)
+    (found,) = memory.search(model.embed([Document(tuple(parts))]), hits)
+    items = memory.get([memory.ids[row] for row, _ in found])
+    for (_, score), item in zip(found, items, strict=True):
+        print(f"{score:.3f}  {item.id}  {item.document.text or '(no text)'}  {item.origin}")
+
+
+def memory_info(folder: Folder) -> None:
+    """Print how many documents a memory holds, its size, and which encoder made it.
+
+    Args:
+        folder: The memory.
+    """
+    from racm3.memory.memory import Memory
+
+    memory = Memory.open(folder)
+    size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"documents  {len(memory)}")
+    print(f"on disk    {size_bytes / 1e6:.1f} MB")
+    print(f"dimension  {memory.dimension}")
+    print(f"encoder    {memory.encoder_fingerprint}")
+
+
+def _encoder(folder: Path | None) -> Encoder:
+    from racm3.doctor import WEIGHTS
+    from racm3.retriever.encoder import Encoder
+
+    return Encoder.from_pretrained(folder or WEIGHTS / "encoder")
+
+
+def _fill(memory: Memory, encoder: Encoder, sources: Iterable[Iterable[Item]]) -> None:
+    before = len(memory)
+    for source in sources:
+        items = iter(_shown(source, "adding documents"))
+        while batch := list(islice(items, DOCUMENTS_AT_ONCE)):
+            memory.add(batch, encoder.embed([item.document for item in batch]))
+    print(f"added {len(memory) - before} documents; {memory.path} holds {len(memory)}")
+
+
+def _shown(values: Iterable[C], what: str) -> Iterable[C]:
+    """``values``, with their count shown on stderr as they are used."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield from progress.track(values, description=what)
+
+
+def scenes_make(folder: Folder, *, set: Overrides = ()) -> None:
+    """Write the built-in world: its training splits as WebDataset shards, the others in COCO format.
+
+    Args:
+        folder: Where to; made if it is not there.
+        set: Settings of racm3.scenes.world.World, such as seed=1 tests=100.
+    """
+    from racm3.config import override
+    from racm3.scenes.world import World
+
+    override(World(), set).write(folder)
+    print(f"wrote {folder}")
+
+
+def scenes_glyphs(*, font: OptionalFile = None, folder: OptionalFolder = None) -> None:
+    """Draw the entities of the built-in world from the emoji font again. The package already holds them.
+
+    Args:
+        font: NotoColorEmoji.ttf; by default the one that Debian's fonts-noto-color-emoji installs.
+        folder: Where to write glyphs.webp and glyphs.json; by default into the package.
+    """
+    from racm3.scenes import glyphs
+
+    made = glyphs.make_glyphs(font or glyphs.FONT, folder or glyphs.DATA)
+    print(f"drew {len(made.names)} entities into {folder or glyphs.DATA}")
+
+
+VERBS: Verbs = {
+    "doctor": doctor,
+    "train": {"image-tokenizer": train_image_tokenizer, "encoder": train_encoder},
+    "memory": {"create": memory_create, "add": memory_add, "search": memory_search, "info": memory_info},
+    "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
+}
+
+GROUPS = {
+    "train": "Train one of the models.",
+    "memory": "Make a memory of documents, add to it, look into it.",
+    "scenes": "The built-in world, Emoji Scenes.",
+}
+
+
+def _app(verbs: Verbs) -> SubcommandApp:
+    app = SubcommandApp()
+    for name, verb in verbs.items():
+        if callable(verb):
+            app.command(name=name)(verb)
+        else:
+            app.command(_app(verb), name=name, help=GROUPS[name])
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, by default the process's own, and return its exit status."""
+    description = "Retrieval-augmented multimodal language model: retrieve documents, then generate with them."
+    try:
+        status: Any = _app(VERBS).cli(args=arguments, prog="racm3", description=description)
+    except RACM3Error as error:
+        return _complain(str(error))
+    except ModuleNotFoundError as error:
+        return _complain(f"the package {error.name} is not installed; racm3 doctor says how to get what is missing")
+    except KeyboardInterrupt as interrupt:
+        return _complain(str(interrupt) or "interrupted", status=130)
+    return status if isinstance(status, int) else 0
+
+
+def _complain(message: str, status: int = 2) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Every error that racm3 raises on purpose.
+
+    RACM3Error
+    ├── InputError            what the caller gave cannot be used
+    │   ├── DocumentError         a document that is empty, or whose parts do not fit together
+    │   ├── ImageError            a picture that is missing, unreadable, or of the wrong kind
+    │   └── SourceError           a data folder or file that no reader recognises, or that is broken
+    ├── ConfigError           an unknown key or preset, or a value out of range
+    ├── CheckpointError       a model folder that is missing, incomplete or damaged
+    ├── MarkupError           token ids that break the grammar of documents
+    ├── MemoryStoreError      a memory that is missing, damaged or locked
+    │   └── EncoderMismatchError  a memory made by another encoder than the one it is opened with
+    └── PromptTooLongError    a prompt and its answer that exceed the generator's context
+
+Each message says what was given, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DocumentError",
+    "EncoderMismatchError",
+    "ImageError",
+    "InputError",
+    "MarkupError",
+    "MemoryStoreError",
+    "PromptTooLongError",
+    "RACM3Error",
+    "SourceError",
+    "unknown",
+]
+
+
+class RACM3Error(Exception):
+    """Base of all errors below."""
+
+
+class InputError(RACM3Error, ValueError):
+    """What the caller gave cannot be used."""
+
+
+class DocumentError(InputError):
+    """A document that is empty, or whose parts do not fit together."""
+
+
+class ImageError(InputError):
+    """A picture that is missing, unreadable, or of the wrong kind."""
+
+
+class SourceError(InputError):
+    """A data folder or file that no reader recognises, or that is broken."""
+
+
+class ConfigError(RACM3Error, ValueError):
+    """An unknown key or preset, or a value out of range."""
+
+
+class CheckpointError(RACM3Error):
+    """A model folder that is missing, incomplete or damaged."""
+
+
+class MarkupError(RACM3Error, ValueError):
+    """Token ids that break the grammar of documents."""
+
+
+class MemoryStoreError(RACM3Error):
+    """A memory that is missing, damaged or locked."""
+
+
+class EncoderMismatchError(MemoryStoreError):
+    """A memory made by another encoder than the one it is opened with."""
+
+
+class PromptTooLongError(InputError):
+    """A prompt and its answer that exceed the generator's context."""
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:
+    """The message for a name that is not one of ``allowed``: names the nearest valid choice."""
+    choices = sorted(allowed)
+    near = difflib.get_close_matches(given, choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {given!r}{hint} Allowed: {', '.join(choices)}."

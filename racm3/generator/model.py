@@ -1,0 +1,356 @@
+"""Generator: the whole decoder-only transformer, from token ids to logits.
+
+Pre-norm RMSNorm, rotary positions, grouped-query attention with per-head RMS query/key norm, SwiGLU, no biases.
+Names of weights are those of transformers' ``Qwen3ForCausalLM``, so a saved folder opens there and in vLLM as it is,
+and Qwen3 weights open here.
+
+Letters in shapes: B batch, T tokens, S tokens in the cache, V vocabulary, D width, H heads, G key/value heads,
+E width of a head, F width of the MLP, L layers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from racm3.errors import CheckpointError, ConfigError, PromptTooLongError
+
+__all__ = ["Generator", "GeneratorConfig", "KVCache"]
+
+INIT_STD = 0.02
+"""Standard deviation of new weights: GPT-2's, also the default of Qwen3 (``initializer_range``)."""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The shape of a generator. Raises ConfigError if the numbers do not fit together."""
+
+    vocabulary_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    context_tokens: int
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "tie_embeddings" and not value > 0:
+                raise ConfigError(f"generator.{name} is {value}; it must be above 0")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"generator.heads is {self.heads}; it must be a multiple of kv_heads, {self.kv_heads}")
+        if self.head_dim % 2:
+            raise ConfigError(f"generator.head_dim is {self.head_dim}; rotary positions need an even number")
+
+    def to_qwen3(self) -> dict[str, Any]:
+        """The ``config.json`` with which transformers opens the same model."""
+        return {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "vocab_size": self.vocabulary_size,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.mlp_width,
+            "max_position_embeddings": self.context_tokens,
+            "rope_theta": self.rope_theta,
+            "rms_norm_eps": self.norm_eps,
+            "tie_word_embeddings": self.tie_embeddings,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "use_sliding_window": False,
+            "initializer_range": INIT_STD,
+        }
+
+    @classmethod
+    def from_qwen3(cls, fields: dict[str, Any]) -> GeneratorConfig:
+        """Read a Qwen3 ``config.json``. Raises CheckpointError if it asks for something this model does not have."""
+        rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+        needed = {
+            "model_type": (fields.get("model_type"), "qwen3"),
+            "attention_bias": (fields.get("attention_bias", False), False),
+            "use_sliding_window": (fields.get("use_sliding_window", False), False),
+            "hidden_act": (fields.get("hidden_act", "silu"), "silu"),
+            "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+        }
+        for name, (given, allowed) in needed.items():
+            if given != allowed:
+                raise CheckpointError(f"the model's config.json has {name} = {given!r}; the generator reads {allowed!r}")
+        try:
+            return cls(
+                vocabulary_size=fields["vocab_size"],
+                width=fields["hidden_size"],
+                layers=fields["num_hidden_layers"],
+                heads=fields["num_attention_heads"],
+                kv_heads=fields["num_key_value_heads"],
+                head_dim=fields["head_dim"],
+                mlp_width=fields["intermediate_size"],
+                context_tokens=fields["max_position_embeddings"],
+                rope_theta=float(rope.get("rope_theta", fields.get("rope_theta", 10000.0))),
+                norm_eps=fields["rms_norm_eps"],
+                tie_embeddings=fields["tie_word_embeddings"],
+            )
+        except KeyError as error:
+            raise CheckpointError(f"the model's config.json has no {error}; save the model again") from None
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, in memory taken once.
+
+    Rows may hold different numbers of tokens: ``lengths`` (B,) says how many of a row count, and what lies beyond is
+    overwritten by the next tokens and never attended to.
+    """
+
+    def __init__(self, config: GeneratorConfig, rows: int, tokens: int, like: Tensor) -> None:
+        """Room for ``rows`` sequences of at most ``tokens`` tokens, on the device and in the type of ``like``."""
+        shape = (config.layers, rows, tokens, config.kv_heads, config.head_dim)
+        self.keys = like.new_zeros(shape)  # (L, B, S, G, E)
+        self.values = like.new_zeros(shape)  # (L, B, S, G, E)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=like.device)  # (B,)
+        self.extent = 0  # an upper bound of lengths, known without asking the device
+
+    def positions(self, tokens: int) -> Tensor:
+        """Where the next ``tokens`` tokens of each row go: (B, T)."""
+        return self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
+
+    def visible(self, positions: Tensor) -> Tensor:
+        """Which cached tokens each new token sees: (B, T) -> (B, 1, T, S) bool."""
+        past = torch.arange(self.extent + positions.shape[1], device=positions.device)
+        return (past <= positions[..., None])[:, None]
+
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values (B, T, G, E); return all that may be visible, (B, S, G, E) each."""
+        rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
+        until = self.extent + positions.shape[1]
+        self.keys[layer][rows, positions] = key.to(self.keys.dtype)
+        self.values[layer][rows, positions] = value.to(self.values.dtype)
+        return self.keys[layer, :, :until], self.values[layer, :, :until]
+
+    def advance(self, lengths: list[int]) -> None:
+        """Set how many tokens of each row count, after a forward pass (fewer than were given where a row was padded)."""
+        self.lengths = torch.tensor(lengths, dtype=torch.long, device=self.lengths.device)
+        self.extent = max(lengths, default=0)
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only the given rows, in this order; a row given twice is copied."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
+        self.keys, self.values = self.keys[:, index], self.values[:, index]
+        self.lengths = self.lengths[index]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + E/2) of each head by its position's angles: (B, T, H, E), tables (B or 1, T, 1, E/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.grouped = config.heads != config.kv_heads
+        inner, kv_inner = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.width, inner, bias=False)
+        self.k_proj = nn.Linear(config.width, kv_inner, bias=False)
+        self.v_proj = nn.Linear(config.width, kv_inner, bias=False)
+        self.o_proj = nn.Linear(inner, config.width, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], past: tuple[KVCache, int, Tensor, Tensor] | None) -> Tensor:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = self.q_norm(self.q_proj(x).view(heads))  # (B, T, H, E)
+        k = self.k_norm(self.k_proj(x).view(heads))  # (B, T, G, E)
+        v = self.v_proj(x).view(heads)  # (B, T, G, E)
+        cos, sin = (table.to(q.dtype) for table in rope)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        visible = None
+        if past is not None:
+            cache, layer, positions, visible = past
+            k, v = cache.write(layer, positions, k, v)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=visible,
+            is_causal=visible is None,
+            enable_gqa=self.grouped,
+        )  # (B, H, T, E)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], past: tuple[KVCache, int, Tensor, Tensor] | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, past)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Everything below the output projection; a module of its own only because Qwen3's weight names say ``model.``"""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocabulary_size, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+
+class Generator(nn.Module):
+    """A causal language model over the one vocabulary of text and image tokens."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.width, config.vocabulary_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        angles = torch.arange(config.context_tokens, dtype=torch.float32)[:, None] / config.rope_theta**pairs
+        self.register_buffer("cos", angles.cos(), persistent=False)  # (context_tokens, E/2)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw new weights from torch's generator: normal, and smaller where a layer adds to the residual stream.
+
+        The factor 1/sqrt(2 L) keeps the variance of the stream independent of depth (GPT-2, section 2.3).
+        """
+        residual_std = INIT_STD / math.sqrt(2 * self.config.layers)
+        for name, weight in self.named_parameters():
+            if weight.dim() == 1:
+                weight.fill_(1.0)
+            else:
+                weight.normal_(std=residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD)
+
+    def forward(self, ids: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Hidden states (B, T, D) of the token ids (B, T); ``logits`` turns them into scores of the next token.
+
+        Without a cache a token sees itself and all before it, so rows that are padded on the right need no mask.
+        With one, the ids continue each row where ``cache.lengths`` says, and the caller calls ``cache.advance``.
+        ``positions`` (B, T) default to 0, 1, 2... after what the cache holds.
+        Raises PromptTooLongError if the ids do not fit in the context.
+        """
+        before = 0 if cache is None else cache.extent
+        if before + ids.shape[1] > self.config.context_tokens:
+            raise PromptTooLongError(
+                f"{before + ids.shape[1]} tokens were given; the generator reads at most {self.config.context_tokens}. "
+                "Shorten the text or retrieve fewer documents"
+            )
+        if cache is not None and positions is None:
+            positions = cache.positions(ids.shape[1])
+        if positions is None:
+            rope = self.cos[None, : ids.shape[1], None], self.sin[None, : ids.shape[1], None]  # (1, T, 1, E/2)
+        else:
+            rope = self.cos[positions][:, :, None], self.sin[positions][:, :, None]  # (B, T, 1, E/2)
+        x = self.model.embed_tokens(ids)  # (B, T, D)
+        visible = cache.visible(positions) if cache is not None and positions is not None else None
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, rope, None if cache is None else (cache, i, positions, visible))
+        return self.model.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token: (B, T, D) -> (B, T, V)."""
+        return self.lm_head(hidden)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(weight.numel() for weight in self.parameters())
+
+    def flops_per_token(self, tokens: int) -> int:
+        """Floating point operations of training (forward and backward) per token, in sequences of ``tokens`` tokens.
+
+        6 a matrix weight (2 forward, 4 backward) and 6 L H E T for attention, of which the causal half is counted.
+        The embedding is a look-up and free; the output projection is not.
+        """
+        c = self.config
+        matrices = sum(weight.numel() for name, weight in self.named_parameters() if weight.dim() == 2)
+        if not c.tie_embeddings:
+            matrices -= c.vocabulary_size * c.width
+        return 6 * matrices + 6 * c.layers * c.heads * c.head_dim * tokens
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``, the weights in ``dtype`` if given."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        dtype = dtype or self.lm_head.weight.dtype
+        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
+        if self.config.tie_embeddings:
+            del weights["lm_head.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        fields = self.config.to_qwen3() | {"dtype": str(dtype).removeprefix("torch.")}
+        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Generator:
+        """Open a folder written by ``save_pretrained`` or by transformers' Qwen3ForCausalLM.
+
+        Raises CheckpointError if the folder is missing, incomplete or damaged, or holds another kind of model.
+        """
+        folder = Path(folder)
+        files = sorted(folder.glob("*.safetensors"))
+        if not files or not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder} is not a generator: it needs config.json and model.safetensors")
+        try:
+            fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            weights = {name: value for file in files for name, value in load_file(file).items()}
+        except (ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} is damaged: {error}; copy or train it again") from error
+        config = GeneratorConfig.from_qwen3(fields)
+        if config.tie_embeddings:
+            weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", torch.empty(0)))
+        generator = cls(config)
+        try:
+            generator.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights in {folder} do not fit its config.json: {error}") from error
+        return generator.to(device=device, dtype=dtype)

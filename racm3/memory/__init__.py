@@ -1,0 +1,1 @@
+"""The memory: documents and their vectors, on disk, searched exactly."""

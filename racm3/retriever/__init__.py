@@ -1,0 +1,1 @@
+"""The retriever: from a document to a few good, different documents of the memory."""

@@ -1,0 +1,275 @@
+"""Encoder: documents to vectors, with CLIP (paper.md, "mixed-modal encoder").
+
+A document is split into its text and its picture part, CLIP encodes each, and the unit vectors are averaged and scaled
+to unit norm again. The same encoder serves queries and the memory, so that their dot product is the score.
+
+Letters: B batch, T tokens, D dimension, C H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from racm3.document import Document, Image
+from racm3.errors import CheckpointError, ConfigError, DocumentError, unknown
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
+__all__ = ["REDUNDANCY_THRESHOLD", "Encoder"]
+
+REDUNDANCY_THRESHOLD = 0.9
+"""Two documents more similar than this are redundant. Source: CM3Leon, for CLIP ViT-L/14; another encoder has another
+scale, so the number is stored with the encoder."""
+
+SETTINGS = "racm3.json"
+LEGACY_EOS = 2
+"""CLIP configurations with this ``eos_token_id`` are pooled at the highest id of a text, the true end token."""
+
+
+class Encoder:
+    """A frozen CLIP with its tokenizer and its image preprocessing."""
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        tokenizer: Tokenizer,
+        processor: CLIPImageProcessorPil,
+        redundancy_threshold: float = REDUNDANCY_THRESHOLD,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.processor = processor
+        self.redundancy_threshold = redundancy_threshold
+        config: Any = model.config
+        text = config.text_config
+        self._eos = text.vocab_size - 1 if text.eos_token_id == LEGACY_EOS else int(text.eos_token_id)
+        self._max_tokens = int(text.max_position_embeddings)
+        self.image_size_px = int(config.vision_config.image_size)
+
+    # Making, loading, saving ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def new(
+        cls,
+        tokenizer: Tokenizer,
+        *,
+        dimension: int,
+        text: dict[str, Any],
+        vision: dict[str, Any],
+        redundancy_threshold: float = REDUNDANCY_THRESHOLD,
+    ) -> Encoder:
+        """An untrained encoder for ``tokenizer``, a byte-level BPE without special tokens.
+
+        ``text`` and ``vision`` are fields of CLIPTextConfig and CLIPVisionConfig (hidden_size, intermediate_size,
+        num_hidden_layers, num_attention_heads, max_position_embeddings; image_size, patch_size). The end token, which
+        also pads, gets the first id after the tokenizer's own. Raises ConfigError for an unknown field.
+        """
+        from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+        for kind, given, known in (("text", text, CLIPTextConfig()), ("vision", vision, CLIPVisionConfig())):
+            fields = known.to_dict()
+            for key in given:
+                if key not in fields:
+                    raise ConfigError(unknown(f"{kind} setting", key, fields))
+        end = tokenizer.get_vocab_size()
+        special = {"vocab_size": end + 1, "eos_token_id": end, "pad_token_id": end, "bos_token_id": end}
+        config = CLIPConfig(text_config={**text, **special}, vision_config=dict(vision), projection_dim=dimension)
+        model = CLIPModel(config)
+        size = int(model.vision_model.config.image_size)
+        preprocessing: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+        return cls(model, _plain(tokenizer), CLIPImageProcessorPil(**preprocessing), redundancy_threshold)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
+        """Open a CLIP folder: config.json, safetensors, preprocessor_config.json, and tokenizer.json (or CLIP's
+        vocab.json with merges.txt). Raises CheckpointError if something is missing or damaged."""
+        from safetensors import SafetensorError
+        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+        folder = Path(folder)
+        needed = {"config.json", "preprocessor_config.json"}
+        missing = sorted(name for name in needed if not (folder / name).is_file())
+        if missing:
+            what = f"lacks {', '.join(missing)}" if folder.is_dir() else "does not exist"
+            raise CheckpointError(
+                f"the encoder folder {folder} {what}; give the folder of a CLIPModel, "
+                "made by `racm3 train encoder` or downloaded (for instance openai/clip-vit-large-patch14)"
+            )
+        settings = _settings(folder)
+        try:
+            loaded: Any = CLIPModel.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            if (folder / "tokenizer.json").is_file():
+                from tokenizers import Tokenizer
+
+                tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the encoder in {folder} cannot be opened: {error}; make or fetch it again"
+            ) from error
+        model, loading = loaded
+        if lost := sorted(loading["missing_keys"]):
+            raise CheckpointError(
+                f"the encoder in {folder} lacks {len(lost)} weights, among them {lost[0]}; fetch it again"
+            )
+        return cls(model.to(device), _plain(tokenizer), processor, **settings)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the encoder so that `from_pretrained`, and transformers, open it."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / SETTINGS).write_text(json.dumps({"redundancy_threshold": self.redundancy_threshold}) + "\n")
+
+    # What it is ----------------------------------------------------------------------------------------------------
+
+    @property
+    def dimension(self) -> int:
+        """Length D of a vector."""
+        return int(self.model.config.projection_dim)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change with whatever changes the vectors: weights, shape, vocabulary, preprocessing.
+
+        Computed each time from the tensors (about a second for each 2 GB), so it is the same before saving and after
+        loading, and never stale.
+        """
+        config: Any = self.model.config
+        processor: Any = self.processor
+        shape = ("hidden_act", "layer_norm_eps", "num_attention_heads")
+        towers = [[getattr(tower, key) for key in shape] for tower in (config.text_config, config.vision_config)]
+        image = [list(processor.image_mean), list(processor.image_std), dict(processor.size), int(processor.resample)]
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        facts = [towers, self._eos, self._max_tokens, self.image_size_px, image, vocabulary]
+        digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    # Inputs of the model -------------------------------------------------------------------------------------------
+
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """``{"input_ids": (B, T) int64}`` on the model's device: every text ends with, and is padded by, the end token.
+
+        The model attends to the past only and pools at the first end token, so padding changes nothing. A text that is
+        too long loses its tail, never the end token.
+        """
+        rows = [
+            [token for token in encoding.ids if token != self._eos][: self._max_tokens - 1]
+            for encoding in self.tokenizer.encode_batch_fast(list(texts))
+        ]
+        ids = np.full((len(rows), max(map(len, rows), default=0) + 1), self._eos)  # (B, T)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = tokens
+        return {"input_ids": torch.from_numpy(ids).to(self.model.device)}
+
+    def image_inputs(self, images: Sequence[Image]) -> Tensor:
+        """(B, 3, H, W) float32 normalised pixels on the model's device; a hidden region becomes the mean colour.
+
+        Pictures that all have the model's size skip the processor's resizing: the same numbers, many times faster.
+        """
+        arrays = [self._visible(image) for image in images]
+        size = self.image_size_px
+        if all(array.shape[:2] == (size, size) for array in arrays) and self._keeps_size():
+            pixels = torch.from_numpy(np.stack(arrays)).to(self.model.device)  # (B, H, W, 3) uint8
+            mean, std = (pixels.new_tensor(v, dtype=torch.float32) * 255 for v in self._statistics())
+            return ((pixels.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+        pictures = [Image(array).pil for array in arrays]
+        return self.processor(pictures, return_tensors="pt")["pixel_values"].to(self.model.device, torch.float32)
+
+    def _statistics(self) -> tuple[list[float], list[float]]:
+        return list(self.processor.image_mean), list(self.processor.image_std)
+
+    def _keeps_size(self) -> bool:
+        """Whether the processor leaves a picture of the model's size as it is, but for normalising it."""
+        size, given = self.image_size_px, dict(self.processor.size)
+        resizes_to = {given.get("shortest_edge", size), given.get("height", size), given.get("width", size)}
+        return resizes_to == {size} and self.processor.do_normalize and self.processor.do_rescale
+
+    def _visible(self, image: Image) -> np.ndarray:
+        """(H, W, 3) uint8: what of the picture a query may see."""
+        if image.mask is None:
+            return image.pixels
+        pixels = image.pixels.copy()
+        pixels[image.mask] = np.round(np.array(self.processor.image_mean) * 255)
+        return pixels
+
+    # Vectors -------------------------------------------------------------------------------------------------------
+
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """(B, D) float32, unit norm."""
+        return self._batched(texts, batch_size, lambda batch: self.model.get_text_features(**self.text_inputs(batch)))
+
+    def embed_images(self, images: Sequence[Image], batch_size: int = 64) -> np.ndarray:
+        """(B, D) float32, unit norm."""
+        return self._batched(
+            images, batch_size, lambda batch: self.model.get_image_features(pixel_values=self.image_inputs(batch))
+        )
+
+    @torch.inference_mode()
+    def _batched(self, values: Sequence[Any], batch_size: int, features: Any) -> np.ndarray:
+        out = np.zeros((len(values), self.dimension), np.float32)
+        for start in range(0, len(values), batch_size):
+            pooled = features(values[start : start + batch_size]).pooler_output  # (B, D)
+            out[start : start + batch_size] = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
+        return out
+
+    def embed(self, documents: Sequence[Document], batch_size: int = 64) -> np.ndarray:
+        """(B, D) float32, unit norm: the mean of the text's vector and the pictures' vector, of those there are.
+
+        Texts of a document are joined by a space, the vectors of several pictures are averaged; holes say nothing.
+        Raises DocumentError if a document has holes only.
+        """
+        texts = [(i, document.text) for i, document in enumerate(documents) if document.text]
+        images = [(i, image) for i, document in enumerate(documents) for image in document.images]
+        empty = set(range(len(documents))) - {i for i, _ in texts} - {i for i, _ in images}
+        if empty:
+            raise DocumentError(f"document {min(empty)} has holes only, nothing to encode; give it a text or a picture")
+        total = np.zeros((len(documents), self.dimension), np.float32)
+        np.add.at(total, [i for i, _ in images], self.embed_images([image for _, image in images], batch_size))
+        total = _unit(total)
+        np.add.at(total, [i for i, _ in texts], self.embed_texts([text for _, text in texts], batch_size))
+        return _unit(total)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows at unit norm; a zero row stays zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without padding and truncation of its own: the encoder does both."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _settings(folder: Path) -> dict[str, float]:
+    """What racm3 keeps beside the weights; nothing for a CLIP from elsewhere."""
+    file = folder / SETTINGS
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text())
+        if settings.keys() == {"redundancy_threshold"} and 0 < settings["redundancy_threshold"] <= 1:
+            return {"redundancy_threshold": float(settings["redundancy_threshold"])}
+    except (ValueError, AttributeError, TypeError):
+        pass
+    raise CheckpointError(f'{file} is not {{"redundancy_threshold": number above 0, at most 1}}; write it again')

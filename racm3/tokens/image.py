@@ -1,0 +1,247 @@
+"""Image tokenizers: a picture <-> a grid of codes.
+
+The built-in one has a *local encoder* and a *wide decoder*. The encoder sees one patch and nothing else, so a patch has
+the same code wherever it stands and whatever surrounds it: that is what lets the generator copy from a retrieved
+picture. The decoder is convolutional and smooths the seams. Codes are by finite scalar quantisation (Mentzer et al.
+2023, arXiv 2309.15505): every latent dimension is rounded to a few levels, so there is no codebook to collapse.
+
+B batch, N codes of a picture, P patch side in px, D latent dimensions, C channels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from racm3.config import from_dict
+from racm3.errors import CheckpointError, ConfigError
+
+
+@runtime_checkable
+class ImageTokenizer(Protocol):
+    """What the rest of racm3 asks of an image tokenizer."""
+
+    @property
+    def image_size_px(self) -> int: ...
+
+    @property
+    def grid(self) -> tuple[int, int]: ...
+
+    @property
+    def codebook_size(self) -> int: ...
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, N) codes, row by row."""
+        ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, N) codes to (B, 3, H, W) in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class FSQConfig:
+    """Shape of the built-in image tokenizer."""
+
+    image_size_px: int = 64
+    patch_px: int = 8
+    levels: tuple[int, ...] = (7, 5, 5, 5, 5)
+    encoder_width: int = 256
+    encoder_layers: int = 2
+    decoder_width: int = 128
+    decoder_layers: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))
+        if self.image_size_px % self.patch_px or self.patch_px not in (2, 4, 8, 16):
+            raise ConfigError(
+                f"patch_px is 2, 4, 8 or 16 and divides image_size_px; {self.patch_px} and {self.image_size_px} were given"
+            )
+        if not self.levels or min(self.levels) < 2:
+            raise ConfigError(f"levels are at least one number >= 2 each, not {self.levels}")
+
+
+class FSQ(nn.Module):
+    """Finite scalar quantisation: D numbers, each rounded to one of ``levels[d]`` values in [-1, 1]."""
+
+    steps: Tensor
+    place_values: Tensor
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.tensor(levels), persistent=False)
+        place_values = [math.prod(levels[:d]) for d in range(len(levels))]
+        self.register_buffer("place_values", torch.tensor(place_values), persistent=False)
+
+    def digits(self, latents: Tensor) -> Tensor:
+        """(..., D) real latents to (..., D) digits in [0, level), still real; the gradient passes the rounding."""
+        top = (self.steps - 1).to(latents.dtype)
+        unrounded = torch.sigmoid(latents) * top
+        return unrounded + (unrounded.round() - unrounded).detach()
+
+    def values(self, digits: Tensor) -> Tensor:
+        """(..., D) digits to values in [-1, 1]."""
+        return digits * 2 / (self.steps - 1) - 1
+
+    def codes(self, digits: Tensor) -> Tensor:
+        """(..., D) digits to (...) code numbers in mixed radix."""
+        return (digits.round().long() * self.place_values).sum(-1)
+
+    def digits_of(self, codes: Tensor) -> Tensor:
+        """Inverse of ``codes``."""
+        return (codes[..., None] // self.place_values) % self.steps
+
+
+class ResidualMLP(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class ResidualConv(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.gelu(self.first(F.gelu(self.norm(x)))))
+
+
+class FSQImageTokenizer(nn.Module):
+    """The built-in image tokenizer."""
+
+    def __init__(self, config: FSQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fsq = FSQ(config.levels)
+        patch = 3 * config.patch_px**2
+        width = config.encoder_width
+        self.encoder = nn.Sequential(
+            nn.Linear(patch, width),
+            *(ResidualMLP(width) for _ in range(config.encoder_layers)),
+            nn.LayerNorm(width),
+            nn.Linear(width, len(config.levels)),
+        )
+        channels = config.decoder_width
+        stages: list[nn.Module] = [nn.Conv2d(len(config.levels), channels, 3, padding=1)]
+        stages += [ResidualConv(channels) for _ in range(config.decoder_layers)]
+        # One stage at twice the resolution of the codes, then straight to pixels: convolutions at full resolution cost
+        # several times more on a CPU and sharpen little.
+        channels //= 2
+        stages += [nn.Conv2d(2 * channels, 4 * channels, 1), nn.PixelShuffle(2), ResidualConv(channels), nn.GELU()]
+        rest = config.patch_px // 2
+        stages += [nn.Conv2d(channels, 3 * rest**2, 3, padding=1), nn.PixelShuffle(rest)]
+        self.decoder = nn.Sequential(*stages)
+
+    @property
+    def image_size_px(self) -> int:
+        return self.config.image_size_px
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self.config.image_size_px // self.config.patch_px
+        return side, side
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.config.levels)
+
+    def digits(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, N, D) digits; every patch on its own."""
+        patches = F.pixel_unshuffle(pixels * 2 - 1, self.config.patch_px)  # (B, 3PP, h, w)
+        return self.fsq.digits(self.encoder(patches.flatten(2).transpose(1, 2)))
+
+    def picture(self, digits: Tensor) -> Tensor:
+        """(B, N, D) digits to (B, 3, H, W), not yet clamped to [0, 1]."""
+        grid = self.fsq.values(digits).transpose(1, 2).unflatten(2, self.grid)
+        return (self.decoder(grid) + 1) / 2
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Reconstruction of (B, 3, H, W) pixels, differentiable throughout."""
+        return self.picture(self.digits(pixels))
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.fsq.codes(self.digits(pixels))
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        digits = self.fsq.digits_of(codes).to(next(self.parameters()).dtype)
+        return self.picture(digits).clamp(0, 1)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` (half precision; the weights are read back as float32)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"model_type": "racm3-fsq"} | asdict(self.config), indent=1)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        weights = {key: value.half().contiguous() for key, value in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+
+
+class JanusImageTokenizer(nn.Module):
+    """A public VQ model: a folder saved by transformers' ``JanusVQVAE`` (the LlamaGen VQ)."""
+
+    def __init__(self, model: nn.Module, image_size_px: int) -> None:
+        super().__init__()
+        self.model = model
+        self._config: object = model.config
+        self.image_size_px = image_size_px
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, image_size_px: int | None = None) -> JanusImageTokenizer:
+        from transformers import JanusVQVAE
+
+        model = JanusVQVAE.from_pretrained(folder).eval()
+        scale = 2 ** (len(model.config.channel_multiplier) - 1)
+        return cls(model, image_size_px or scale * model.config.projection_patches ** (1 if scale else 1))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self.image_size_px // 2 ** (len(self.model.config.channel_multiplier) - 1)
+        return side, side
+
+    @property
+    def codebook_size(self) -> int:
+        return int(self.model.config.num_embeddings)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.model.encode(pixels * 2 - 1).image_tokens.reshape(pixels.shape[0], -1)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        return ((self.model.decode(codes) + 1) / 2).clamp(0, 1)
+
+
+def load_image_tokenizer(folder: Path) -> FSQImageTokenizer | JanusImageTokenizer:
+    """Open a tokenizer folder, ours or a ``JanusVQVAE``. Raises CheckpointError if it is neither."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise CheckpointError(f"{folder} holds no image tokenizer: there is no config.json in it")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    kind = facts.pop("model_type", None)
+    if kind == "racm3-fsq":
+        tokenizer = FSQImageTokenizer(from_dict(FSQConfig, facts))
+        weights = Path(folder) / "model.safetensors"
+        if not weights.exists():
+            raise CheckpointError(f"{folder} has a config.json but no model.safetensors; train or copy the weights")
+        tokenizer.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+        return tokenizer.eval()
+    if kind in ("janus_vqgan", "janus"):
+        return JanusImageTokenizer.from_pretrained(Path(folder))
+    raise CheckpointError(f"{path} has model_type {kind!r}; allowed: 'racm3-fsq' and 'janus_vqgan' (JanusVQVAE)")

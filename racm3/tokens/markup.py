@@ -1,0 +1,269 @@
+"""Markup: one document as token ids and back, and the grammar that makes an ill-formed document impossible.
+
+    sequence = document { document } <eos>
+    document = <doc> part { part } </doc>
+    part     = <text> t { t }  |  <image> c c ... c
+
+where t are text ids and c are image codes, exactly ``codes_per_image`` of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cached_property
+
+import numpy as np
+
+from racm3.document import Modality
+from racm3.errors import ConfigError, MarkupError
+from racm3.tokens.vocabulary import Vocabulary
+
+__all__ = ["Grammar", "ImageCodes", "Markup", "SpanGrammar", "TextIds", "TokenDocument"]
+
+
+@dataclass(frozen=True)
+class TextIds:
+    """A text part: ids of the text tokenizer, from 0."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImageCodes:
+    """An image part: codes of the image tokenizer, from 0, row by row."""
+
+    codes: tuple[int, ...]
+
+
+TokenPart = TextIds | ImageCodes
+TokenDocument = tuple[TokenPart, ...]
+
+
+class State(Enum):
+    """What stands before the next token."""
+
+    START = auto()  # nothing
+    OPENED = auto()  # <doc>
+    TEXT_OPENED = auto()  # <text>
+    IN_TEXT = auto()  # a text id
+    IN_IMAGE = auto()  # <image>, or a code that is not the last
+    AFTER_IMAGE = auto()  # the last code of an image
+    CLOSED = auto()  # </doc>
+    FINISHED = auto()  # <eos>
+
+
+@dataclass(frozen=True)
+class Markup:
+    """How documents are written as ids of one vocabulary, with exactly ``codes_per_image`` (N) codes an image.
+
+    Raises ConfigError if ``codes_per_image`` is below 1.
+    """
+
+    vocabulary: Vocabulary
+    codes_per_image: int
+
+    def __post_init__(self) -> None:
+        if self.codes_per_image < 1:
+            raise ConfigError(f"an image has at least one code, but codes_per_image={self.codes_per_image} was given")
+
+    def to_ids(self, parts: TokenDocument) -> list[int]:
+        """The ids of one document, from ``<doc>`` to ``</doc>``.
+
+        Raises MarkupError if there is no part, a text is empty, an image has another number of codes than N, or an
+        id or a code is out of its range.
+        """
+        v = self.vocabulary
+        if not parts:
+            raise MarkupError("a document has at least one part, but none was given")
+        ids = [v.doc]
+        for number, part in enumerate(parts):
+            if isinstance(part, TextIds):
+                if not part.ids:
+                    raise MarkupError(f"part {number} is an empty text; a text has at least one id, or leave it out")
+                _check_range(f"part {number}: text id", part.ids, v.text_size)
+                ids.append(v.text)
+                ids.extend(v.text_start + int(t) for t in part.ids)
+            else:
+                if len(part.codes) != self.codes_per_image:
+                    raise MarkupError(
+                        f"part {number} is an image of {len(part.codes)} codes; it has exactly {self.codes_per_image}"
+                    )
+                _check_range(f"part {number}: image code", part.codes, v.image_size)
+                ids.append(v.image)
+                ids.extend(v.image_start + int(c) for c in part.codes)
+        ids.append(v.end)
+        return ids
+
+    def from_ids(self, ids: Sequence[int] | np.ndarray) -> TokenDocument:
+        """The parts of one document: exact inverse of ``to_ids``.
+
+        Raises MarkupError with the position, what was found there and what may stand there.
+        """
+        v, grammar = self.vocabulary, Grammar(self)
+        parts: list[TokenPart] = []
+        start = 0  # of the content of the part being read
+        ids = [int(id) for id in ids]
+        for position, id in enumerate(ids):
+            if grammar.state is State.CLOSED:
+                raise MarkupError(f"position {position}: found {v.name(id)}; one document ends at its </doc>")
+            grammar.push(id)
+            if id in (v.text, v.image, v.end):
+                content = ids[start:position]
+                if start and ids[start - 1] == v.text:
+                    parts.append(TextIds(tuple(t - v.text_start for t in content)))
+                elif start and ids[start - 1] == v.image:
+                    parts.append(ImageCodes(tuple(c - v.image_start for c in content)))
+                start = position + 1
+        if grammar.state is not State.CLOSED:
+            raise MarkupError(f"position {len(ids)}: the ids end, but {self.describe(grammar.allowed())} is missing")
+        return tuple(parts)
+
+    def allowed(self, ids: Sequence[int]) -> np.ndarray:
+        """What may follow a well-formed beginning: (V,) bool. The slow, obvious twin of ``Grammar``: it looks back."""
+        v = self.vocabulary
+        markers = [position for position, id in enumerate(ids) if id < v.text_start]
+        if not markers:
+            return self.ids_set(v.doc)
+        marker, count = ids[markers[-1]], len(ids) - 1 - markers[-1]
+        if marker == v.doc:
+            return self.ids_set(v.text, v.image)
+        if marker == v.text:
+            return self.ids_set(v.text, v.image, v.end, text=True) if count else self.ids_set(text=True)
+        if marker == v.image:
+            return self.ids_set(v.text, v.image, v.end) if count == self.codes_per_image else self.ids_set(image=True)
+        return self.ids_set(v.doc, v.eos) if marker == v.end else self.ids_set(v.pad)
+
+    @cached_property
+    def allowed_in(self) -> Mapping[State, np.ndarray]:
+        """What may follow in each state: (V,) bool arrays, shared, not writable."""
+        v = self.vocabulary
+        next_part = (v.text, v.image, v.end)
+        return {
+            State.START: self.ids_set(v.doc),
+            State.OPENED: self.ids_set(v.text, v.image),
+            State.TEXT_OPENED: self.ids_set(text=True),
+            State.IN_TEXT: self.ids_set(*next_part, text=True),
+            State.IN_IMAGE: self.ids_set(image=True),
+            State.AFTER_IMAGE: self.ids_set(*next_part),
+            State.CLOSED: self.ids_set(v.doc, v.eos),
+            State.FINISHED: self.ids_set(v.pad),
+        }
+
+    def ids_set(self, *special: int, text: bool = False, image: bool = False) -> np.ndarray:
+        """A set of ids as a (V,) bool array, not writable: the given ones, all text ids, all image codes."""
+        v = self.vocabulary
+        members = np.zeros(v.size, dtype=bool)
+        members[list(special)] = True
+        members[v.text_start : v.image_start] = text
+        members[v.image_start :] = image
+        members.setflags(write=False)
+        return members
+
+    def describe(self, allowed: np.ndarray) -> str:
+        """A set of ids in words, for messages."""
+        v = self.vocabulary
+        words = [v.name(int(id)) for id in np.flatnonzero(allowed[: v.text_start])]
+        words += ["a text id"] * bool(allowed[v.text_start]) + ["an image code"] * bool(allowed[v.image_start])
+        return " or ".join(words)
+
+
+class Grammar:
+    """What may follow what, token by token: a state machine over documents, each closed, and ``<eos>``, then padding.
+
+    >>> grammar = Grammar(Markup(Vocabulary(text_size=3, image_size=3), codes_per_image=2))
+    >>> for id in (Vocabulary.doc, Vocabulary.image):
+    ...     grammar.push(id)
+    >>> grammar.allowed().nonzero()[0].tolist()
+    [41, 42, 43]
+    """
+
+    def __init__(self, markup: Markup, ids: Sequence[int] | np.ndarray = ()) -> None:
+        self.markup = markup
+        self.state = State.START
+        self.position = 0
+        self.codes_left = 0
+        for id in ids:
+            self.push(int(id))
+
+    @property
+    def finished(self) -> bool:
+        """True once ``<eos>`` was pushed."""
+        return self.state is State.FINISHED
+
+    def allowed(self) -> np.ndarray:
+        """What may be pushed next: (V,) bool, shared, not writable."""
+        return self.markup.allowed_in[self.state]
+
+    def push(self, id: int) -> None:
+        """Go on by one token. Raises MarkupError if it may not stand here; the state then stays as it was."""
+        v = self.markup.vocabulary
+        _check_allowed(self.markup, self.allowed(), id, self.position)
+        if id == v.doc:
+            self.state = State.OPENED
+        elif id == v.text:
+            self.state = State.TEXT_OPENED
+        elif id == v.image:
+            self.state, self.codes_left = State.IN_IMAGE, self.markup.codes_per_image
+        elif id == v.end:
+            self.state = State.CLOSED
+        elif id == v.eos:
+            self.state = State.FINISHED
+        elif v.is_text(id):
+            self.state = State.IN_TEXT
+        elif v.is_image(id):
+            self.codes_left -= 1
+            self.state = State.IN_IMAGE if self.codes_left else State.AFTER_IMAGE
+        self.position += 1
+
+
+class SpanGrammar:
+    """The content of one part or one infill span of known modality, then ``stop``: same use as ``Grammar``.
+
+    A text has ``minimum`` to ``maximum`` ids (None: no limit); an image, or the hidden codes of one row of it, has a
+    known number of codes: give it as both. ``stop`` is ``</doc>`` or another marker for a part at the end of a
+    document, the next ``<infill:i>`` or ``<eos>`` for an infill span.
+
+    Raises ConfigError if there is no length between ``minimum`` and ``maximum``, or ``minimum`` is below 1.
+    """
+
+    def __init__(
+        self, markup: Markup, modality: Modality, stop: int, minimum: int = 1, maximum: int | None = None
+    ) -> None:
+        if minimum < 1 or (maximum is not None and maximum < minimum):
+            raise ConfigError(f"a span has at least one token, and minimum <= maximum; given {minimum} and {maximum}")
+        self.markup, self.stop, self.minimum, self.maximum = markup, stop, minimum, maximum
+        self.count = 0
+        self.finished = False
+        self._content = markup.ids_set(text=modality == "text", image=modality == "image")
+        self._either = markup.ids_set(stop, text=modality == "text", image=modality == "image")
+        self._stop = markup.ids_set(stop)
+
+    def allowed(self) -> np.ndarray:
+        """What may be pushed next: (V,) bool, shared, not writable; ``<pad>`` only behind ``stop``."""
+        if self.finished:
+            return self.markup.allowed_in[State.FINISHED]
+        if self.count < self.minimum:
+            return self._content
+        return self._stop if self.count == self.maximum else self._either
+
+    def push(self, id: int) -> None:
+        """Go on by one token. Raises MarkupError if it may not stand here."""
+        _check_allowed(self.markup, self.allowed(), id, self.count)
+        if id == self.stop:
+            self.finished = True
+        elif not self.finished:
+            self.count += 1
+
+
+def _check_allowed(markup: Markup, allowed: np.ndarray, id: int, position: int) -> None:
+    if not 0 <= id < len(allowed) or not allowed[id]:
+        found, expected = markup.vocabulary.name(id), markup.describe(allowed)
+        raise MarkupError(f"position {position}: found {found}; there may stand {expected}")
+
+
+def _check_range(what: str, ids: Sequence[int], size: int) -> None:
+    if min(ids) < 0 or max(ids) >= size:
+        wrong = next(id for id in ids if not 0 <= id < size)
+        raise MarkupError(f"{what} {wrong} was given; allowed are 0 to {size - 1}")

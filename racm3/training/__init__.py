@@ -1,0 +1,1 @@
+"""Training: data, optimiser, loop, checkpoint, and one recipe each for image tokenizer, encoder and generator."""

@@ -1,0 +1,201 @@
+"""Recipe: train the generator on retrieved + main documents with the CM3 objective.
+
+    loss = (LM loss of the main document) + alpha x (LM loss of the retrieved documents)
+
+B batch, T tokens, K retrieved documents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from racm3.errors import ConfigError, SourceError
+from racm3.generator.loss import weighted_cross_entropy
+from racm3.generator.model import Generator, GeneratorConfig
+from racm3.tokens.markup import Markup
+from racm3.tokens.masking import draw_count, draw_spans, mask, part_spans, prediction_weights, region_spans
+from racm3.tokens.text import TextTokenizer
+from racm3.tokens.vocabulary import Vocabulary
+from racm3.training.data import TrainingSet
+from racm3.training.loop import LoopConfig, Metrics, fit
+from racm3.training.optimiser import OptimiserConfig
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """How the main document is masked.
+
+    ``minimum`` 1 is the CM3 paper, 0 the authors' later code (36.8 % of sequences stay causal). A share of documents
+    is masked instead as the tasks will ask: one whole text (captioning), or a rectangle of a picture (infilling).
+    Those shares are ours: at a few million training tokens, uniform spans almost never hide exactly a caption.
+    """
+
+    minimum: Literal[0, 1] = 0
+    whole_text_share: float = 0.2
+    region_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        shares = (self.whole_text_share, self.region_share)
+        if self.minimum not in (0, 1) or min(shares) < 0 or sum(shares) > 1:
+            raise ConfigError(f"masking: minimum is 0 or 1, shares are >= 0 and sum to at most 1; given {self}")
+
+
+@dataclass(frozen=True)
+class ShapeConfig:
+    """The generator's shape, but for the vocabulary, which the tokenizers decide."""
+
+    width: int = 256
+    layers: int = 6
+    heads: int = 8
+    kv_heads: int = 8
+    head_dim: int = 32
+    mlp_width: int = 640
+    context_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class GeneratorRun:
+    """One training run.
+
+    ``alpha`` weighs the loss of the retrieved documents (0.1 is the talk's best). ``retrieved_shares[k]`` is the share
+    of sequences with k retrieved documents (uniform over 0, 1, 2 in the paper, second-hand); ``(1,)`` is the vanilla
+    CM3. Every step holds about ``tokens_per_step`` tokens, all with the same k, so nothing is padded in vain.
+    """
+
+    model: ShapeConfig = ShapeConfig()
+    masking: MaskingConfig = MaskingConfig()
+    optimiser: OptimiserConfig = OptimiserConfig(lr=3e-3, muon_lr=3e-3, warmup_steps=100)
+    loop: LoopConfig = LoopConfig(steps=3000)
+    alpha: float = 0.1
+    retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
+    tokens_per_step: int = 3840
+    z_loss: float = 1e-5
+    compile: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "retrieved_shares", tuple(self.retrieved_shares))
+        if self.alpha < 0 or not self.retrieved_shares or min(self.retrieved_shares) < 0 or not sum(self.retrieved_shares):
+            raise ConfigError(f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {self}")
+
+
+class Batches:
+    """``batch(step)``: ids (B, T) and weights (B, T) of a step, a function of the step alone."""
+
+    def __init__(self, data: TrainingSet, markup: Markup, grid: tuple[int, int], run: GeneratorRun) -> None:
+        self.data, self.markup, self.grid, self.run = data, markup, grid, run
+        if len(run.retrieved_shares) > 1 and data.neighbours is None:
+            raise SourceError("this run retrieves, but the data was prepared without an encoder; give one")
+        self.mean_tokens = float(np.mean([len(ids) for ids in data.ids]))
+        shares = np.array(run.retrieved_shares, dtype=float)
+        # A step of k holds 1 / (k + 1) as many sequences, so it must come k + 1 times as often.
+        of_steps = shares * np.arange(1, len(shares) + 1)
+        self.step_shares = of_steps / of_steps.sum()
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((self.run.loop.seed, step))
+        k = int(rng.choice(len(self.step_shares), p=self.step_shares))
+        count = max(1, round(self.run.tokens_per_step / ((k + 1) * self.mean_tokens)))
+        rows = rng.integers(len(self.data.ids), size=count)
+        return pad([self.sequence(int(row), k, rng) for row in rows], self.markup.vocabulary)
+
+    def sequence(self, row: int, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """One training sequence (T,) and its weights (T,): up to ``k`` retrieved documents, then the main one, masked."""
+        retrieved: list[np.ndarray] = []
+        if k and self.data.neighbours is not None:
+            draws = self.data.neighbours[row]  # (R, K)
+            chosen = draws[rng.integers(len(draws))][:k]
+            retrieved = [self.data.ids[other] for other in chosen if other >= 0]
+        main = self.data.ids[row]
+        before = sum(len(document) for document in retrieved)
+        spans = [(start + before, end + before) for start, end in self.spans(main, rng)]
+        ids = mask(np.concatenate([*retrieved, main]), spans, self.markup.vocabulary)
+        weights = prediction_weights(ids, self.markup.vocabulary)
+        weights[:before] *= self.run.alpha
+        return ids, weights
+
+    def spans(self, main: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """Which spans of the main document are hidden."""
+        vocabulary, masking = self.markup.vocabulary, self.run.masking
+        dice = rng.random()
+        if dice < masking.whole_text_share:
+            texts = part_spans(main, vocabulary, "text")
+            if texts:
+                return [texts[rng.integers(len(texts))]]
+        elif dice < masking.whole_text_share + masking.region_share:
+            starts = np.flatnonzero(main == vocabulary.image) + 1
+            if len(starts):
+                rows, columns = self.grid
+                height, width = rng.integers(2, [rows - 1, columns - 1])
+                top, left = rng.integers(0, [rows - height + 1, columns - width + 1])
+                return region_spans(int(rng.choice(starts)), self.grid, int(top), int(left), int(height), int(width))
+        return draw_spans(rng, [(1, len(main) - 1)], draw_count(rng, masking.minimum))
+
+
+def pad(sequences: Sequence[tuple[np.ndarray, np.ndarray]], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of several lengths as (B, T) ids and weights; the padding on the right has weight 0.
+
+    T is rounded up to a multiple of 16, so that compiled code meets few shapes.
+    """
+    longest = -(-max(len(ids) for ids, _ in sequences) // 16) * 16
+    ids = np.full((len(sequences), longest), vocabulary.pad, np.int64)
+    weights = np.zeros((len(sequences), longest), np.float32)
+    for i, (row, weight) in enumerate(sequences):
+        ids[i, : len(row)] = row
+        weights[i, : len(row)] = weight
+    return ids, weights
+
+
+def train_generator(
+    data: TrainingSet,
+    text: TextTokenizer,
+    markup: Markup,
+    grid: tuple[int, int],
+    run: GeneratorRun,
+    folder: Path,
+    code_vectors: Tensor | None = None,
+) -> Generator:
+    """Train and save a generator folder: Qwen3 layout plus ``tokenizer.json`` and ``racm3.json``.
+
+    ``code_vectors`` (codes, D) are the image tokenizer's own vectors of its codes: similar codes then start with similar
+    embeddings, which rare codes profit from.
+    """
+    torch.manual_seed(run.loop.seed)
+    vocabulary = markup.vocabulary
+    generator = Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
+    if code_vectors is not None:
+        with torch.no_grad():
+            table = generator.model.embed_tokens.weight[vocabulary.image_start :]
+            directions = torch.randn(code_vectors.shape[1], table.shape[1])
+            table.add_(0.02 * torch.nn.functional.normalize(code_vectors, dim=1) @ directions)
+    batches = Batches(data, markup, grid, run)
+    forward = torch.compile(generator, dynamic=True) if run.compile else generator
+    image_start = vocabulary.image_start
+
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+        ids, weights = (torch.from_numpy(array) for array in batches.batch(step))
+        hidden = forward(ids[:, :-1])  # (B, T-1, D)
+        targets, target_weights = ids[:, 1:], weights[:, 1:]
+        loss = weighted_cross_entropy(hidden, generator, targets, target_weights, z_loss=run.z_loss)
+        main = target_weights == 1
+        image = main & (targets >= image_start)
+        text_part = main & (targets >= vocabulary.text_start) & ~image
+        return loss.total, {
+            "main_image": loss.token_nll[image].mean(),
+            "main_text": loss.token_nll[text_part].mean(),
+            "retrieved": loss.token_nll[(target_weights > 0) & ~main].mean(),
+        }
+
+    fit(generator, loss_of, run.optimiser, run.loop, folder, folder.name)
+    generator.save_pretrained(folder, dtype=torch.float16)
+    text.save(folder / "tokenizer.json")
+    facts = vocabulary.to_dict() | {"codes_per_image": markup.codes_per_image, "grid": list(grid), "run": asdict(run)}
+    (folder / "racm3.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return generator

@@ -1,0 +1,66 @@
+"""Recipe: train the built-in image tokenizer on the pictures of a data folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from racm3.errors import SourceError
+from racm3.tokens.image import FSQConfig, FSQImageTokenizer
+from racm3.training.loop import LoopConfig, Metrics, fit
+from racm3.training.optimiser import OptimiserConfig
+
+
+@dataclass(frozen=True)
+class ImageTokenizerRun:
+    """One training run. ``edge_weight`` weighs the difference of neighbouring pixels: it keeps outlines sharp."""
+
+    model: FSQConfig = FSQConfig()
+    optimiser: OptimiserConfig = OptimiserConfig(lr=2e-3, betas=(0.9, 0.99), decay="cosine")
+    loop: LoopConfig = LoopConfig(steps=6000)
+    batch_size: int = 32
+    edge_weight: float = 1.0
+    decoder_only: bool = field(default=False)
+    """Keep the encoder, and so every code ever written, and train the decoder alone."""
+
+
+def reconstruction_loss(output: Tensor, target: Tensor, edge_weight: float) -> tuple[Tensor, Metrics]:
+    """Absolute error of the pixels and of their differences to the neighbours; (B, 3, H, W) each, in [0, 1]."""
+    output = output.float()
+    pixels = (output - target).abs().mean()
+    across = (output.diff(dim=3) - target.diff(dim=3)).abs().mean()
+    down = (output.diff(dim=2) - target.diff(dim=2)).abs().mean()
+    squared = F.mse_loss(output, target)
+    loss = pixels + 2 * squared + edge_weight * (across + down)
+    return loss, {"mse": squared.detach(), "edges": (across + down).detach()}
+
+
+def train_image_tokenizer(
+    pictures: np.ndarray, run: ImageTokenizerRun, folder: Path, start: FSQImageTokenizer | None = None
+) -> FSQImageTokenizer:
+    """Train on (N, H, W, 3) uint8 pictures of the configured size and save to ``folder``.
+
+    Raises SourceError if there are fewer pictures than one batch.
+    """
+    if len(pictures) < run.batch_size:
+        raise SourceError(f"{len(pictures)} pictures are fewer than one batch of {run.batch_size}; give more data")
+    torch.manual_seed(run.loop.seed)
+    tokenizer = start or FSQImageTokenizer(run.model)
+    if run.decoder_only:
+        tokenizer.encoder.requires_grad_(False)
+    data = torch.from_numpy(pictures)
+
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+        rng = np.random.default_rng((run.loop.seed, step))
+        rows = torch.from_numpy(rng.integers(len(data), size=run.batch_size))
+        batch = data[rows].permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
+        return reconstruction_loss(tokenizer(batch), batch, run.edge_weight)
+
+    fit(tokenizer, loss_of, run.optimiser, run.loop, folder, "image tokenizer")
+    tokenizer.save_pretrained(folder)
+    return tokenizer

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from racm3 import cli, errors
+from racm3.document import Document, Image
+from racm3.memory.sources import Item, write_coco
+
+ROOT = Path(__file__).parent.parent
+PYTHON = {"cwd": ROOT, "capture_output": True, "text": True}
+
+
+def functions(verbs: cli.Verbs, *words: str) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, verb in verbs.items():
+        found |= {" ".join((*words, name)): verb} if callable(verb) else functions(verb, *words, name)
+    return found
+
+
+COMMANDS = functions(cli.VERBS)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {'racm3 ' + command}".strip())
+
+
+def test_functions_are_named_after_their_commands() -> None:
+    for command, function in COMMANDS.items():
+        assert getattr(function, "__name__", "") == command.replace(" ", "_").replace("-", "_")
+
+
+def test_the_help_page_is_the_help() -> None:
+    made = subprocess.run([sys.executable, "docs/make_cli.py"], env={"PYTHONPATH": str(ROOT)}, **PYTHON, check=True)
+    assert made.stdout == (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), "run make docs"
+
+
+def test_help_loads_no_room() -> None:
+    code = (
+        "import sys, racm3.cli\n"
+        "try: racm3.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'lance', 'numpy', 'PIL'} & sys.modules.keys()\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], **PYTHON).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "printed"),
+    [
+        (errors.ConfigError("no\nsuch key"), 2, "error: no such key\n"),
+        (ModuleNotFoundError("No module named 'emoji'", name="emoji"), 2, "error: the package emoji is not installed"),
+        (KeyboardInterrupt("stopped and saved"), 130, "error: stopped and saved\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+    ],
+)
+def test_an_expected_error_is_one_line(
+    raised: BaseException,
+    status: int,
+    printed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise raised
+
+    monkeypatch.setattr(cli, "VERBS", {"fail": fail, "other": fail})
+    assert cli.main(["fail"]) == status
+    shown = capsys.readouterr().err
+    assert shown.startswith(printed)
+    assert shown.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "VERBS", {"fail": fail, "other": fail})
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["fail"])
+
+
+@pytest.mark.parametrize("status", [None, 0, 1])
+def test_a_verb_gives_the_exit_status(status: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def verb() -> int | None:
+        return status
+
+    monkeypatch.setattr(cli, "VERBS", {"verb": verb, "other": verb})
+    assert cli.main(["verb"]) == (status or 0)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["doctor", "--nonsense"], ["scenes"], ["scenes", "nonsense"], ["scenes", "make"]]
+)
+def test_bad_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert "--help" in capsys.readouterr().err
+
+
+def test_an_unknown_setting_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["scenes", "make", str(tmp_path), "--set", "trian=3"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown key 'trian'; did you mean 'train'?")
+
+
+def test_glyphs_need_their_font(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("emoji")
+    assert cli.main(["scenes", "glyphs", "--font", str(tmp_path / "none.ttf"), "--folder", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no font")
+    assert list(tmp_path.iterdir()) == []
+
+
+# From pictures to a memory that is searched, as a user types it
+
+COLOURS = {"a red square": (255, 0, 0), "a green square": (0, 255, 0), "a blue square": (0, 0, 255)}
+TINY = "dimension=8 vision_width=32 vision_layers=1 text_width=32 text_layers=1 image_size_px=16 patch_px=8"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO folder of four pictures of each colour."""
+    squares = [(name, colour, i) for name, colour in COLOURS.items() for i in range(4)]
+    items = [
+        Item(f"{name} {i}", Document.of(name, Image(np.full((20, 20, 3), colour, np.uint8))), {}, "test")
+        for name, colour, i in squares
+    ]
+    return write_coco(items, tmp_path_factory.mktemp("data")).parent
+
+
+def train_encoder(data: Path, out: Path, *settings: str) -> int:
+    return cli.main(
+        ["train", "encoder", str(data), "--out", str(out), "--text-ids", "270"]
+        + ["--set", *TINY.split(), "batch_size=4", "loop.steps=2", *settings]
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("encoder")
+    assert train_encoder(data, out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def memory(data: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("memory") / "squares"
+    assert cli.main(["memory", "create", str(folder), str(data), "--encoder", str(encoder)]) == 0
+    return folder
+
+
+def test_a_run_writes_its_settings_and_resumes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["model.encoder_width=8", "model.decoder_width=16", "model.image_size_px=16", "batch_size=4"]
+    run = ["train", "image-tokenizer", str(data), "--out", str(tmp_path / "out")]
+    assert cli.main([*run, "--set", *settings, "loop.steps=2"]) == 0
+    again = [*run, "--config", str(tmp_path / "out" / "run.json"), "--set", "loop.steps=3"]
+    assert cli.main(again) == 0
+    assert "resumed at step 2 of 3" in capsys.readouterr().err
+
+
+def test_searching_prints_documents_with_scores(
+    memory: Path, encoder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = next((data / "images").glob("a%20red*"))
+    arguments = ["--text", "a red square", "--image", str(picture), "--hits", "4", "--encoder", str(encoder)]
+    assert cli.main(["memory", "search", str(memory), *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[2] for line in lines] == ["a red square"] * 4
+    assert lines[0].startswith("1.000  ")
+
+
+def test_info_counts_the_documents(memory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["memory", "info", str(memory)]) == 0
+    assert capsys.readouterr().out.startswith("documents  12\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        ("memory create {memory} {data} --encoder {encoder}", "error: there is already something at"),
+        ("memory create {new} {data}/nowhere --encoder {encoder}", "error: there is no"),
+        ("memory add {memory} {data} --encoder {encoder}", "error: the id 'a red square 0' is already in the memory"),
+        ("memory add {memory} --encoder {encoder}", "error: no documents were given"),
+        ("memory add {memory} {data} --encoder {new}", "error: the encoder folder"),
+        ("memory search {memory} --encoder {encoder}", "error: nothing to look for was given"),
+        ("memory search {memory} --text= --encoder {encoder}", "error: the text is empty"),
+        ("memory search {memory} --image {new} --encoder {encoder}", "error: there is no file"),
+        ("memory search {new} --text fox --encoder {encoder}", "error: the memory {new} does not exist"),
+        ("memory info {data}", "error: the memory {data} is no memory"),
+        ("train encoder {data} --out {new} --set rate=1", "error: unknown key 'rate'"),
+        ("train encoder {data} --out {new} --config {new}.toml", "error: there is no configuration file {new}.toml"),
+    ],
+)
+def test_what_goes_wrong_is_said_and_nothing_is_made(
+    arguments: str,
+    printed: str,
+    memory: Path,
+    data: Path,
+    encoder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"memory": memory, "data": data, "encoder": encoder, "new": tmp_path / "new"}
+    assert cli.main([word.format(**places) for word in arguments.split()]) == 2
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown.startswith(printed.format(**places))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_memory_made_by_another_encoder_is_refused(
+    memory: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_encoder(data, tmp_path, "loop.seed=1") == 0
+    assert cli.main(["memory", "search", str(memory), "--text", "fox", "--encoder", str(tmp_path)]) == 2
+    assert "was made by encoder" in capsys.readouterr().err
