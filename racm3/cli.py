@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
-from racm3.errors import InputError, RACM3Error, SourceError
+from racm3.errors import InputError, RACM3Error
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from racm3.memory.memory import Memory
     from racm3.memory.sources import Item
     from racm3.retriever.encoder import Encoder
+    from racm3.tokens.text import TextTokenizer
 
 C = TypeVar("C")
 Verbs = Mapping[str, "Callable[..., int | None] | Verbs"]
 Folder = Positional[Annotated[Path, arg(metavar="FOLDER")]]
-Source = Positional[Annotated[str, arg(metavar="DATA")]]
+Source = Positional[Annotated[Path, arg(metavar="DATA")]]
 Sources = Positional[Annotated[tuple[str, ...], arg(metavar="[DATA ...]")]]
 Out = Annotated[Path, arg(metavar="FOLDER")]
 OptionalText = Annotated[str | None, arg(metavar="TEXT")]
@@ -46,18 +45,20 @@ def doctor() -> int:
 
 
 def train_image_tokenizer(data: Source, *, out: Out, config: OptionalFile = None, set: Overrides = ()) -> None:
-    """Train the built-in image tokenizer on the pictures of a data folder. The same command resumes a broken run.
+    """Train the built-in image tokenizer. The same command resumes a broken run.
 
     Args:
-        data: Pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
+        data: Captioned pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
         out: Where the model and the state of its training go.
         config: Settings of the run as .json or .toml; what it leaves out keeps its default.
         set: Settings that replace those, such as loop.steps=2000 model.patch_px=4.
     """
+    from racm3.training.data import load_pairs
     from racm3.training.image_tokenizer import ImageTokenizerRun, train_image_tokenizer
 
-    run = _settings(ImageTokenizerRun, config, set, out)
-    pictures, _ = _pictures(data, run.model.image_size_px, captioned=False)
+    run = _settings(ImageTokenizerRun, config, set)
+    pictures, _ = load_pairs(data, run.model.image_size_px)
+    _begin(run, out)
     train_image_tokenizer(pictures, run, out)
     print(f"wrote {out}")
 
@@ -71,7 +72,7 @@ def train_encoder(
     config: OptionalFile = None,
     set: Overrides = (),
 ) -> None:
-    """Train a small CLIP on the captioned pictures of a data folder. The same command resumes a broken run.
+    """Train a small CLIP, which retrieves. The same command resumes a broken run.
 
     Args:
         data: Captioned pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
@@ -83,42 +84,86 @@ def train_encoder(
     """
     from tokenizers import Tokenizer
 
-    from racm3.tokens.text import TextTokenizer
+    from racm3.training.data import load_pairs
     from racm3.training.encoder import EncoderRun, train_encoder
 
-    run = _settings(EncoderRun, config, set, out)
-    pictures, captions = _pictures(data, run.image_size_px, captioned=True)
-    words = TextTokenizer.load(tokenizer) if tokenizer else TextTokenizer.train(captions, text_ids)
+    run = _settings(EncoderRun, config, set)
+    pictures, captions = load_pairs(data, run.image_size_px)
+    words = _text_tokenizer(tokenizer, captions, text_ids)
+    _begin(run, out)
     words.save(out / "tokenizer.json")
     train_encoder(pictures, captions, Tokenizer.from_file(str(out / "tokenizer.json")), run, out)
     print(f"wrote {out}")
 
 
-def _settings(kind: type[C], config: Path | None, set: Sequence[str], out: Path) -> C:
-    """The run's configuration, also written to ``out``/run.json."""
-    from racm3.config import load, override, save
+def train_generator(
+    data: Source,
+    *,
+    out: Out,
+    image_tokenizer: Annotated[Path, arg(metavar="FOLDER")],
+    encoder: OptionalFolder = None,
+    tokenizer: OptionalFile = None,
+    text_ids: int = 2048,
+    config: OptionalFile = None,
+    set: Overrides = (),
+) -> None:
+    """Train a generator on documents and the documents retrieved for them. The same command resumes a broken run.
 
-    run: Any = override(load(kind, config) if config else kind(), set)  # type: ignore[type-var]
-    save(run, out / "run.json")
-    return run
-
-
-def _pictures(data: str, size_px: int, captioned: bool) -> tuple[np.ndarray, list[str]]:
-    """(N, size_px, size_px, 3) uint8 pictures, and with ``captioned`` the N captions of those that have one."""
-    import numpy as np
+    Args:
+        data: Documents: a folder of pictures, metadata.jsonl, COCO captions, or WebDataset shards.
+        out: Where the model, the state of its training and the prepared data go.
+        image_tokenizer: The model that turns pictures into codes: racm3 train image-tokenizer, or a JanusVQVAE.
+        encoder: The model that retrieves; none for the vanilla model, trained with --set retrieved_shares=[1].
+        tokenizer: The tokenizer.json for texts; without one, it is learnt from the captions.
+        text_ids: At most so many ids, for a tokenizer that is learnt.
+        config: Settings of the run as .json or .toml; what it leaves out keeps its default.
+        set: Settings that replace those, such as loop.steps=2000 alpha=1 model.width=384.
+    """
+    import torch
 
     from racm3.memory.sources import read
+    from racm3.retriever.encoder import Encoder
+    from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
+    from racm3.tokens.markup import Markup
+    from racm3.tokens.vocabulary import Vocabulary
+    from racm3.training.data import prepare
+    from racm3.training.generator import GeneratorRun, train_generator
 
-    pictures, captions = [], []
-    for item in _shown(read(data), f"reading {data}"):
-        if captioned and item.document.text is None:
-            continue
-        for image in item.document.images[: 1 if captioned else None]:
-            pictures.append(image.resized(size_px).pixels)
-            captions.append(item.document.text or "")
-    if not pictures:
-        raise SourceError(f"{data} holds no picture{' with a caption' if captioned else ''}; give other data")
-    return np.stack(pictures), captions
+    run = _settings(GeneratorRun, config, set)
+    codes = load_image_tokenizer(image_tokenizer)
+    retriever = Encoder.from_pretrained(encoder) if encoder else None
+    captions = (item.document.text for item in read(data))
+    words = _text_tokenizer(tokenizer, (caption for caption in captions if caption), text_ids)
+    markup = Markup(Vocabulary(words.size, codes.codebook_size), codes.grid[0] * codes.grid[1])
+    _begin(run, out)
+    k = max(1, len(run.retrieved_shares) - 1)
+    documents = prepare(data, words, codes, markup, retriever, out / "prepared", k=k, seed=run.loop.seed)
+    vectors = None
+    if isinstance(codes, FSQImageTokenizer):
+        vectors = codes.fsq.values(codes.fsq.digits_of(torch.arange(codes.codebook_size)))
+    train_generator(documents, words, markup, codes.grid, run, out, vectors)
+    print(f"wrote {out}")
+
+
+def _settings(kind: type[C], config: Path | None, set: Sequence[str]) -> C:
+    """A run's configuration: the defaults of ``kind``, then those of the file, then the overrides."""
+    from racm3.config import load, override
+
+    run: Any = load(kind, config) if config else kind()  # type: ignore[type-var]
+    return override(run, set)
+
+
+def _begin(run: Any, out: Path) -> None:
+    """Make ``out`` and keep the run's configuration there, as run.json."""
+    from racm3.config import save
+
+    save(run, out / "run.json")
+
+
+def _text_tokenizer(path: Path | None, captions: Iterable[str], size: int) -> TextTokenizer:
+    from racm3.tokens.text import TextTokenizer
+
+    return TextTokenizer.load(path) if path else TextTokenizer.train(captions, size)
 
 
 def memory_create(folder: Folder, data: Sources, *, encoder: OptionalFolder = None) -> None:
@@ -258,7 +303,7 @@ def scenes_glyphs(*, font: OptionalFile = None, folder: OptionalFolder = None) -
 
 VERBS: Verbs = {
     "doctor": doctor,
-    "train": {"image-tokenizer": train_image_tokenizer, "encoder": train_encoder},
+    "train": {"image-tokenizer": train_image_tokenizer, "encoder": train_encoder, "generator": train_generator},
     "memory": {"create": memory_create, "add": memory_add, "search": memory_search, "info": memory_info},
     "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
 }
@@ -288,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RACM3Error as error:
         return _complain(str(error))
     except ModuleNotFoundError as error:
-        return _complain(f"the package {error.name} is not installed; racm3 doctor says how to get what is missing")
+        return _complain(f"{error}; run racm3 doctor, which says what is missing or broken and what to do.")
     except KeyboardInterrupt as interrupt:
         return _complain(str(interrupt) or "interrupted", status=130)
     return status if isinstance(status, int) else 0

@@ -77,8 +77,11 @@ class Image:
             else:
                 picture = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
             if picture.width * picture.height > MAX_PIXELS:
-                raise ImageError(f"{name} has {picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are read")
+                size = f"{picture.width} x {picture.height}"
+                raise ImageError(f"{name} has {size} pixels; at most {MAX_PIXELS:,} are read")
             picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white instead of scaling it
+                picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             if picture.mode != "RGB":
                 picture = picture.convert("RGBA")
                 white = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -88,7 +91,8 @@ class Image:
         except IsADirectoryError:
             raise ImageError(f"{name} is a folder; give the path of one picture") from None
         except UnidentifiedImageError:
-            raise ImageError(f"{name} is not a picture that can be read; allowed: PNG, JPEG, WebP, GIF, BMP, TIFF") from None
+            allowed = "PNG, JPEG, WebP, GIF, BMP, TIFF"
+            raise ImageError(f"{name} is not a picture that can be read; allowed: {allowed}") from None
         except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
             raise ImageError(f"{name} cannot be read as a picture: {error}") from error
         return cls(np.array(picture, dtype=np.uint8))

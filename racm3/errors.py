@@ -4,13 +4,13 @@
     ├── InputError            what the caller gave cannot be used
     │   ├── DocumentError         a document that is empty, or whose parts do not fit together
     │   ├── ImageError            a picture that is missing, unreadable, or of the wrong kind
-    │   └── SourceError           a data folder or file that no reader recognises, or that is broken
+    │   ├── SourceError           a data folder or file that no reader recognises, or that is broken
+    │   └── PromptTooLongError    a prompt and its answer that exceed the generator's context
     ├── ConfigError           an unknown key or preset, or a value out of range
     ├── CheckpointError       a model folder that is missing, incomplete or damaged
     ├── MarkupError           token ids that break the grammar of documents
-    ├── MemoryStoreError      a memory that is missing, damaged or locked
-    │   └── EncoderMismatchError  a memory made by another encoder than the one it is opened with
-    └── PromptTooLongError    a prompt and its answer that exceed the generator's context
+    └── MemoryStoreError      a memory that is missing, damaged or locked
+        └── EncoderMismatchError  a memory made by another encoder than the one it is opened with
 
 Each message says what was given, what is allowed and what to do.
 """

@@ -5,7 +5,7 @@ does the call return. One process writes at a time (a lock file that dies with i
 others added at their next search. Vectors are held in memory, documents stay on disk until asked for.
 
 The table: id (the primary key), text, parts (JSON, in order: a string is text, a number points into images), images
-(PNG), metadata (JSON), origin, hash (of the content), vector. docs/decisions says why Lance.
+(PNG), metadata (JSON), origin, hash (of the content), vector.
 
 Letters: B batch, D dimension, K hits, N items.
 """

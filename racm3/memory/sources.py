@@ -253,29 +253,29 @@ def _object(data: bytes) -> tuple[dict[str, Any], str | None]:
 
 
 def write_coco(items: Iterable[Item], folder: str | Path) -> Path:
-    """Write items of one picture each as ``folder``/images/*.png and captions.json; returns the path of the latter.
+    """Write items, a text and a picture or a picture each, as ``folder``/images/*.png and captions.json (returned).
 
     The captions are the document's text, then the others of metadata["captions"]; other metadata stand on the image's
-    record. Raises SourceError if an item has not exactly one picture, or shares its id with another.
+    record. Raises SourceError if an item is anything else, or shares its id with another.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, item in enumerate(_unique(items), start=1):
-        if len(item.document.images) != 1:
-            raise SourceError(f"item {item.id!r} has {len(item.document.images)} pictures; COCO takes one an item")
+        text, picture = _pair(item)
+        if picture is None:
+            raise SourceError(f"item {item.id!r} has no picture; COCO needs one, write_webdataset does not")
         if clash := (COCO_FIELDS | {ITEM_ID}) & item.metadata.keys():
             raise SourceError(f"item {item.id!r} has metadata {sorted(clash)}, names that COCO keeps; rename them")
-        picture = item.document.images[0]
         height, width = picture.pixels.shape[:2]
         name = _file_name(item.id) + ".png"
         (folder / "images" / name).write_bytes(picture.png())
         extra = {key: value for key, value in item.metadata.items() if key != "captions"}
         record = {"id": number, "file_name": name, "width": width, "height": height, ITEM_ID: item.id}
         images.append({**record, **extra})
-        text = [item.document.text] if item.document.text else []
-        for caption in text + [other for other in item.metadata.get("captions", []) if other not in text]:
+        captions = [text] if text else []
+        for caption in captions + [other for other in item.metadata.get("captions", []) if other != text]:
             annotations.append({"id": len(annotations) + 1, "image_id": number, "caption": caption})
     file = folder / "captions.json"
     part = folder / "captions.json.part"
@@ -286,7 +286,7 @@ def write_coco(items: Iterable[Item], folder: str | Path) -> Path:
 def write_webdataset(items: Iterable[Item], folder: str | Path, items_per_shard: int = 10_000) -> list[Path]:
     """Write items as ``folder``/000000.tar, 000001.tar...: .png, .txt and .json (the metadata); returns the shards.
 
-    Raises SourceError if an item has more than one picture, or shares its id with another.
+    Raises SourceError if an item is more than one text and then one picture, or shares its id with another.
     """
     from webdataset import ShardWriter
 
@@ -296,16 +296,25 @@ def write_webdataset(items: Iterable[Item], folder: str | Path, items_per_shard:
     pattern = str(folder).replace("%", "%%") + "/%06d.tar"
     with ShardWriter(pattern, maxcount=items_per_shard, verbose=0, post=lambda name: shards.append(Path(name))) as tar:
         for item in _unique(items):
-            if len(item.document.images) > 1:
-                raise SourceError(f"item {item.id!r} has several pictures; a WebDataset sample takes one")
+            text, picture = _pair(item)
             metadata = json.dumps({**item.metadata, ITEM_ID: item.id}, ensure_ascii=False)
             sample: dict[str, Any] = {"__key__": _file_name(item.id), "json": metadata.encode()}
-            if item.document.images:
-                sample["png"] = item.document.images[0].png()
-            if item.document.text:
-                sample["txt"] = item.document.text
+            if picture:
+                sample["png"] = picture.png()
+            if text:
+                sample["txt"] = text
             tar.write(sample)
     return shards
+
+
+def _pair(item: Item) -> tuple[str | None, Image | None]:
+    """The text and the picture of an item that has no more than these, in this order."""
+    text, pictures = item.document.text, item.document.images
+    pair: tuple[Part, ...] = (*([Text(text)] if text else []), *pictures[:1])
+    if item.document.parts != pair or any(picture.mask is not None for picture in pictures):
+        given = ", ".join(type(part).__name__ for part in item.document.parts)
+        raise SourceError(f"item {item.id!r} is {given}; this format keeps one text, then one picture, without holes")
+    return text, pictures[0] if pictures else None
 
 
 def _unique(items: Iterable[Item]) -> Iterator[Item]:

@@ -94,7 +94,7 @@ class Encoder:
         """Open a CLIP folder: config.json, safetensors, preprocessor_config.json, and tokenizer.json (or CLIP's
         vocab.json with merges.txt). Raises CheckpointError if something is missing or damaged."""
         from safetensors import SafetensorError
-        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+        from transformers import CLIPImageProcessorPil, CLIPModel
 
         folder = Path(folder)
         needed = {"config.json", "preprocessor_config.json"}
@@ -111,12 +111,6 @@ class Encoder:
                 folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-            if (folder / "tokenizer.json").is_file():
-                from tokenizers import Tokenizer
-
-                tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            else:
-                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"the encoder in {folder} cannot be opened: {error}; make or fetch it again"
@@ -126,7 +120,7 @@ class Encoder:
             raise CheckpointError(
                 f"the encoder in {folder} lacks {len(lost)} weights, among them {lost[0]}; fetch it again"
             )
-        return cls(model.to(device), _plain(tokenizer), processor, **settings)
+        return cls(model.to(device), _tokenizer(folder), processor, **settings)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the encoder so that `from_pretrained`, and transformers, open it."""
@@ -259,6 +253,24 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    """From tokenizer.json, or from CLIP's older pair of files."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file() and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise CheckpointError(
+            f"the encoder {folder} lacks tokenizer.json (or vocab.json with merges.txt); fetch it again"
+        )
+    try:
+        if file.is_file():
+            return _plain(Tokenizer.from_file(str(file)))
+        return _plain(AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer)
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}; fetch it again") from error
 
 
 def _settings(folder: Path) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from racm3.document import Document
+from racm3.errors import InputError
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import CANDIDATES, GROWTH, select
@@ -52,8 +53,11 @@ class Retriever:
         """Up to ``k`` hits for each query (text, picture or both; holes are ignored), best first.
 
         A document too similar to the query, or to a better hit, is left out (`strategy.select`). ``exclude`` holds one
-        collection of ids a query that it may not get. Raises DocumentError for a query of holes only.
+        collection of ids a query that it may not get. Raises DocumentError for a query of holes only, InputError if
+        ``exclude`` does not fit ``queries``.
         """
+        if exclude is not None and len(exclude) != len(queries):
+            raise InputError(f"exclude holds one collection of ids a query: {len(exclude)} for {len(queries)} queries")
         vectors = self.encoder.embed(queries)  # (B, D)
         ids_and_scores: list[list[tuple[str, float]]] = [[] for _ in queries]
         pending, candidates = list(range(len(queries))), CANDIDATES

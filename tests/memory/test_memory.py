@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from racm3.document import Document, Hole, Image
+from racm3.errors import DocumentError, EncoderMismatchError, InputError, MemoryStoreError
+from racm3.memory import memory as module
+from racm3.memory.memory import Memory
+from racm3.memory.sources import Item
+
+D = 8
+
+
+def picture(seed: int = 0) -> Image:
+    return Image(np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8))
+
+
+def unit(count: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((count, D)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def items(count: int, start: int = 0) -> list[Item]:
+    return [
+        Item(str(i), Document.of(f"caption {i}", picture(i)), {"n": i}, f"here/{i}")
+        for i in range(start, start + count)
+    ]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "memory"
+
+
+@pytest.fixture
+def memory(path: Path) -> Memory:
+    memory = Memory.create(path, "encoder-a", D)
+    memory.add(items(30), unit(30))
+    return memory
+
+
+# Documents ---------------------------------------------------------------------------------------------------------
+
+
+def test_documents_come_back_as_they_were(path: Path) -> None:
+    given_items = [
+        Item("text", Document.of("只有文字"), {}, ""),
+        Item("image", Document.of(picture(1)), {"a": [1, {"b": None}], "ü": "狐"}, "shard.tar#1"),
+        Item("mixed", Document.of(picture(2), "0", picture(3), "two\nlines", "more", picture(2)), {}, "x"),
+    ]
+    Memory.create(path, "e", D).add(given_items, unit(3))
+    memory = Memory.open(path)
+    assert memory.get(["mixed", "text", "image", "text"]) == [given_items[i] for i in (2, 0, 1, 0)]
+    assert memory.get([]) == []
+
+
+def test_vectors_and_ids_are_in_row_order_over_several_adds(path: Path) -> None:
+    memory = Memory.create(path, "e", D)
+    assert (len(memory), memory.vectors.shape) == (0, (0, D))
+    vectors = unit(30)
+    for start in range(0, 30, 10):
+        memory.add(items(10, start), vectors[start : start + 10])
+    for seen in (memory, Memory.open(path)):
+        assert len(seen) == 30
+        assert list(seen.ids) == [str(i) for i in range(30)]
+        np.testing.assert_array_equal(seen.vectors, vectors)
+        assert [item.metadata["n"] for item in seen.get(["29", "0", "15"])] == [29, 0, 15]
+
+
+def test_an_unknown_id_is_named(memory: Memory) -> None:
+    with pytest.raises(MemoryStoreError, match="no document 'fox'"):
+        memory.get(["1", "fox"])
+
+
+# Search ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [0, 1, 7, 30, 99])
+@pytest.mark.parametrize("at_once", [1, 100, module.SCORES_AT_ONCE])
+def test_search_equals_brute_force(memory: Memory, monkeypatch: pytest.MonkeyPatch, k: int, at_once: int) -> None:
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", at_once)
+    queries = unit(9, seed=1)
+    excluded = [{str(i), "0", "not here"} for i in range(9)]
+    found = memory.search(queries, k, exclude_ids=excluded)
+    for query, exclude, hits in zip(queries, excluded, found, strict=True):
+        scores = {row: float(query @ vector) for row, vector in enumerate(unit(30)) if str(row) not in exclude}
+        expected = sorted(scores, key=lambda row: (-scores[row], row))[:k]
+        assert [row for row, _ in hits] == expected
+        np.testing.assert_allclose([score for _, score in hits], [scores[row] for row in expected], atol=1e-6)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, -np.inf]), max_size=12), st.integers(0, 12))
+def test_equal_scores_go_by_row(scores: list[float], k: int) -> None:
+    expected = sorted((row for row in range(len(scores)) if scores[row] > -np.inf), key=lambda row: (-scores[row], row))
+    assert list(module._top(np.array(scores), min(k, len(scores)))) == expected[:k]
+
+
+def test_search_of_an_empty_memory_finds_nothing(path: Path) -> None:
+    assert Memory.create(path, "e", D).search(unit(2), 3) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("queries", "exclude", "message"),
+    [
+        (np.zeros((2, D + 1), np.float32), None, r"vectors are \(count, 8\)"),
+        (np.zeros(D, np.float32), None, r"vectors are \(count, 8\)"),
+        (unit(2), [{"1"}], "one collection of ids"),
+        (unit(2), ["12", "3"], "one collection of ids"),
+    ],
+)
+def test_search_refuses_what_does_not_fit(memory: Memory, queries: np.ndarray, exclude: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        memory.search(queries, 2, exclude_ids=exclude)  # type: ignore[arg-type]
+
+
+# Errors ------------------------------------------------------------------------------------------------------------
+
+
+def test_duplicate_ids_are_refused_and_nothing_is_added(memory: Memory) -> None:
+    with pytest.raises(MemoryStoreError, match="'3' is already in the memory"):
+        memory.add([*items(1, 50), *items(1, 3)], unit(2))
+    with pytest.raises(MemoryStoreError, match="'50' is given twice"):
+        memory.add(items(1, 50) * 2, unit(2))
+    assert len(memory) == len(Memory.open(memory.path)) == 30
+
+
+def test_add_refuses_what_does_not_fit(memory: Memory) -> None:
+    with pytest.raises(InputError, match="1 items came with 2 vectors"):
+        memory.add(items(1, 50), unit(2))
+    with pytest.raises(InputError, match="unit norm"):
+        memory.add(items(1, 50), unit(1) * 2)
+    with pytest.raises(InputError, match="unit norm"):
+        memory.add(items(1, 50), unit(1) * np.nan)
+    for hole in (Hole("text"), Image(picture().pixels, np.ones((6, 5), bool))):
+        with pytest.raises(DocumentError, match="has holes"):
+            memory.add([Item("50", Document.of("x", hole), {}, "")], unit(1))
+    with pytest.raises(DocumentError, match="metadata of '50'"):
+        memory.add([Item("50", Document.of("x"), {"when": object()}, "")], unit(1))
+    assert len(memory) == len(Memory.open(memory.path)) == 30
+
+
+def test_a_memory_refuses_another_encoder(memory: Memory) -> None:
+    assert Memory.open(memory.path, "encoder-a").encoder_fingerprint == "encoder-a"
+    with pytest.raises(EncoderMismatchError, match="encoder-a, but encoder encoder-b is given; open it with"):
+        Memory.open(memory.path, "encoder-b")
+
+
+def test_open_and_create_say_what_is_wrong(memory: Memory, tmp_path: Path) -> None:
+    with pytest.raises(MemoryStoreError, match="does not exist"):
+        Memory.open(tmp_path / "nowhere")
+    with pytest.raises(MemoryStoreError, match="is no memory"):
+        Memory.open(tmp_path)
+    with pytest.raises(MemoryStoreError, match="already something"):
+        Memory.create(memory.path, "e", D)
+    for manifest in (memory.path / "_versions").glob("*.manifest"):
+        manifest.write_bytes(b"torn")
+    with pytest.raises(MemoryStoreError, match="is damaged"):
+        Memory.open(memory.path)
+
+
+def test_a_table_of_another_program_is_no_memory(tmp_path: Path) -> None:
+    lance, pa = pytest.importorskip("lance"), pytest.importorskip("pyarrow")
+    lance.write_dataset(pa.table({"a": [1]}), str(tmp_path / "other"))
+    with pytest.raises(MemoryStoreError, match="format None, but this version reads format 1"):
+        Memory.open(tmp_path / "other")
+
+
+# Several processes -------------------------------------------------------------------------------------------------
+
+WRITER = """
+import sys, numpy as np
+from racm3.document import Document
+from racm3.memory.memory import Memory
+from racm3.memory.sources import Item
+path, name = sys.argv[1:]
+memory = Memory.open(path)
+for i in range(5):
+    vector = np.zeros((1, memory.dimension), np.float32); vector[0, i] = 1
+    memory.add([Item(f"{name}{i}", Document.of(name), {}, "")], vector)
+    print(i, flush=True)
+"""
+
+
+def test_others_see_what_was_added_at_their_next_search_and_writers_take_turns(memory: Memory) -> None:
+    reader = Memory.open(memory.path)
+    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
+    command = [sys.executable, "-c", WRITER, str(memory.path)]
+    writers = [subprocess.Popen([*command, name], env=environment, stdout=subprocess.DEVNULL) for name in "ab"]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    axis = np.eye(1, D, dtype=np.float32)
+    hits = reader.search(axis, 2)[0]
+    assert {reader.ids[row] for row, _ in hits} == {"a0", "b0"}
+    assert len(reader) == len(set(reader.ids)) == 40
+    with pytest.raises(MemoryStoreError, match="'a0' is already"):
+        memory.add([Item("a0", Document.of("x"), {}, "")], axis)
+
+
+def test_a_second_writer_waits_then_says_so(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_WAIT_S", 0.05)
+    with memory._writing(), pytest.raises(MemoryStoreError, match="another process is writing"):
+        Memory.open(memory.path).add(items(1, 50), unit(1))
+    Memory.open(memory.path).add(items(1, 50), unit(1))
+
+
+def test_an_add_is_flushed_before_it_returns(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {file for file in memory.path.rglob("*") if file.is_file()}
+    flushed: list[Path] = []
+    monkeypatch.setattr(module, "_fsync", lambda *paths: flushed.extend(paths))
+    memory.add(items(1, 50), unit(1))
+    new = {file for file in memory.path.rglob("*") if file.is_file()} - before
+    written = {file for file in new if file.suffix in (".lance", ".manifest")}
+    assert len(written) == 2
+    assert written <= set(flushed)
+    assert {memory.path / "data", memory.path / "_versions"} <= set(flushed)
+    assert [path.suffix for path in flushed if path in written] == [".lance", ".manifest"]

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, CLIPModel
+
+from racm3.document import Document, Hole, Image
+from racm3.errors import CheckpointError, ConfigError, DocumentError
+from racm3.retriever.encoder import REDUNDANCY_THRESHOLD, Encoder
+from tests.retriever.conftest import CAPTIONS, TOWER, bpe, picture
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+# Vectors -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_vector_is_the_mean_of_its_texts_and_its_pictures(encoder: Encoder) -> None:
+    one, two = picture(1), picture(2)
+    text = encoder.embed_texts(["a fox in the snow"])[0]
+    images = encoder.embed_images([one, two])
+    expected = {
+        Document.of("a fox in the snow"): text,
+        Document.of(one): images[0],
+        Document.of("a fox in the snow", one): unit(text + images[0]),
+        Document.of("a fox", two, "in the snow", one): unit(text + unit(images[0] + images[1])),
+        Document.of(Hole("text"), one): images[0],
+    }
+    vectors = encoder.embed(list(expected), batch_size=2)
+    assert (vectors.shape, vectors.dtype) == ((5, encoder.dimension), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    for document, vector in zip(expected, vectors, strict=True):
+        np.testing.assert_allclose(vector, expected[document], atol=2e-6)
+
+
+def test_vectors_equal_those_of_transformers(encoder: Encoder) -> None:
+    pictures = [picture(1), picture(2, 40, 50)]
+    with torch.inference_mode():
+        pixels = encoder.processor([image.pil for image in pictures], return_tensors="pt")["pixel_values"]
+        out = encoder.model(**encoder.text_inputs(CAPTIONS), pixel_values=pixels)
+    np.testing.assert_allclose(encoder.embed_texts(CAPTIONS), out.text_embeds, atol=2e-6)
+    np.testing.assert_allclose(encoder.embed_images(pictures), out.image_embeds, atol=2e-6)
+
+
+def test_batching_and_padding_change_nothing(encoder: Encoder) -> None:
+    texts = [*CAPTIONS, "x", "a " * 40]
+    together = encoder.embed_texts(texts)
+    alone = np.concatenate([encoder.embed_texts([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    np.testing.assert_allclose(encoder.embed_texts(texts, batch_size=2), together, atol=2e-6)
+
+
+def test_nothing_to_encode(encoder: Encoder) -> None:
+    assert encoder.embed([]).shape == (0, encoder.dimension)
+    with pytest.raises(DocumentError, match="document 1 has holes only"):
+        encoder.embed([Document.of("x"), Document.of(Hole("image"))])
+
+
+# Inputs ------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_the_models_size_take_the_fast_path_with_equal_result(encoder: Encoder) -> None:
+    pictures = [picture(seed) for seed in range(4)]
+    slow = encoder.processor([image.pil for image in pictures], return_tensors="pt")["pixel_values"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "processor", _OnlyFacts(encoder.processor))
+        fast = encoder.image_inputs(pictures)
+    assert fast.is_contiguous()
+    torch.testing.assert_close(fast, slow, atol=1e-6, rtol=0)
+
+
+class _OnlyFacts:
+    """A processor that knows its settings, but must not be called."""
+
+    def __init__(self, processor: object) -> None:
+        self.__dict__.update(vars(processor))
+
+
+def test_pictures_of_any_size_are_resized(encoder: Encoder) -> None:
+    assert encoder.image_inputs([picture(0), picture(1, 50, 90)]).shape == (2, 3, 32, 32)
+
+
+def test_a_hidden_region_cannot_be_seen(encoder: Encoder) -> None:
+    mask = np.zeros((32, 32), bool)
+    mask[8:20, :12] = True
+    other = picture(0).pixels.copy()
+    other[mask] = 7
+    hidden = encoder.image_inputs([Image(picture(0).pixels, mask), Image(other, mask), picture(0)])
+    assert torch.equal(hidden[0], hidden[1])
+    assert not torch.equal(hidden[0], hidden[2])
+    assert hidden[0][:, mask].abs().max() < 0.01  # the mean colour, in units of the standard deviation
+
+
+def test_a_text_ends_with_the_end_token_however_long(encoder: Encoder) -> None:
+    end, longest = encoder.tokenizer.get_vocab_size(), 16
+    ids = encoder.text_inputs(["a fox", "a castle " * 30])["input_ids"]
+    fox = encoder.tokenizer.encode("a fox").ids
+    assert ids.shape == (2, longest)
+    assert ids[0].tolist() == fox + [end] * (longest - len(fox))
+    assert ids[1].tolist() == [*encoder.tokenizer.encode("a castle " * 30).ids[: longest - 1], end]
+
+
+# On disk -----------------------------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded_it_is_the_same(encoder: Encoder, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path)
+    loaded = Encoder.from_pretrained(tmp_path)
+    documents = [Document.of(CAPTIONS[0], picture(0)), Document.of(picture(1, 40, 40))]
+    np.testing.assert_allclose(loaded.embed(documents), encoder.embed(documents), atol=1e-6)
+    assert loaded.fingerprint == encoder.fingerprint
+    assert loaded.redundancy_threshold == 0.95
+    assert isinstance(CLIPModel.from_pretrained(tmp_path), CLIPModel)
+
+    (tmp_path / "racm3.json").unlink()  # a CLIP from elsewhere
+    assert Encoder.from_pretrained(tmp_path).redundancy_threshold == REDUNDANCY_THRESHOLD == 0.9
+
+
+def test_the_fingerprint_changes_with_what_changes_the_vectors(encoder: Encoder, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path)
+    prints = {encoder.fingerprint}
+    loaded = Encoder.from_pretrained(tmp_path)
+    with torch.no_grad():
+        loaded.model.text_projection.weight[0, 0] += 1e-3
+    prints.add(loaded.fingerprint)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]}))
+    prints.add(Encoder.from_pretrained(tmp_path).fingerprint)
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_clip_with_its_own_tokenizer_opens(encoder: Encoder, tmp_path: Path, legacy: bool) -> None:
+    """vocab.json and merges.txt; older configurations say eos_token_id 2, and are pooled at the highest id."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "fo", "fox</w>", "<|startoftext|>", "<|endoftext|>"]
+    start, end = len(tokens) - 2, len(tokens) - 1
+    text = {**TOWER, "max_position_embeddings": 8}
+    clip = Encoder.new(bpe(), dimension=24, text=text, vision={**TOWER, "image_size": 32, "patch_size": 8})
+    clip.model.text_model.resize_token_embeddings(len(tokens))
+    clip.model.config.text_config.vocab_size = len(tokens)
+    clip.model.config.text_config.eos_token_id = 2 if legacy else end
+    clip.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nf o\nfo x</w>\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+
+    opened = Encoder.from_pretrained(tmp_path)
+    texts = ["A fox", "fox a b c d e f g h", "a"]
+    theirs = AutoTokenizer.from_pretrained(tmp_path)(texts, padding=True, truncation=True, max_length=8)["input_ids"]
+    ids = opened.text_inputs(texts)["input_ids"]
+    assert ids.tolist() == theirs
+    assert ids[0, 0] == start
+    with torch.inference_mode():
+        expected = opened.model.get_text_features(torch.tensor(theirs)).pooler_output.numpy()
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(opened.embed_texts(texts), expected, atol=2e-6)
+    assert isinstance(opened.embed([Document.of("a fox", picture(0))]), np.ndarray)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_a_checkpoint_error(encoder: Encoder, tmp_path: Path, name: str) -> None:
+    encoder.save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        Encoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors", "tokenizer.json"])
+def test_a_damaged_file_is_a_checkpoint_error(encoder: Encoder, tmp_path: Path, name: str) -> None:
+    encoder.save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        Encoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"redundancy": 0.9}', '{"redundancy_threshold": 2}', '"x"'])
+def test_bad_settings_are_a_checkpoint_error(encoder: Encoder, tmp_path: Path, text: str) -> None:
+    encoder.save_pretrained(tmp_path)
+    (tmp_path / "racm3.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"racm3\.json is not"):
+        Encoder.from_pretrained(tmp_path)
+
+
+def test_a_missing_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist; give the folder of a CLIPModel"):
+        Encoder.from_pretrained(tmp_path / "nowhere")
+
+
+def test_an_unknown_setting_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'hidden_size'"):
+        Encoder.new(bpe(), dimension=8, text={"hiden_size": 8}, vision={})
