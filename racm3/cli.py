@@ -44,19 +44,22 @@ def doctor() -> int:
     return doctor()
 
 
-def train_image_tokenizer(data: Source, *, out: Out, config: OptionalFile = None, set: Overrides = ()) -> None:
+def train_image_tokenizer(
+    data: Source, *, out: Out, preset: str = "scenes", config: OptionalFile = None, set: Overrides = ()
+) -> None:
     """Train the built-in image tokenizer. The same command resumes a broken run.
 
     Args:
         data: Captioned pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
         out: Where the model and the state of its training go.
-        config: Settings of the run as .json or .toml; what it leaves out keeps its default.
+        preset: The run to start from; racm3/presets.py lists them.
+        config: Settings of the run as .json or .toml instead; what it leaves out keeps its default.
         set: Settings that replace those, such as loop.steps=2000 model.patch_px=4.
     """
     from racm3.training.data import load_pairs
     from racm3.training.image_tokenizer import ImageTokenizerRun, train_image_tokenizer
 
-    run = _settings(ImageTokenizerRun, config, set)
+    run = _settings(ImageTokenizerRun, preset, config, set)
     pictures, _ = load_pairs(data, run.model.image_size_px)
     _begin(run, out)
     train_image_tokenizer(pictures, run, out)
@@ -69,6 +72,7 @@ def train_encoder(
     out: Out,
     tokenizer: OptionalFile = None,
     text_ids: int = 2048,
+    preset: str = "scenes",
     config: OptionalFile = None,
     set: Overrides = (),
 ) -> None:
@@ -79,7 +83,8 @@ def train_encoder(
         out: Where the model and the state of its training go.
         tokenizer: The tokenizer.json for its texts; without one, it is learnt from the captions.
         text_ids: At most so many ids, for a tokenizer that is learnt.
-        config: Settings of the run as .json or .toml; what it leaves out keeps its default.
+        preset: The run to start from; racm3/presets.py lists them.
+        config: Settings of the run as .json or .toml instead; what it leaves out keeps its default.
         set: Settings that replace those, such as loop.steps=2000 batch_size=128.
     """
     from tokenizers import Tokenizer
@@ -87,7 +92,7 @@ def train_encoder(
     from racm3.training.data import load_pairs
     from racm3.training.encoder import EncoderRun, train_encoder
 
-    run = _settings(EncoderRun, config, set)
+    run = _settings(EncoderRun, preset, config, set)
     pictures, captions = load_pairs(data, run.image_size_px)
     words = _text_tokenizer(tokenizer, captions, text_ids)
     _begin(run, out)
@@ -104,6 +109,7 @@ def train_generator(
     encoder: OptionalFolder = None,
     tokenizer: OptionalFile = None,
     text_ids: int = 2048,
+    preset: str = "scenes",
     config: OptionalFile = None,
     set: Overrides = (),
 ) -> None:
@@ -116,7 +122,8 @@ def train_generator(
         encoder: The model that retrieves; none for the vanilla model, trained with --set retrieved_shares=[1].
         tokenizer: The tokenizer.json for texts; without one, it is learnt from the captions.
         text_ids: At most so many ids, for a tokenizer that is learnt.
-        config: Settings of the run as .json or .toml; what it leaves out keeps its default.
+        preset: The run to start from; racm3/presets.py lists them.
+        config: Settings of the run as .json or .toml instead; what it leaves out keeps its default.
         set: Settings that replace those, such as loop.steps=2000 alpha=1 model.width=384.
     """
     import torch
@@ -129,7 +136,7 @@ def train_generator(
     from racm3.training.data import prepare
     from racm3.training.generator import GeneratorRun, train_generator
 
-    run = _settings(GeneratorRun, config, set)
+    run = _settings(GeneratorRun, preset, config, set)
     codes = load_image_tokenizer(image_tokenizer)
     retriever = Encoder.from_pretrained(encoder) if encoder else None
     captions = (item.document.text for item in read(data))
@@ -145,11 +152,12 @@ def train_generator(
     print(f"wrote {out}")
 
 
-def _settings(kind: type[C], config: Path | None, set: Sequence[str]) -> C:
-    """A run's configuration: the defaults of ``kind``, then those of the file, then the overrides."""
+def _settings(kind: type[C], name: str, config: Path | None, set: Sequence[str]) -> C:
+    """A run's configuration: the preset of that name or the file, then the overrides."""
     from racm3.config import load, override
+    from racm3.presets import preset
 
-    run: Any = load(kind, config) if config else kind()  # type: ignore[type-var]
+    run: Any = load(kind, config) if config else preset(kind, name)  # type: ignore[type-var]
     return override(run, set)
 
 

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 MODULES = {"pillow": "PIL", "pylance": "lance"}
 """Name to import where it differs from the distribution's."""
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parent / "weights" / "scenes"
 SHIPPED = ("image-tokenizer", "encoder", "generator", "vanilla")
 """Folders of the models of the built-in world, below ``WEIGHTS``."""
 

@@ -39,13 +39,15 @@ def weighted_cross_entropy(
     z_loss: float = 0.0,
     normaliser: Tensor | float | None = None,
     chunk_tokens: int = 2048,
+    recompute: bool = True,
 ) -> Loss:
     """Sum of weights x negative log-likelihood, divided by the sum of weights.
 
     ``hidden`` (B, T, D) from the generator; ``targets`` (B, T) the id that follows each token; ``weights`` (B, T), 0
     where nothing is to be learned (the target there may be any id). ``z_loss`` adds that much of log^2 Z, which
     keeps the logits from drifting (Chameleon: 1e-5). ``normaliser`` replaces the sum of weights as the divisor: for a
-    step that is split over several calls or machines, give the sum over all of them.
+    step that is split over several calls or machines, give the sum over all of them. ``recompute=False`` keeps the
+    logits for the backward pass: faster where they fit in memory.
     """
     flat_hidden, flat_targets, flat_weights = hidden.flatten(0, 1), targets.flatten(), weights.flatten().float()
 
@@ -56,7 +58,7 @@ def weighted_cross_entropy(
 
     nlls, log_zs = [], []
     for h, target in zip(flat_hidden.split(chunk_tokens), flat_targets.split(chunk_tokens), strict=True):
-        nll, log_z = checkpoint(chunk, h, target, use_reentrant=False)
+        nll, log_z = checkpoint(chunk, h, target, use_reentrant=False) if recompute else chunk(h, target)
         nlls.append(nll)
         log_zs.append(log_z)
     nll, log_z = torch.cat(nlls), torch.cat(log_zs)  # (N,)

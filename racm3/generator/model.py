@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ class GeneratorConfig:
         }
         for name, (given, allowed) in needed.items():
             if given != allowed:
-                raise CheckpointError(f"the model's config.json has {name} = {given!r}; the generator reads {allowed!r}")
+                raise CheckpointError(
+                    f"the model's config.json has {name} = {given!r}; the generator reads {allowed!r}"
+                )
         try:
             return cls(
                 vocabulary_size=fields["vocab_size"],
@@ -112,8 +115,8 @@ class GeneratorConfig:
 class KVCache:
     """Keys and values of the tokens read so far, in memory taken once.
 
-    Rows may hold different numbers of tokens: ``lengths`` (B,) says how many of a row count, and what lies beyond is
-    overwritten by the next tokens and never attended to.
+    Rows may hold different numbers of tokens: ``lengths`` says how many of each row count. What lies beyond is
+    never attended to, and the next tokens overwrite it.
     """
 
     def __init__(self, config: GeneratorConfig, rows: int, tokens: int, like: Tensor) -> None:
@@ -121,36 +124,36 @@ class KVCache:
         shape = (config.layers, rows, tokens, config.kv_heads, config.head_dim)
         self.keys = like.new_zeros(shape)  # (L, B, S, G, E)
         self.values = like.new_zeros(shape)  # (L, B, S, G, E)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=like.device)  # (B,)
-        self.extent = 0  # an upper bound of lengths, known without asking the device
+        self.lengths = [0] * rows
 
-    def positions(self, tokens: int) -> Tensor:
-        """Where the next ``tokens`` tokens of each row go: (B, T)."""
-        return self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
+    def begin(self, tokens: int) -> Tensor:
+        """Prepare a forward pass of ``tokens`` tokens a row; returns their positions (B, T)."""
+        device = self.keys.device
+        before = max(self.lengths)
+        self.until = before + tokens
+        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
+        self.positions = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(tokens, device=device)
+        # What each new token sees, (B, 1, T, S); None where the cache is empty and plain causal attention does.
+        self.visible = None
+        if before:
+            self.visible = (torch.arange(self.until, device=device) <= self.positions[..., None])[:, None]
+        return self.positions
 
-    def visible(self, positions: Tensor) -> Tensor:
-        """Which cached tokens each new token sees: (B, T) -> (B, 1, T, S) bool."""
-        past = torch.arange(self.extent + positions.shape[1], device=positions.device)
-        return (past <= positions[..., None])[:, None]
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, T, G, E); returns those of all tokens so far, (B, S, G, E) each."""
+        self.keys[layer, self.rows, self.positions] = key.to(self.keys.dtype)
+        self.values[layer, self.rows, self.positions] = value.to(self.values.dtype)
+        return self.keys[layer, :, : self.until], self.values[layer, :, : self.until]
 
-    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values (B, T, G, E); return all that may be visible, (B, S, G, E) each."""
-        rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
-        until = self.extent + positions.shape[1]
-        self.keys[layer][rows, positions] = key.to(self.keys.dtype)
-        self.values[layer][rows, positions] = value.to(self.values.dtype)
-        return self.keys[layer, :, :until], self.values[layer, :, :until]
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Count that many of the tokens just read in each row; fewer than were given where a row was padded."""
+        self.lengths = [length + more for length, more in zip(self.lengths, tokens, strict=True)]
 
-    def advance(self, lengths: list[int]) -> None:
-        """Set how many tokens of each row count, after a forward pass (fewer than were given where a row was padded)."""
-        self.lengths = torch.tensor(lengths, dtype=torch.long, device=self.lengths.device)
-        self.extent = max(lengths, default=0)
-
-    def select(self, rows: list[int]) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Keep only the given rows, in this order; a row given twice is copied."""
-        index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
+        index = torch.tensor(rows, device=self.keys.device)
         self.keys, self.values = self.keys[:, index], self.values[:, index]
-        self.lengths = self.lengths[index]
+        self.lengths = [self.lengths[row] for row in rows]
 
 
 class RMSNorm(nn.Module):
@@ -164,14 +167,18 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + E/2) of each head by its position's angles: (B, T, H, E), tables (B or 1, T, 1, E/2)."""
+    """Rotate the pairs (i, i + E/2) of each head of x (B, T, H, E) by the angles of its position.
+
+    The tables are (T, 1, E/2), or (B, T, 1, E/2) where the rows stand at different positions.
+    """
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.head_dim = config.head_dim
         self.grouped = config.heads != config.kv_heads
         inner, kv_inner = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -182,7 +189,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], past: tuple[KVCache, int, Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_dim)
         q = self.q_norm(self.q_proj(x).view(heads))  # (B, T, H, E)
         k = self.k_norm(self.k_proj(x).view(heads))  # (B, T, G, E)
@@ -190,9 +197,9 @@ class Attention(nn.Module):
         cos, sin = (table.to(q.dtype) for table in rope)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         visible = None
-        if past is not None:
-            cache, layer, positions, visible = past
-            k, v = cache.write(layer, positions, k, v)
+        if cache is not None:
+            k, v = cache.write(self.layer, k, v)
+            visible = cache.visible
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -216,15 +223,15 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], past: tuple[KVCache, int, Tensor, Tensor] | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, past)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -234,7 +241,7 @@ class Decoder(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
 
@@ -270,30 +277,24 @@ class Generator(nn.Module):
             else:
                 weight.normal_(std=residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD)
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Hidden states (B, T, D) of the token ids (B, T); ``logits`` turns them into scores of the next token.
 
         Without a cache a token sees itself and all before it, so rows that are padded on the right need no mask.
-        With one, the ids continue each row where ``cache.lengths`` says, and the caller calls ``cache.advance``.
-        ``positions`` (B, T) default to 0, 1, 2... after what the cache holds.
+        With one, the ids continue each row behind its ``cache.lengths``; the caller then calls ``cache.advance``.
         Raises PromptTooLongError if the ids do not fit in the context.
         """
-        before = 0 if cache is None else cache.extent
-        if before + ids.shape[1] > self.config.context_tokens:
+        tokens = ids.shape[1] if cache is None else max(cache.lengths) + ids.shape[1]
+        if tokens > self.config.context_tokens:
             raise PromptTooLongError(
-                f"{before + ids.shape[1]} tokens were given; the generator reads at most {self.config.context_tokens}. "
+                f"{tokens} tokens were given; the generator reads at most {self.config.context_tokens}. "
                 "Shorten the text or retrieve fewer documents"
             )
-        if cache is not None and positions is None:
-            positions = cache.positions(ids.shape[1])
-        if positions is None:
-            rope = self.cos[None, : ids.shape[1], None], self.sin[None, : ids.shape[1], None]  # (1, T, 1, E/2)
-        else:
-            rope = self.cos[positions][:, :, None], self.sin[positions][:, :, None]  # (B, T, 1, E/2)
+        positions = slice(tokens) if cache is None else cache.begin(ids.shape[1])
+        rope = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)  # (T, 1, E/2) or (B, T, 1, E/2)
         x = self.model.embed_tokens(ids)  # (B, T, D)
-        visible = cache.visible(positions) if cache is not None and positions is not None else None
-        for i, layer in enumerate(self.model.layers):
-            x = layer(x, rope, None if cache is None else (cache, i, positions, visible))
+        for layer in self.model.layers:
+            x = layer(x, rope, cache)
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -36,18 +36,23 @@ NUMBERS = {2: "two", 3: "three"}
 
 def describe(scene: Scene, form: int = 0) -> str:
     """A caption that states every fact of the scene; the centre goes without saying."""
+    subject = name_subject(scene)
+    place = BACKGROUND_PHRASES[scene.background]
+    position = POSITION_PHRASES.get(scene.position, "")
+    if not position:
+        return f"{subject} {place}"
+    return (f"{subject} {position} {place}", f"{subject} {place}, {position}", f"{position}, {subject} {place}")[form % FORMS]
+
+
+def name_subject(scene: Scene) -> str:
+    """A caption that says what stands there, and neither where nor on what."""
     if len(scene.entities) == 2:
         subject = f"{with_article(scene.entities[0])} and {with_article(scene.entities[1])}"
     elif scene.count > 1:
         subject = f"{NUMBERS[scene.count]} {plural(scene.entities[0])}"
     else:
         subject = with_article(scene.entities[0], "tiny " if scene.size == "small" else "")
-    place = BACKGROUND_PHRASES[scene.background]
-    position = POSITION_PHRASES.get(scene.position, "")
-    subject = STYLE_PHRASES[scene.style] + subject
-    if not position:
-        return f"{subject} {place}"
-    return (f"{subject} {position} {place}", f"{subject} {place}, {position}", f"{position}, {subject} {place}")[form % FORMS]
+    return STYLE_PHRASES[scene.style] + subject
 
 
 def read(caption: str) -> Scene | None:

@@ -22,13 +22,16 @@ from pathlib import Path
 from racm3.document import Document, Image
 from racm3.errors import ConfigError, unknown
 from racm3.memory.sources import Item, write_coco, write_webdataset
-from racm3.scenes.caption import FORMS, describe
+from racm3.scenes.caption import FORMS, describe, name_subject
 from racm3.scenes.draw import BACKGROUNDS, POSITIONS, STYLES, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
 
 SPLITS = ("pretrain", "train", "memory", "test-seen", "test-novel")
 NOVEL_SHARE = 0.16
 HELD_OUT_STYLE = "sepia"
+BRIEF_SHARE = 0.75
+"""Captions of ``pretrain`` that say what stands there but not where: real captions are incomplete too, and an encoder
+that only reads complete ones ranks pictures by their background, which alone tells most of them apart."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,16 @@ class World:
             source = "train" if split == "memory" and name not in novel else split
             companions = load_glyphs().names if split == "pretrain" else (tuple(self.novel) if name in novel else seen)
             rng = random.Random(f"{source} {self.seed} {name}")
-            combinations = self._combinations(name)
+            words = random.Random(f"captions {self.seed} {name}") if split == "pretrain" else rng
+            combinations = self.combinations(name)
             start = self.train if source == "pretrain" else 0
             count = getattr(self, split)
             for i in range(count):
                 background, position = combinations[start + i]
                 scene = self._vary(rng, name, background, position, companions, sepia=split == "pretrain")
-                yield f"{source}-{load_glyphs().index[name]:04d}-{i:02d}", scene, describe(scene, rng.randrange(FORMS))
+                brief = split == "pretrain" and words.random() < BRIEF_SHARE
+                caption = name_subject(scene) if brief else describe(scene, words.randrange(FORMS))
+                yield f"{source}-{load_glyphs().index[name]:04d}-{i:02d}", scene, caption
 
     def _tests(self, split: str) -> Iterator[tuple[str, Scene, str]]:
         rng = random.Random(f"{split} {self.seed}")
@@ -88,11 +94,12 @@ class World:
         rng.shuffle(names)
         for i in range(self.tests):
             name = names[i % len(names)]
-            background, position = self._combinations(name)[self.train + self.pretrain + i // len(names)]
+            background, position = self.combinations(name)[self.train + self.pretrain + i // len(names)]
             scene = Scene((name,), background, position)
             yield f"{split}-{i:04d}", scene, describe(scene, rng.randrange(FORMS))
 
-    def _combinations(self, name: str) -> list[tuple[str, str]]:
+    def combinations(self, name: str) -> list[tuple[str, str]]:
+        """All (background, position) of an entity in the order in which the splits take them."""
         combinations = list(product(BACKGROUNDS, POSITIONS))
         random.Random(f"combinations {self.seed} {name}").shuffle(combinations)
         return combinations

@@ -20,7 +20,7 @@ from racm3.document import Modality
 from racm3.errors import ConfigError, MarkupError
 from racm3.tokens.vocabulary import Vocabulary
 
-__all__ = ["Grammar", "ImageCodes", "Markup", "SpanGrammar", "TextIds", "TokenDocument"]
+__all__ = ["Grammar", "ImageCodes", "Markup", "TextIds", "TokenDocument"]
 
 
 @dataclass(frozen=True)
@@ -216,45 +216,6 @@ class Grammar:
             self.codes_left -= 1
             self.state = State.IN_IMAGE if self.codes_left else State.AFTER_IMAGE
         self.position += 1
-
-
-class SpanGrammar:
-    """The content of one part or one infill span of known modality, then ``stop``: same use as ``Grammar``.
-
-    A text has ``minimum`` to ``maximum`` ids (None: no limit); an image, or the hidden codes of one row of it, has a
-    known number of codes: give it as both. ``stop`` is ``</doc>`` or another marker for a part at the end of a
-    document, the next ``<infill:i>`` or ``<eos>`` for an infill span.
-
-    Raises ConfigError if there is no length between ``minimum`` and ``maximum``, or ``minimum`` is below 1.
-    """
-
-    def __init__(
-        self, markup: Markup, modality: Modality, stop: int, minimum: int = 1, maximum: int | None = None
-    ) -> None:
-        if minimum < 1 or (maximum is not None and maximum < minimum):
-            raise ConfigError(f"a span has at least one token, and minimum <= maximum; given {minimum} and {maximum}")
-        self.markup, self.stop, self.minimum, self.maximum = markup, stop, minimum, maximum
-        self.count = 0
-        self.finished = False
-        self._content = markup.ids_set(text=modality == "text", image=modality == "image")
-        self._either = markup.ids_set(stop, text=modality == "text", image=modality == "image")
-        self._stop = markup.ids_set(stop)
-
-    def allowed(self) -> np.ndarray:
-        """What may be pushed next: (V,) bool, shared, not writable; ``<pad>`` only behind ``stop``."""
-        if self.finished:
-            return self.markup.allowed_in[State.FINISHED]
-        if self.count < self.minimum:
-            return self._content
-        return self._stop if self.count == self.maximum else self._either
-
-    def push(self, id: int) -> None:
-        """Go on by one token. Raises MarkupError if it may not stand here."""
-        _check_allowed(self.markup, self.allowed(), id, self.count)
-        if id == self.stop:
-            self.finished = True
-        elif not self.finished:
-            self.count += 1
 
 
 def _check_allowed(markup: Markup, allowed: np.ndarray, id: int, position: int) -> None:

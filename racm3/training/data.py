@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,14 +21,16 @@ import torch
 
 from racm3.document import Document, Image, Part, Text
 from racm3.errors import DocumentError, SourceError
-from racm3.memory.sources import Item, read
+from racm3.memory.sources import read
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import drop_query, neighbours
+from racm3.retriever.strategy import QUERY_DROPOUT, drop_query, neighbours
 from racm3.tokens.image import ImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument, TokenPart
 from racm3.tokens.text import TextTokenizer
 
 BATCH = 256
+PROBE = "a fox in the snow"
+"""A text whose ids tell one text tokenizer from another of the same size."""
 
 
 @dataclass(frozen=True)
@@ -87,51 +89,55 @@ def prepare(
     cache: Path,
     *,
     k: int = 2,
-    draws: int = 2,
-    dropout: float = 0.2,
+    draws: int = 1,
+    dropout: float = QUERY_DROPOUT,
     seed: int = 0,
 ) -> TrainingSet:
-    """The training set of a data folder, from ``cache`` if it was made of the same data by the same models.
+    """The training set of a data folder, from ``cache`` where that was made of the same data by the same models.
 
     Queries are, as in training of the paper, the text part or the picture part of the document itself, never the
     whole; a share of ``dropout`` of each is dropped, in ``draws`` independent draws.
+    Raises SourceError if the folder holds no readable document.
     """
-    key = _key(path, text, image, encoder, k, draws, dropout, seed)
-    file = cache / f"{key}.npz"
-    if file.exists():
-        with np.load(file) as stored:
-            ids = np.split(stored["ids"], stored["offsets"])
-            return TrainingSet(ids, stored["neighbours"] if encoder else None)
+    data = _files(path)
+    tokens = cache / f"tokens-{_digest(data, text.size, text.encode(PROBE), _codes_of(image))}.npz"
+    if not tokens.exists():
+        _write(tokens, **_tokenised(path, text, image, markup))
+    with np.load(tokens) as stored:
+        ids = np.split(stored["ids"], stored["offsets"])
+    if encoder is None:
+        return TrainingSet(ids, None)
+    made_by = (encoder.fingerprint, encoder.redundancy_threshold, k, draws, dropout, seed)
+    found = cache / f"neighbours-{_digest(data, *made_by)}.npz"
+    if not found.exists():
+        _write(found, rows=_neighbours(path, encoder, k, draws, dropout, seed))
+    with np.load(found) as stored:
+        return TrainingSet(ids, stored["rows"])
+
+
+def _tokenised(path: Path, text: TextTokenizer, image: ImageTokenizer, markup: Markup) -> dict[str, np.ndarray]:
+    """All documents' ids in a row, and where each but the first begins."""
     ids: list[np.ndarray] = []
-    vectors: list[np.ndarray] = []
-    queries: list[np.ndarray] = []  # (batch, R, D)
-    rng = np.random.default_rng(seed)
-    started = time.monotonic()
-    for batch in _batches(read(path)):
-        documents = [item.document for item in batch]
+    for documents in _batches(path, "tokenise"):
         ids += [np.array(markup.to_ids(d), np.int32) for d in token_documents(documents, text, image)]
-        if encoder:
-            vectors.append(encoder.embed(documents))
-            queries.append(_query_vectors(documents, encoder, draws, dropout, rng))
-        print(f"\rprepare: {len(ids)} documents, {len(ids) / (time.monotonic() - started):.0f}/s", end="", file=sys.stderr)
-    print(file=sys.stderr)
-    if not ids:
-        raise SourceError(f"{path} holds no readable document; see the warnings above")
-    found = np.zeros((len(ids), 0, k), np.int64)
-    if encoder:
-        table, asked = np.concatenate(vectors), np.concatenate(queries)
-        own = np.arange(len(table))
-        columns = []
-        for draw in range(asked.shape[1]):
-            columns.append(neighbours(asked[:, draw], table, k, encoder.redundancy_threshold, own))
-            print(f"prepare: neighbours, draw {draw + 1} of {asked.shape[1]}", file=sys.stderr)
-        found = np.stack(columns, axis=1)
-    cache.mkdir(parents=True, exist_ok=True)
-    offsets = np.cumsum([len(row) for row in ids])[:-1]
-    part = cache / f"{key}.part.npz"
-    np.savez(part, ids=np.concatenate(ids), offsets=offsets, neighbours=found.astype(np.int32))
-    part.rename(file)
-    return TrainingSet(ids, found if encoder else None)
+    return {"ids": np.concatenate(ids), "offsets": np.cumsum([len(row) for row in ids])[:-1]}
+
+
+def _neighbours(path: Path, encoder: Encoder, k: int, draws: int, dropout: float, seed: int) -> np.ndarray:
+    """(N, R, K) rows of every document's diverse neighbours, -1 where there are fewer."""
+    vectors: list[np.ndarray] = []
+    queries: list[np.ndarray] = []  # (B, R, D) each
+    rng = np.random.default_rng(seed)
+    for documents in _batches(path, "embed"):
+        vectors.append(encoder.embed(documents))
+        queries.append(_query_vectors(documents, encoder, draws, dropout, rng))
+    table, asked = np.concatenate(vectors), np.concatenate(queries)
+    own = np.arange(len(table))
+    columns = []
+    for draw in range(asked.shape[1]):
+        columns.append(neighbours(asked[:, draw], table, k, encoder.redundancy_threshold, own))
+        print(f"neighbours: draw {draw + 1} of {asked.shape[1]}", file=sys.stderr)
+    return np.stack(columns, axis=1).astype(np.int32)
 
 
 def _query_vectors(
@@ -146,33 +152,41 @@ def _query_vectors(
     return np.stack(columns, axis=1)
 
 
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, BATCH)):
+def _batches(path: Path, what: str) -> Iterator[list[Document]]:
+    """The documents of a data folder, ``BATCH`` at a time, with progress. Raises SourceError if there is none."""
+    items, done, started = read(path), 0, time.monotonic()
+    while batch := [item.document for item in islice(items, BATCH)]:
         yield batch
+        done += len(batch)
+        print(f"\r{what}: {done} documents, {done / (time.monotonic() - started):.0f}/s", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    if not done:
+        raise SourceError(f"{path} holds no readable document; see the warnings above")
 
 
-def _key(
-    path: Path,
-    text: TextTokenizer,
-    image: ImageTokenizer,
-    encoder: Encoder | None,
-    k: int,
-    draws: int,
-    dropout: float,
-    seed: int,
-) -> str:
-    """What the prepared set depends on, as 16 hex digits: the files' names, sizes and times, the models, the settings."""
+def _write(file: Path, **arrays: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part.npz")
+    np.savez(part, **arrays)  # type: ignore[arg-type]
+    part.rename(file)
+
+
+def _files(path: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a source's files: what is cached holds while these do."""
     path = Path(path)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+
+
+def _codes_of(image: ImageTokenizer) -> str:
+    """A digest of what writes the codes; the decoder does not."""
     digest = hashlib.blake2b(digest_size=8)
     if isinstance(image, torch.nn.Module):
         for name, value in image.state_dict().items():
-            if not name.startswith("decoder"):  # the decoder writes no codes
+            if not name.startswith("decoder"):
                 digest.update(name.encode() + value.float().numpy().tobytes())
-    facts = [stats, text.encode("a fox in the snow"), text.size, encoder and encoder.fingerprint, k, draws, dropout, seed]
-    if encoder:
-        facts.append(encoder.redundancy_threshold)
-    digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
+
+
+def _digest(*facts: object) -> str:
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()

@@ -24,8 +24,22 @@ LEAST_TEMPERATURE = 0.01  # CLIP clips the learned logit scale at 100
 
 
 @dataclass(frozen=True)
+class MiningConfig:
+    """Hard batches: every ``every_steps``, ``pool`` random captions are embedded; a batch is drawn from the ``nearest``
+    of them to a random one."""
+
+    every_steps: int = 100
+    pool: int = 8192
+    nearest: int = 512
+
+
+@dataclass(frozen=True)
 class EncoderRun:
-    """One training run of a small CLIP; the shape fields are those of CLIPTextConfig and CLIPVisionConfig."""
+    """One training run of a small CLIP; the shape fields are those of CLIPTextConfig and CLIPVisionConfig.
+
+    A share ``hard_share`` of the batches holds pairs with similar captions. In random batches a pair can be told apart
+    by its background and position alone, and the encoder ranks by these instead of by what stands there.
+    """
 
     dimension: int = 128
     image_size_px: int = 64
@@ -36,8 +50,10 @@ class EncoderRun:
     text_layers: int = 2
     text_tokens: int = 32
     optimiser: OptimiserConfig = OptimiserConfig(lr=1e-3, muon_lr=2e-3, weight_decay=0.05)
-    loop: LoopConfig = LoopConfig(steps=450)
+    loop: LoopConfig = LoopConfig(steps=900)
     batch_size: int = 256
+    hard_share: float = 0.85
+    mining: MiningConfig = MiningConfig()
 
 
 def new_encoder(tokenizer: Tokenizer, run: EncoderRun) -> Encoder:
@@ -74,7 +90,12 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor
 
 
 def train_encoder(
-    pictures: np.ndarray, captions: list[str], tokenizer: Tokenizer, run: EncoderRun, folder: Path
+    pictures: np.ndarray,
+    captions: list[str],
+    tokenizer: Tokenizer,
+    run: EncoderRun,
+    folder: Path,
+    start: Encoder | None = None,
 ) -> Encoder:
     """Train on N (H, W, 3) uint8 pictures and their captions, and save to ``folder``.
 
@@ -85,11 +106,25 @@ def train_encoder(
             f"{len(pictures)} pictures and {len(captions)} captions were given; a batch takes {run.batch_size} pairs"
         )
     torch.manual_seed(run.loop.seed)
-    encoder = new_encoder(tokenizer, run)
+    encoder = start or new_encoder(tokenizer, run)
     ids = encoder.text_inputs(captions)["input_ids"]  # (N, T)
 
+    pool = np.arange(0)
+    vectors = np.zeros((0, run.dimension), np.float32)
+
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
-        rows = np.random.default_rng((run.loop.seed, step)).choice(len(captions), run.batch_size, replace=False)
+        nonlocal pool, vectors
+        rng = np.random.default_rng((run.loop.seed, step))
+        if len(pool) == 0 or step % run.mining.every_steps == 0:
+            pool = rng.permutation(len(captions))[: run.mining.pool]
+            encoder.model.eval()
+            vectors = encoder.embed_texts([captions[row] for row in pool], batch_size=256)
+            encoder.model.train()
+        candidates = np.arange(len(captions))
+        if rng.random() < run.hard_share and run.batch_size < run.mining.nearest < len(pool):
+            scores = vectors @ vectors[rng.integers(len(pool))]
+            candidates = pool[np.argpartition(-scores, run.mining.nearest)[: run.mining.nearest]]
+        rows = rng.choice(candidates, run.batch_size, replace=False)
         pixels = encoder.image_inputs([Image(pictures[row]) for row in rows])
         image = encoder.model.get_image_features(pixel_values=pixels).pooler_output
         text = encoder.model.get_text_features(input_ids=ids[torch.from_numpy(rows)]).pooler_output

@@ -52,12 +52,12 @@ class MaskingConfig:
 class ShapeConfig:
     """The generator's shape, but for the vocabulary, which the tokenizers decide."""
 
-    width: int = 256
+    width: int = 192
     layers: int = 6
-    heads: int = 8
-    kv_heads: int = 8
-    head_dim: int = 32
-    mlp_width: int = 640
+    heads: int = 4
+    kv_heads: int = 4
+    head_dim: int = 48
+    mlp_width: int = 512
     context_tokens: int = 512
 
 
@@ -78,7 +78,8 @@ class GeneratorRun:
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
     z_loss: float = 1e-5
-    compile: bool = True
+    recompute_logits: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "retrieved_shares", tuple(self.retrieved_shares))
@@ -133,8 +134,8 @@ class Batches:
             starts = np.flatnonzero(main == vocabulary.image) + 1
             if len(starts):
                 rows, columns = self.grid
-                height, width = rng.integers(2, [rows - 1, columns - 1])
-                top, left = rng.integers(0, [rows - height + 1, columns - width + 1])
+                height, width = rng.integers(1 + rows // 4, 1 + 3 * rows // 4), rng.integers(1 + columns // 4, 1 + 3 * columns // 4)
+                top, left = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
                 return region_spans(int(rng.choice(starts)), self.grid, int(top), int(left), int(height), int(width))
         return draw_spans(rng, [(1, len(main) - 1)], draw_count(rng, masking.minimum))
 
@@ -183,7 +184,7 @@ def train_generator(
         ids, weights = (torch.from_numpy(array) for array in batches.batch(step))
         hidden = forward(ids[:, :-1])  # (B, T-1, D)
         targets, target_weights = ids[:, 1:], weights[:, 1:]
-        loss = weighted_cross_entropy(hidden, generator, targets, target_weights, z_loss=run.z_loss)
+        loss = weighted_cross_entropy(hidden, generator, targets, target_weights, z_loss=run.z_loss, recompute=run.recompute_logits)
         main = target_weights == 1
         image = main & (targets >= image_start)
         text_part = main & (targets >= vocabulary.text_start) & ~image

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from racm3.errors import ConfigError, MarkupError
-from racm3.tokens.markup import Grammar, ImageCodes, Markup, SpanGrammar, TextIds, TokenDocument
+from racm3.tokens.markup import Grammar, ImageCodes, Markup, TextIds, TokenDocument
 from racm3.tokens.vocabulary import Vocabulary
 
 V = Vocabulary(text_size=5, image_size=4)
@@ -170,36 +170,6 @@ def test_malformed_ids_are_named(ids: list[int], message: str) -> None:
 def test_impossible_documents_are_named(parts: TokenDocument, message: str) -> None:
     with pytest.raises(MarkupError, match=message):
         MARKUP.to_ids(parts)
-
-
-@given(st.integers(1, 5), st.integers(0, 5), st.sampled_from(["text", "image"]), st.data())
-def test_a_span_has_its_length_and_ends_with_its_stop(
-    minimum: int, more: int, modality: str, data: st.DataObject
-) -> None:
-    stop = V.infill(1)
-    span = SpanGrammar(MARKUP, modality, stop, minimum, minimum + more)  # type: ignore[arg-type]
-    ids: list[int] = []
-    while not span.finished:
-        ids.append(data.draw(st.sampled_from(np.flatnonzero(span.allowed()).tolist())))
-        span.push(ids[-1])
-    kind = V.is_text if modality == "text" else V.is_image
-    assert ids[-1] == stop
-    assert minimum <= len(ids) - 1 <= minimum + more
-    assert all(kind(id) for id in ids[:-1])
-    span.push(V.pad)
-    assert np.flatnonzero(span.allowed()).tolist() == [V.pad]
-
-
-def test_a_text_span_may_be_of_any_length_and_refuses_the_rest() -> None:
-    span = SpanGrammar(MARKUP, "text", stop=V.eos)
-    with pytest.raises(MarkupError, match="position 0: found <eos>; there may stand a text id"):
-        span.push(V.eos)
-    for _ in range(100):
-        span.push(T0)
-    with pytest.raises(MarkupError, match="position 100: found image code 0; there may stand <eos> or a text id"):
-        span.push(C0)
-    with pytest.raises(ConfigError, match="minimum <= maximum"):
-        SpanGrammar(MARKUP, "text", V.eos, minimum=3, maximum=2)
 
 
 def test_an_image_has_at_least_one_code() -> None:

@@ -1,0 +1,256 @@
+"""Decoding: from the logits of one step to one token a row.
+
+Small roles, put together by ``engine.py``: *constraints* say which ids may come next and when a job is done, *filters*
+are pure functions on logits, ``choose`` draws.
+
+Letters in shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from racm3.errors import ConfigError, MarkupError
+from racm3.tokens.vocabulary import Vocabulary
+
+__all__ = [
+    "Chain",
+    "Constraint",
+    "Fixed",
+    "ImageSpan",
+    "Sampling",
+    "TextSpan",
+    "choose",
+    "guide",
+    "keep_allowed",
+    "keep_top_k",
+    "keep_top_p",
+    "temper",
+]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. The defaults draw from the model's own distribution.
+
+    ``temperature`` 0 takes the most probable token. ``top_k`` keeps the k most probable tokens, ``top_p`` the fewest
+    that have this probability together. ``guidance`` g moves the logits away from the unconditional prompt's:
+    uncond + g * (cond - uncond); 1 is none and costs nothing.
+    Raises ConfigError if a value is out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value, fits, allowed in (
+            ("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or above"),
+            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or above, or None"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or above"),
+        ):
+            if not fits:
+                raise ConfigError(f"sampling.{name} is {value}; it must be {allowed}")
+
+
+# Filters: logits (B, V) to logits (B, V), -inf where a token is excluded.
+
+
+def guide(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
+    """Classifier-free guidance: uncond + g * (cond - uncond), with g (B,) of each row."""
+    return unconditional + guidance[:, None] * (conditional - unconditional)
+
+
+def keep_allowed(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Exclude what is not allowed: (B, V), (B, V) bool -> (B, V)."""
+    return logits.masked_fill(~allowed, -math.inf)
+
+
+def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
+    """Keep the k (B,) most probable tokens of each row, and those equal to the last of them."""
+    ranked = logits.sort(dim=-1, descending=True).values  # (B, V)
+    last = ranked.gather(-1, k.clamp(max=logits.shape[-1])[:, None] - 1)  # (B, 1)
+    return logits.masked_fill(logits < last, -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Keep the fewest most probable tokens of each row whose probability together is at least p (B,)."""
+    probability, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)  # (B, V)
+    more_probable = probability.cumsum(-1) - probability
+    # Rounding can bring the sum to 1 before the last token: p = 1 excludes nothing.
+    excluded = (more_probable >= p[:, None]) & (p[:, None] < 1)
+    return logits.masked_fill(torch.zeros_like(excluded).scatter(-1, order, excluded), -math.inf)
+
+
+def temper(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Set the largest logit of each row to 0 and divide by the temperature (B,); by 1 where that is 0, for greedy."""
+    below = logits - logits.amax(-1, keepdim=True)  # so that no temperature is too small
+    return below / temperature.where(temperature > 0, 1)[:, None]
+
+
+def choose(logits: Tensor, uniform: Tensor, greedy: Tensor) -> Tensor:
+    """One token a row: (B, V), (B,) in [0, 1), (B,) bool -> (B,).
+
+    The most probable token where ``greedy``, else the one whose interval of the cumulative distribution holds
+    ``uniform``: a row's token depends on nothing but its own logits and number.
+    """
+    cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
+    target = uniform.double()[:, None] * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return logits.argmax(-1).where(greedy, drawn)
+
+
+# Constraints: which ids may come next.
+
+
+class Constraint(Protocol):
+    """Says which ids may come next, and when nothing more is needed. The engine works on a copy of it."""
+
+    @property
+    def max_steps(self) -> int:
+        """The most tokens that will be pushed."""
+
+    @property
+    def done(self) -> bool:
+        """True once nothing may be pushed any more."""
+
+    def allowed(self) -> np.ndarray:
+        """What may be pushed next: (V,) bool."""
+
+    def push(self, id: int) -> bool:
+        """Go on by one token; returns whether it belongs to the answer (a stop token does not).
+
+        Raises MarkupError if it is not allowed here.
+        """
+
+
+def _ids(vocabulary: Vocabulary, *special: int, text: bool = False, image: bool = False) -> np.ndarray:
+    """A set of ids as a (V,) bool array."""
+    members = np.zeros(vocabulary.size, dtype=bool)
+    members[list(special)] = True
+    members[vocabulary.text_start : vocabulary.image_start] = text
+    members[vocabulary.image_start :] = image
+    return members
+
+
+def _check(constraint: Constraint, vocabulary: Vocabulary, id: int) -> None:
+    if constraint.done:
+        raise MarkupError(f"found {vocabulary.name(id)} behind a complete {type(constraint).__name__}")
+    if not 0 <= id < vocabulary.size or not constraint.allowed()[id]:
+        raise MarkupError(f"found {vocabulary.name(id)}, which may not stand in this {type(constraint).__name__}")
+
+
+class TextSpan:
+    """At least one text id, at most ``max_tokens``, then one of ``stop_ids``, which is not part of the answer.
+
+    Raises ConfigError if there is no stop id or ``max_tokens`` is below 1.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, stop_ids: Collection[int], max_tokens: int) -> None:
+        if not stop_ids or max_tokens < 1:
+            raise ConfigError(
+                f"a text span has at least one stop id and one token, but stop_ids={stop_ids} and "
+                f"max_tokens={max_tokens} were given"
+            )
+        self.vocabulary, self.max_tokens = vocabulary, max_tokens
+        self.max_steps = max_tokens + 1
+        self.done = False
+        self._count = 0
+        self._content = _ids(vocabulary, text=True)
+        self._stop = _ids(vocabulary, *stop_ids)
+
+    def allowed(self) -> np.ndarray:
+        if self._count == 0:
+            return self._content
+        return self._stop if self._count == self.max_tokens else self._content | self._stop
+
+    def push(self, id: int) -> bool:
+        _check(self, self.vocabulary, id)
+        self._count += 1
+        self.done = bool(self._stop[id])
+        return not self.done
+
+
+class ImageSpan:
+    """Exactly ``count`` image codes. Raises ConfigError if ``count`` is below 1."""
+
+    def __init__(self, vocabulary: Vocabulary, count: int) -> None:
+        if count < 1:
+            raise ConfigError(f"an image span has at least one code, but count={count} was given")
+        self.vocabulary = vocabulary
+        self.max_steps = self._left = count
+        self._content = _ids(vocabulary, image=True)
+
+    @property
+    def done(self) -> bool:
+        return self._left == 0
+
+    def allowed(self) -> np.ndarray:
+        return self._content
+
+    def push(self, id: int) -> bool:
+        _check(self, self.vocabulary, id)
+        self._left -= 1
+        return True
+
+
+class Fixed:
+    """The given ids and no others, such as ``<infill:1>`` between two spans; they are not part of the answer.
+
+    Raises ConfigError if there is none.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, ids: Sequence[int]) -> None:
+        if not ids:
+            raise ConfigError("fixed ids: at least one is needed, but none was given")
+        self.vocabulary, self.ids = vocabulary, tuple(ids)
+        self.max_steps = len(self.ids)
+        self._next = 0
+
+    @property
+    def done(self) -> bool:
+        return self._next == len(self.ids)
+
+    def allowed(self) -> np.ndarray:
+        return _ids(self.vocabulary, self.ids[self._next])
+
+    def push(self, id: int) -> bool:
+        _check(self, self.vocabulary, id)
+        self._next += 1
+        return False
+
+
+class Chain:
+    """One constraint after the other, as the gaps of one document are filled one after the other.
+
+    Raises ConfigError if there is none.
+    """
+
+    def __init__(self, *links: Constraint) -> None:
+        if not links:
+            raise ConfigError("a chain of constraints has at least one, but none was given")
+        self.links = links
+        self.max_steps = sum(link.max_steps for link in links)
+        self._current = 0
+
+    @property
+    def done(self) -> bool:
+        return self.links[-1].done
+
+    def allowed(self) -> np.ndarray:
+        return self.links[self._current].allowed()
+
+    def push(self, id: int) -> bool:
+        belongs = self.links[self._current].push(id)
+        if self.links[self._current].done and not self.done:
+            self._current += 1
+        return belongs

@@ -1,0 +1,223 @@
+"""Filters against slow, obvious versions; constraints against what they promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from racm3.errors import ConfigError, MarkupError
+from racm3.generator.decoding import (
+    Chain,
+    Constraint,
+    Fixed,
+    ImageSpan,
+    Sampling,
+    TextSpan,
+    choose,
+    guide,
+    keep_allowed,
+    keep_top_k,
+    keep_top_p,
+    temper,
+)
+from racm3.tokens.vocabulary import Vocabulary
+
+V = Vocabulary(text_size=5, image_size=4)
+seeds = st.integers(0, 2**31)
+
+
+def random_logits(seed: int, rows: int = 4, ids: int = 11) -> Tensor:
+    """Some of them excluded already, as they are behind a constraint."""
+    random = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, ids, generator=random)
+    logits[:, 1:][torch.rand(rows, ids - 1, generator=random) < 0.3] = -math.inf
+    return logits
+
+
+def kept(logits: Tensor) -> list[set[int]]:
+    return [set(row.isfinite().nonzero()[:, 0].tolist()) for row in logits]
+
+
+def likeliest_first(row: Tensor) -> list[int]:
+    return sorted((i for i in range(len(row)) if row[i] > -math.inf), key=lambda i: -float(row[i]))
+
+
+@given(seeds, st.lists(st.integers(1, 20), min_size=4, max_size=4))
+def test_top_k(seed: int, k: list[int]) -> None:
+    logits = random_logits(seed)
+    filtered = keep_top_k(logits, torch.tensor(k))
+    assert kept(filtered) == [set(likeliest_first(row)[:n]) for row, n in zip(logits, k, strict=True)]
+    assert torch.equal(filtered[filtered.isfinite()], logits[filtered.isfinite()])
+
+
+@given(seeds, st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4))
+def test_top_p(seed: int, p: list[float]) -> None:
+    def slow(row: Tensor, least: float) -> set[int]:
+        chosen: list[int] = []
+        for i in likeliest_first(row):
+            if sum(float(row.double().softmax(-1)[j]) for j in chosen) < least - 1e-6:
+                chosen.append(i)
+        return set(chosen)
+
+    logits = random_logits(seed)
+    filtered = keep_top_p(logits, torch.tensor(p))
+    assert kept(filtered) == [slow(row, least) for row, least in zip(logits, p, strict=True)]
+    assert torch.equal(filtered[filtered.isfinite()], logits[filtered.isfinite()])
+
+
+def test_top_p_of_one_keeps_the_least_likely() -> None:
+    logits = torch.tensor([[0.0, -40.0, -80.0]])
+    assert torch.equal(keep_top_p(logits, torch.tensor([1.0])), logits)
+
+
+def test_guide() -> None:
+    conditional, unconditional = torch.randn(3, 5), torch.randn(3, 5)
+    guided = guide(conditional, unconditional, torch.tensor([0.0, 1.0, 3.0]))
+    assert torch.allclose(guided[0], unconditional[0])
+    assert torch.allclose(guided[1], conditional[1])
+    assert torch.allclose(guided[2], 3 * conditional[2] - 2 * unconditional[2], atol=1e-6)
+
+
+def test_temper_and_keep_allowed() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0]] * 3)
+    allowed = torch.tensor([[True, False, True]] * 3)
+    probability = temper(keep_allowed(logits, allowed), torch.tensor([1.0, 2.0, 1e-38])).softmax(-1)
+    for row, temperature in enumerate([1.0, 2.0]):
+        a, c = math.exp(1 / temperature), math.exp(3 / temperature)
+        assert probability[row].tolist() == pytest.approx([a / (a + c), 0.0, c / (a + c)])
+    assert probability[2].tolist() == [0.0, 0.0, 1.0]
+
+
+@given(seeds, st.lists(st.floats(0, 1, exclude_max=True), min_size=4, max_size=4))
+def test_choose_is_the_inverse_of_the_cumulative_distribution(seed: int, uniform: list[float]) -> None:
+    def slow(row: Tensor, u: float) -> int:
+        cumulative = 0.0
+        for i, probability in enumerate(row.double().softmax(-1).tolist()):
+            cumulative += probability
+            if u < cumulative:
+                return i
+        raise AssertionError
+
+    logits = random_logits(seed)
+    numbers, greedy = torch.tensor(uniform, dtype=torch.float64), torch.tensor([False, True, False, True])
+    chosen = choose(logits, numbers, greedy).tolist()
+    expected = [slow(row, u) for row, u in zip(logits, uniform, strict=True)]
+    assert chosen[::2] == expected[::2]
+    assert chosen[1::2] == [likeliest_first(row)[0] for row in logits[1::2]]
+    assert all(math.isfinite(float(row[i])) for row, i in zip(logits, chosen, strict=True))
+
+
+def test_choose_draws_each_token_as_often_as_it_should() -> None:
+    logits = torch.tensor([0.5, 0.2, 0.0, 0.3]).log().expand(20000, 4)
+    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    counts = choose(logits, uniform, torch.zeros(20000, dtype=torch.bool)).bincount(minlength=4)
+    assert (counts / 20000).tolist() == pytest.approx([0.5, 0.2, 0.0, 0.3], abs=0.02)
+    assert counts[2] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": -0.1}, "sampling.temperature is -0.1; it must be 0 or above"),
+        ({"temperature": math.nan}, "sampling.temperature is nan"),
+        ({"top_k": 0}, "sampling.top_k is 0; it must be 1 or above, or None"),
+        ({"top_p": 0.0}, "sampling.top_p is 0.0; it must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "sampling.top_p is 1.5"),
+        ({"guidance": -1.0}, "sampling.guidance is -1.0"),
+    ],
+)
+def test_sampling_out_of_range(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Sampling(**change)
+
+
+def allowed_ids(constraint: Constraint) -> list[int]:
+    allowed = constraint.allowed()
+    assert allowed.dtype == np.bool_
+    assert allowed.shape == (V.size,)
+    return allowed.nonzero()[0].tolist()
+
+
+TEXT = list(range(V.text_start, V.image_start))
+CODES = list(range(V.image_start, V.size))
+
+
+def test_text_span() -> None:
+    span = TextSpan(V, [V.end, V.image], max_tokens=2)
+    assert span.max_steps == 3
+    assert allowed_ids(span) == TEXT  # at least one
+    assert span.push(TEXT[0])
+    assert allowed_ids(span) == sorted([V.end, V.image, *TEXT])
+    assert span.push(TEXT[1])
+    assert allowed_ids(span) == [V.end, V.image]  # at most two
+    assert not span.done
+    assert not span.push(V.image)  # not part of the answer
+    assert span.done
+
+
+def test_image_span() -> None:
+    span = ImageSpan(V, 3)
+    for _ in range(3):
+        assert not span.done
+        assert allowed_ids(span) == CODES
+        assert span.push(CODES[0])
+    assert span.done
+
+
+def test_chain() -> None:
+    """A row of two codes, the next sentinel, another row."""
+    chain = Chain(ImageSpan(V, 2), Fixed(V, [V.infill(1)]), ImageSpan(V, 1))
+    assert chain.max_steps == 4
+    belong = []
+    for allowed, id in [(CODES, CODES[3]), (CODES, CODES[0]), ([V.infill(1)], V.infill(1)), (CODES, CODES[1])]:
+        assert not chain.done
+        assert allowed_ids(chain) == allowed
+        belong.append(chain.push(id))
+    assert chain.done
+    assert belong == [True, True, False, True]
+
+
+MAKERS: list[Callable[[], Constraint]] = [
+    lambda: TextSpan(V, [V.end, V.eos], 4),
+    lambda: ImageSpan(V, 5),
+    lambda: Chain(TextSpan(V, [V.infill(1)], 3), ImageSpan(V, 2), Fixed(V, [V.eos])),
+]
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@given(random=st.randoms(use_true_random=False))
+def test_any_way_through_ends_in_time_and_refuses_the_rest(maker: Callable[[], Constraint], random: Any) -> None:
+    constraint = maker()
+    steps = 0
+    while not constraint.done:
+        allowed = allowed_ids(constraint)
+        with pytest.raises(MarkupError, match="may not stand"):
+            constraint.push(random.choice(sorted(set(range(-1, V.size + 1)) - set(allowed))))
+        constraint.push(random.choice(allowed))
+        steps += 1
+    assert steps <= constraint.max_steps
+    with pytest.raises(MarkupError, match="behind a complete"):
+        constraint.push(TEXT[0])
+
+
+@pytest.mark.parametrize(
+    "maker",
+    [
+        lambda: TextSpan(V, [], 3),
+        lambda: TextSpan(V, [V.end], 0),
+        lambda: ImageSpan(V, 0),
+        lambda: Fixed(V, []),
+        lambda: Chain(),
+    ],
+)
+def test_constraints_of_nothing(maker: Callable[[], Constraint]) -> None:
+    with pytest.raises(ConfigError, match="at least one"):
+        maker()

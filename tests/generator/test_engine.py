@@ -1,0 +1,275 @@
+"""The engine against a slow twin that reads the whole sequence again for every token, one job at a time."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from racm3.errors import ConfigError, InputError, MarkupError, PromptTooLongError
+from racm3.generator.decoding import Chain, Fixed, ImageSpan, Sampling, TextSpan
+from racm3.generator.engine import Completion, Engine, Job
+from racm3.generator.model import Generator, GeneratorConfig
+from racm3.tokens.vocabulary import Vocabulary
+
+V = Vocabulary(text_size=20, image_size=12)
+CODES_PER_IMAGE = 9
+GREEDY = Sampling(temperature=0)
+GUIDED = Sampling(temperature=0.9, top_k=8, top_p=0.9, guidance=2.5)
+
+
+@pytest.fixture(scope="module", params=[1, 4], ids=["grouped", "ungrouped"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """A generator with an opinion: at its start, all tokens are equally likely and nothing shows."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(V.size, 32, 2, 4, request.param, 8, 48, context_tokens=64)
+    generator = Generator(config)
+    with torch.no_grad():
+        for weight in generator.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.3)
+    return Engine(generator, V)
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(V.text_start, V.size, length).tolist()
+
+
+def text(max_tokens: int = 12) -> TextSpan:
+    return TextSpan(V, [V.end, V.eos], max_tokens)
+
+
+def image() -> ImageSpan:
+    return ImageSpan(V, CODES_PER_IMAGE)
+
+
+def mixed_jobs() -> list[Job]:
+    """Texts and images, greedy and drawn, with guidance and without, prompts of different lengths."""
+    return [
+        Job(prompt(3, 0), text(), GREEDY),
+        Job(prompt(20, 1), image(), GREEDY),
+        Job(prompt(11, 2), image(), replace(GREEDY, guidance=3.0), unconditional=prompt(4, 3)),
+        Job(prompt(5, 4), text(), Sampling(), seed=5),
+        Job(prompt(2, 5), image(), GUIDED, seed=6, unconditional=prompt(17, 6)),
+        Job(prompt(9, 7), text(3), Sampling(temperature=2.0, top_k=5), seed=7),
+        Job(prompt(5, 4), Chain(ImageSpan(V, 2), Fixed(V, [V.infill(1)]), text(4)), Sampling(top_p=0.7), seed=8),
+    ]
+
+
+@torch.no_grad()
+def slow(engine: Engine, job: Job) -> Completion:
+    """One job, no cache, no batch, filters written out token by token."""
+
+    def logits_after(ids: list[int]) -> Tensor:
+        return engine.generator.logits(engine.generator(torch.tensor([ids])))[0, -1]  # (V,)
+
+    constraint, sampling = copy.deepcopy(job.constraint), job.sampling
+    numbers = torch.rand(
+        constraint.max_steps, generator=torch.Generator().manual_seed(job.seed), dtype=torch.float64
+    ).tolist()
+    drawn: list[int] = []
+    spans: list[list[int]] = [[]]
+    total = 0.0
+    while not constraint.done:
+        own = logits_after([*job.prompt, *drawn])
+        scores = own
+        if sampling.guidance != 1:
+            assert job.unconditional is not None
+            other = logits_after([*job.unconditional, *drawn])
+            scores = other + sampling.guidance * (own - other)
+        may = constraint.allowed().nonzero()[0].tolist()
+        ranked = sorted(may, key=lambda id: -float(scores[id]))
+        if sampling.temperature == 0:
+            id = ranked[0]
+        else:
+            ranked = ranked[: sampling.top_k]
+            weights = (scores[ranked].double() / sampling.temperature).softmax(-1).tolist()
+            probability: dict[int, float] = {}
+            for candidate, weight in zip(ranked, weights, strict=True):
+                if sum(probability.values()) < sampling.top_p:
+                    probability[candidate] = weight
+            u = numbers[len(drawn)] * sum(probability.values())
+            for id in sorted(probability):
+                u -= probability[id]
+                if u < 0:
+                    break
+        total += float(own[id] - own[may].logsumexp(-1))
+        drawn.append(id)
+        if constraint.push(id):
+            spans[-1].append(id)
+        else:
+            spans.append([])
+    return Completion(tuple(tuple(span) for span in spans if span), total, len(drawn))
+
+
+def assert_same(ours: list[Completion], expected: list[Completion]) -> None:
+    assert [one.spans for one in ours] == [one.spans for one in expected]
+    assert [one.steps for one in ours] == [one.steps for one in expected]
+    assert [one.log_probability for one in ours] == pytest.approx([one.log_probability for one in expected], abs=1e-4)
+
+
+def test_one_batch_equals_the_slow_twin(engine: Engine) -> None:
+    jobs = mixed_jobs()
+    assert_same(engine.run(jobs), [slow(engine, job) for job in jobs])
+
+
+def test_a_job_does_not_see_its_batch_mates(engine: Engine) -> None:
+    jobs = mixed_jobs()
+    together = engine.run(jobs)
+    assert_same([engine.run([job])[0] for job in jobs], together)
+    assert_same(engine.run(jobs[::-1])[::-1], together)
+    for max_rows in (2, 3, 5):  # in several batches
+        assert_same(Engine(engine.generator, V, max_rows=max_rows).run(jobs), together)
+
+
+def test_the_same_job_again_gives_the_same(engine: Engine) -> None:
+    """Constraints have a state; a job must not be used up by its run."""
+    jobs = mixed_jobs()
+    assert engine.run(jobs) == engine.run(jobs)
+
+
+def test_samples_of_one_prompt_read_it_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(prompt(15, 0), image(), replace(GUIDED, temperature=3.0, top_p=1.0), unconditional=prompt(6, 1))
+    jobs = [replace(job, seed=seed) for seed in range(6)]
+    shapes = []
+    forward = Generator.forward
+    monkeypatch.setattr(
+        Generator, "forward", lambda self, ids, *more: shapes.append(tuple(ids.shape)) or forward(self, ids, *more)
+    )
+    completions = engine.run(jobs)
+    monkeypatch.undo()
+    assert shapes == [(2, 15)] + [(12, 1)] * (CODES_PER_IMAGE - 1)
+    assert len({one.tokens for one in completions}) > 1
+    assert_same(completions, [slow(engine, job) for job in jobs])
+
+
+def test_rows_of_finished_jobs_drop_out(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [Job(prompt(4, 0), ImageSpan(V, count)) for count in (2, 5, 1)]
+    rows = []
+    forward = Generator.forward
+    monkeypatch.setattr(
+        Generator, "forward", lambda self, ids, *more: rows.append(ids.shape[0]) or forward(self, ids, *more)
+    )
+    engine.run(jobs)
+    assert rows == [1, 2, 1, 1, 1]  # the prompt; then two jobs are left, then one
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_answers_are_what_was_asked_for(engine: Engine, seed: int) -> None:
+    hot = Sampling(temperature=5.0)
+    picture, words, filled = engine.run(
+        [
+            Job(prompt(4, seed), image(), hot, seed),
+            Job(prompt(7, seed), text(6), hot, seed),
+            Job(prompt(2, seed), Chain(ImageSpan(V, 3), Fixed(V, [V.infill(1)]), ImageSpan(V, 4)), hot, seed),
+        ]
+    )
+    assert len(picture.tokens) == CODES_PER_IMAGE
+    assert all(V.is_image(id) for id in picture.tokens)
+    assert 1 <= len(words.tokens) <= 6
+    assert all(V.is_text(id) for id in words.tokens)
+    assert words.steps == len(words.tokens) + 1  # and the stop token
+    assert [len(span) for span in filled.spans] == [3, 4]
+    assert filled.tokens == filled.spans[0] + filled.spans[1]
+    assert all(V.is_image(id) for id in filled.tokens)
+
+
+def test_guidance_of_one_needs_and_reads_no_other_prompt(engine: Engine) -> None:
+    plain = Job(prompt(5, 0), image(), Sampling(), seed=1)
+    with_other = replace(plain, unconditional=prompt(9, 1))
+    assert len(with_other.streams) == 1
+    assert engine.run([plain]) == engine.run([with_other])
+
+
+def test_scores_equal_one_forward_pass_each(engine: Engine) -> None:
+    prompts = [prompt(length, length) for length in (3, 12, 7, 1)]
+    continuations = [prompt(length, 50 + length) for length in (5, 1, 9, 2)]
+    for max_rows in (64, 3):
+        scores = Engine(engine.generator, V, max_rows).score(prompts, continuations)
+        for before, more, score in zip(prompts, continuations, scores, strict=True):
+            with torch.no_grad():
+                logits = engine.generator.logits(engine.generator(torch.tensor([before + more])))[0]
+            expected = [float(logits[len(before) - 1 + i].log_softmax(-1)[id]) for i, id in enumerate(more)]
+            assert score.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_log_probability_of_a_completion_is_its_score(engine: Engine) -> None:
+    """Where every id is allowed, the two ways to ask are one."""
+
+    class Anything(ImageSpan):
+        def allowed(self) -> np.ndarray:
+            return np.ones(V.size, dtype=bool)
+
+    job = Job(prompt(6, 0), Anything(V, 7), GUIDED, seed=3, unconditional=prompt(3, 0))
+    completion = engine.run([job])[0]
+    (score,) = engine.score([job.prompt], [completion.tokens])
+    assert completion.log_probability == pytest.approx(float(score.sum()), abs=1e-4)
+
+
+def test_progress(engine: Engine) -> None:
+    calls: list[tuple[int, int]] = []
+    jobs = [Job(prompt(3, 0), text(12), GREEDY), Job(prompt(3, 1), image()), Job(prompt(3, 2), text(2))]
+    Engine(engine.generator, V, max_rows=2).run(jobs, on_step=lambda done, total: calls.append((done, total)))
+    assert {total for _, total in calls} == {13 + 3}
+    assert calls[-1][0] == 16
+    assert all(a[0] < b[0] for a, b in pairwise(calls))
+
+
+def test_no_jobs(engine: Engine) -> None:
+    assert engine.run([]) == []
+    assert engine.score([], []) == []
+
+
+def test_a_prompt_that_just_fits_and_one_that_does_not(engine: Engine) -> None:
+    long = prompt(64 - CODES_PER_IMAGE, 0)
+    short = Job(prompt(3, 1), image(), GREEDY)
+    fits = Job(long, image(), GREEDY)
+    assert_same(engine.run([short, fits]), [slow(engine, short), slow(engine, fits)])
+    message = "job 1: 56 tokens and up to 9 new ones exceed the generator's context of 64"
+    with pytest.raises(PromptTooLongError, match=message):
+        engine.run([short, Job([*long, V.image_start], image())])
+    with pytest.raises(PromptTooLongError, match=message):
+        engine.run([fits, replace(short, unconditional=[*long, V.image_start], sampling=GUIDED)])
+    engine.score([long], [prompt(CODES_PER_IMAGE, 0)])
+    with pytest.raises(PromptTooLongError, match="pair 0: 65 tokens"):
+        engine.score([long], [prompt(CODES_PER_IMAGE + 1, 0)])
+
+
+def test_bad_requests(engine: Engine) -> None:
+    with pytest.raises(InputError, match="a prompt has at least one token"):
+        Job([], image())
+    with pytest.raises(ConfigError, match=r"guidance is 2.5, but the job has no unconditional prompt"):
+        Job(prompt(3, 0), image(), GUIDED)
+    with pytest.raises(ConfigError, match="seed is -1"):
+        Job(prompt(3, 0), image(), seed=-1)
+    with pytest.raises(InputError, match=f"job 0: id {V.size}, which is outside .*; allowed are 0 to {V.size - 1}"):
+        engine.run([Job([V.doc, V.size], image())])
+    with pytest.raises(InputError, match="2 prompts and 1 continuations"):
+        engine.score([[1], [2]], [[3]])
+    with pytest.raises(InputError, match="pair 0: the prompt or the continuation is empty"):
+        engine.score([[1]], [[]])
+    with pytest.raises(ConfigError, match="the vocabulary has 71"):
+        Engine(engine.generator, Vocabulary(text_size=21, image_size=12))
+    with pytest.raises(ConfigError, match="max_rows is 1"):
+        Engine(engine.generator, V, max_rows=1)
+
+
+def test_a_constraint_that_allows_nothing(engine: Engine) -> None:
+    class Nothing(ImageSpan):
+        def allowed(self) -> np.ndarray:
+            return np.zeros(V.size, dtype=bool)
+
+    with pytest.raises(MarkupError, match="allows no id at all"):
+        engine.run([Job(prompt(3, 0), Nothing(V, 2))])
+
+
+def test_log_probabilities_are_of_the_allowed_ids(engine: Engine) -> None:
+    """A single allowed id is certain, whatever the generator thinks of it."""
+    (completion,) = engine.run([Job(prompt(3, 0), Fixed(V, [V.end, V.eos]))])
+    assert completion == Completion((), 0.0, 2)
+    assert math.copysign(1, completion.log_probability) == 1
