@@ -94,7 +94,7 @@ def train_encoder(
 
     run = _settings(EncoderRun, preset, config, set)
     pictures, captions = load_pairs(data, run.image_size_px)
-    words = _text_tokenizer(tokenizer, captions, text_ids)
+    words = _text_tokenizer(tokenizer, (text for texts in captions for text in texts), text_ids)
     _begin(run, out)
     words.save(out / "tokenizer.json")
     train_encoder(pictures, captions, Tokenizer.from_file(str(out / "tokenizer.json")), run, out)
@@ -149,6 +149,23 @@ def train_generator(
     if isinstance(codes, FSQImageTokenizer):
         vectors = codes.fsq.values(codes.fsq.digits_of(torch.arange(codes.codebook_size)))
     train_generator(documents, words, markup, codes.grid, run, out, vectors)
+    print(f"wrote {out}")
+
+
+def train_judge(*, out: Out, config: OptionalFile = None, set: Overrides = ()) -> None:
+    """Train the judge that tells what a picture of the built-in world shows. The same command resumes a broken run.
+
+    Args:
+        out: Where the model and the state of its training go.
+        config: Settings of the run as .json or .toml; what it leaves out keeps its default.
+        set: Settings that replace those, such as loop.steps=500 batch_size=32.
+    """
+    from racm3.config import load, override
+    from racm3.scenes.judges import JudgeRun, train_judge
+
+    run = override(load(JudgeRun, config) if config else JudgeRun(), set)
+    _begin(run, out)
+    train_judge(run, out)
     print(f"wrote {out}")
 
 
@@ -309,17 +326,60 @@ def scenes_glyphs(*, font: OptionalFile = None, folder: OptionalFolder = None) -
     print(f"drew {len(made.names)} entities into {folder or glyphs.DATA}")
 
 
+def evaluate_scenes(
+    *,
+    quick: bool = False,
+    out: OptionalFile = None,
+    memory: OptionalFolder = None,
+    models: OptionalFolder = None,
+    set: Overrides = (),
+) -> None:
+    """Measure the models on the built-in world: the last line printed is everything as JSON.
+
+    Args:
+        quick: The first 100 pictures of each test split instead of all: at most 10 minutes on two cores.
+        out: Where to write the JSON as well.
+        memory: Where the world's memory is, or is made if nothing is there; a temporary folder by default.
+        models: A folder of image-tokenizer, encoder, generator, vanilla and judge; by default the shipped ones.
+        set: Settings of racm3.evaluation.scenes.Protocol, such as n=20 drawing.samples=1.
+    """
+    import json
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from racm3.config import override
+    from racm3.evaluation.scenes import QUICK, Protocol, evaluate_scenes, tables
+
+    protocol = override(replace(Protocol(), n=QUICK) if quick else Protocol(), set)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    results = evaluate_scenes(models or "scenes", memory, protocol)
+    Console().print(*tables(results))
+    line = json.dumps(results)
+    if out:
+        out.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
 VERBS: Verbs = {
     "doctor": doctor,
-    "train": {"image-tokenizer": train_image_tokenizer, "encoder": train_encoder, "generator": train_generator},
+    "train": {
+        "image-tokenizer": train_image_tokenizer,
+        "encoder": train_encoder,
+        "generator": train_generator,
+        "judge": train_judge,
+    },
     "memory": {"create": memory_create, "add": memory_add, "search": memory_search, "info": memory_info},
     "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
+    "evaluate": {"scenes": evaluate_scenes},
 }
 
 GROUPS = {
     "train": "Train one of the models.",
     "memory": "Make a memory of documents, add to it, look into it.",
     "scenes": "The built-in world, Emoji Scenes.",
+    "evaluate": "Measure how good the models are.",
 }
 
 

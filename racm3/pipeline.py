@@ -1,5 +1,7 @@
 """RACM3: retrieve, then generate. The whole system behind one operation, ``complete``, and its thin daughters.
 
+A picture for a caption, and the documents it was made from:
+
     model = RACM3.from_pretrained("scenes", memory="out/memory")
     done = model.generate_image("a fox in the snow")
     done.document.images[0].pil.save("fox.png")
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.k < 0 or self.samples < 1 or self.max_text_tokens < 1:
-            raise ConfigError(f"k >= 0, samples >= 1 and max_text_tokens >= 1; given {self}")
+        if self.k < 0 or self.samples < 1 or self.max_text_tokens < 1 or self.seed < 0:
+            raise ConfigError(f"k >= 0, samples >= 1, max_text_tokens >= 1 and seed >= 0; given {self}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class RACM3:
         """
         for number, document in enumerate(documents):
             if not document.holes:
-                raise DocumentError(f"document {number} has nothing to generate; give it a Hole, or an image with a mask")
+                raise DocumentError(f"document {number} has no hole; give it a Hole, or an image with a mask")
         sources = self._sources(documents, settings, memory, retrieved)
         prompts = [
             build_prompt(
@@ -189,7 +191,9 @@ class RACM3:
     ) -> list[list[Hit]]:
         if retrieved is not None:
             if len(retrieved) != len(documents):
-                raise DocumentError(f"{len(documents)} documents but {len(retrieved)} lists of retrieved ones were given")
+                raise DocumentError(
+                    f"{len(documents)} documents, but {len(retrieved)} lists of retrieved ones; give one a document"
+                )
             return [[Hit(f"given-{i}", 1.0, d, {}, "given by hand") for i, d in enumerate(ds)] for ds in retrieved]
         memory = self.memory if memory is None else memory
         if memory is None or settings.k == 0:
@@ -262,7 +266,8 @@ class RACM3:
         if len(candidates) == 1:
             return candidates[0]
         if draws(document) and document.text:
-            pictures = [candidate.images[-1] for candidate, _ in candidates]
+            gap = document.holes[0]
+            pictures = [picture for candidate, _ in candidates for picture in Document((candidate.parts[gap],)).images]
             scores = self.encoder.embed_images(pictures) @ self.encoder.embed_texts([document.text])[0]
             return candidates[int(scores.argmax())]
         return max(candidates, key=lambda candidate: candidate[1])
@@ -272,8 +277,3 @@ def draws(document: Document) -> bool:
     """Whether the document's first gap is a picture."""
     first = document.parts[document.holes[0]]
     return isinstance(first, Image) or (isinstance(first, Hole) and first.modality == "image")
-
-
-def settings_dict(settings: Settings) -> dict[str, Any]:
-    """Plain values, for result files and pages."""
-    return asdict(settings)

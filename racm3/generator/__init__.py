@@ -1,0 +1,1 @@
+"""Generator: the model, its loss, the prompt, and decoding. See ``model.py`` first."""

@@ -41,7 +41,8 @@ def describe(scene: Scene, form: int = 0) -> str:
     position = POSITION_PHRASES.get(scene.position, "")
     if not position:
         return f"{subject} {place}"
-    return (f"{subject} {position} {place}", f"{subject} {place}, {position}", f"{position}, {subject} {place}")[form % FORMS]
+    forms = f"{subject} {position} {place}", f"{subject} {place}, {position}", f"{position}, {subject} {place}"
+    return forms[form % FORMS]
 
 
 def name_subject(scene: Scene) -> str:

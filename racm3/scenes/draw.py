@@ -71,8 +71,10 @@ class Scene:
         for entity in self.entities:
             if entity not in load_glyphs().index:
                 raise ConfigError(unknown("entity", entity, load_glyphs().names[:20]))
-        if self.glyph_count not in (1, 2, 3) or len(self.entities) not in (1, 2) or (len(self.entities) == 2 < self.count):
-            raise ConfigError(f"a scene has 1 to 3 of one entity, or one each of two; given {self.entities} x {self.count}")
+        kinds = len(self.entities)
+        if self.glyph_count not in (1, 2, 3) or kinds not in (1, 2) or kinds == 2 < self.count:
+            given = f"{self.entities} x {self.count}"
+            raise ConfigError(f"a scene has 1 to 3 of one entity, or one each of two; given {given}")
         if self.glyph_count > 1 and (self.position != "centre" or self.size != "normal"):
             raise ConfigError("only a single glyph has a position and a size; use position='centre', size='normal'")
 
@@ -158,7 +160,8 @@ def background(name: str) -> np.ndarray:
         pen.rectangle(px(0, 32, 64, 64), fill=(40, 110, 176))
         for y in (38, 46, 54, 62):
             for x in range(-4, 64, 16):
-                pen.arc(px(x + (y % 3) * 4, y - 3, x + 10 + (y % 3) * 4, y + 3), 200, 340, fill=(150, 205, 235), width=5)
+                left = x + (y % 3) * 4
+                pen.arc(px(left, y - 3, left + 10, y + 3), 200, 340, fill=(150, 205, 235), width=5)
     elif name == "forest":
         pen.rectangle(px(0, 48, 64, 64), fill=(70, 110, 56))
         for x in (0, 12, 24, 36, 48, 60):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -29,14 +29,11 @@ from racm3.scenes.glyphs import load_glyphs
 SPLITS = ("pretrain", "train", "memory", "test-seen", "test-novel")
 NOVEL_SHARE = 0.16
 HELD_OUT_STYLE = "sepia"
-BRIEF_SHARE = 0.75
-"""Captions of ``pretrain`` that say what stands there but not where: real captions are incomplete too, and an encoder
-that only reads complete ones ranks pictures by their background, which alone tells most of them apart."""
 
 
 @dataclass(frozen=True)
 class World:
-    """A seeded draw of the world. Sizes are scenes per entity; ``tests`` is the number of queries in each test split."""
+    """A seeded draw of the world. Sizes are scenes per entity; ``tests`` is the number of queries of a test split."""
 
     seed: int = 0
     pretrain: int = 16
@@ -77,15 +74,13 @@ class World:
             source = "train" if split == "memory" and name not in novel else split
             companions = load_glyphs().names if split == "pretrain" else (tuple(self.novel) if name in novel else seen)
             rng = random.Random(f"{source} {self.seed} {name}")
-            words = random.Random(f"captions {self.seed} {name}") if split == "pretrain" else rng
             combinations = self.combinations(name)
             start = self.train if source == "pretrain" else 0
             count = getattr(self, split)
             for i in range(count):
                 background, position = combinations[start + i]
                 scene = self._vary(rng, name, background, position, companions, sepia=split == "pretrain")
-                brief = split == "pretrain" and words.random() < BRIEF_SHARE
-                caption = name_subject(scene) if brief else describe(scene, words.randrange(FORMS))
+                caption = describe(scene, rng.randrange(FORMS))
                 yield f"{source}-{load_glyphs().index[name]:04d}-{i:02d}", scene, caption
 
     def _tests(self, split: str) -> Iterator[tuple[str, Scene, str]]:
@@ -126,7 +121,9 @@ class World:
         """The documents of a split, drawn; the facts stand in ``metadata["scene"]``."""
         for id_, scene, caption in self.scenes(split):
             document = Document.of(caption, Image(draw(scene)))
-            yield Item(id_, document, {"scene": scene.to_dict(), "split": split}, "racm3.scenes")
+            # Two captions, as pictures of COCO have five: all facts, and only what stands there.
+            facts = {"scene": scene.to_dict(), "split": split, "captions": [caption, name_subject(scene)]}
+            yield Item(id_, document, facts, "racm3.scenes")
 
     def write(self, folder: Path) -> None:
         """Write ``pretrain`` and ``train`` as WebDataset shards, the rest in COCO format, and ``world.json``."""
@@ -136,6 +133,5 @@ class World:
                 write_webdataset(self.items(split), folder / split)
             else:
                 write_coco(self.items(split), folder / split)
-        facts = {"seed": self.seed, "pretrain": self.pretrain, "train": self.train, "memory": self.memory}
-        facts |= {"tests": self.tests, "novel": list(self.novel)}
+        facts = asdict(self) | {"novel": list(self.novel)}
         (folder / "world.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -14,18 +14,21 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from racm3.config import from_dict
 from racm3.errors import CheckpointError, ConfigError
 
+if TYPE_CHECKING:
+    from transformers import JanusVQVAE
 
-@runtime_checkable
+
 class ImageTokenizer(Protocol):
     """What the rest of racm3 asks of an image tokenizer."""
 
@@ -62,9 +65,8 @@ class FSQConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
         if self.image_size_px % self.patch_px or self.patch_px not in (2, 4, 8, 16):
-            raise ConfigError(
-                f"patch_px is 2, 4, 8 or 16 and divides image_size_px; {self.patch_px} and {self.image_size_px} were given"
-            )
+            given = f"{self.patch_px} and {self.image_size_px}"
+            raise ConfigError(f"patch_px is 2, 4, 8 or 16 and divides image_size_px; {given} were given")
         if not self.levels or min(self.levels) < 2:
             raise ConfigError(f"levels are at least one number >= 2 each, not {self.levels}")
 
@@ -194,26 +196,34 @@ class FSQImageTokenizer(nn.Module):
 
 
 class JanusImageTokenizer(nn.Module):
-    """A public VQ model: a folder saved by transformers' ``JanusVQVAE`` (the LlamaGen VQ)."""
+    """A public VQ model, transformers' ``JanusVQVAE`` (the LlamaGen VQ). Its configuration fixes the grid."""
 
-    def __init__(self, model: nn.Module, image_size_px: int) -> None:
+    def __init__(self, model: JanusVQVAE) -> None:
         super().__init__()
         self.model = model
-        self._config: object = model.config
-        self.image_size_px = image_size_px
 
     @classmethod
-    def from_pretrained(cls, folder: Path, image_size_px: int | None = None) -> JanusImageTokenizer:
+    def from_pretrained(cls, folder: Path) -> JanusImageTokenizer:
+        """Open a folder saved by ``JanusVQVAE.save_pretrained``. Raises CheckpointError if it is damaged."""
         from transformers import JanusVQVAE
 
-        model = JanusVQVAE.from_pretrained(folder).eval()
-        scale = 2 ** (len(model.config.channel_multiplier) - 1)
-        return cls(model, image_size_px or scale * model.config.projection_patches ** (1 if scale else 1))
+        try:
+            loaded: Any = JanusVQVAE.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"the JanusVQVAE in {folder} cannot be opened: {error}; fetch it again") from error
+        model, loading = loaded
+        if lost := sorted(loading["missing_keys"]):
+            raise CheckpointError(f"{folder} lacks {len(lost)} weights, among them {lost[0]}; fetch it again")
+        return cls(model.float().eval())
 
     @property
     def grid(self) -> tuple[int, int]:
-        side = self.image_size_px // 2 ** (len(self.model.config.channel_multiplier) - 1)
+        side = int(self.model.config.num_patches)
         return side, side
+
+    @property
+    def image_size_px(self) -> int:
+        return self.grid[0] * 2 ** (len(self.model.config.channel_multiplier) - 1)  # each level but the first halves
 
     @property
     def codebook_size(self) -> int:
@@ -221,7 +231,7 @@ class JanusImageTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        return self.model.encode(pixels * 2 - 1).image_tokens.reshape(pixels.shape[0], -1)
+        return self.model.encode(pixels * 2 - 1).image_tokens.view(len(pixels), -1)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
@@ -229,19 +239,25 @@ class JanusImageTokenizer(nn.Module):
 
 
 def load_image_tokenizer(folder: Path) -> FSQImageTokenizer | JanusImageTokenizer:
-    """Open a tokenizer folder, ours or a ``JanusVQVAE``. Raises CheckpointError if it is neither."""
+    """Open a tokenizer folder, ours or a ``JanusVQVAE``. Raises CheckpointError if it is neither, or damaged."""
     path = Path(folder) / "config.json"
     if not path.exists():
         raise CheckpointError(f"{folder} holds no image tokenizer: there is no config.json in it")
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    kind = facts.pop("model_type", None)
-    if kind == "racm3-fsq":
-        tokenizer = FSQImageTokenizer(from_dict(FSQConfig, facts))
-        weights = Path(folder) / "model.safetensors"
-        if not weights.exists():
-            raise CheckpointError(f"{folder} has a config.json but no model.safetensors; train or copy the weights")
-        tokenizer.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
-        return tokenizer.eval()
-    if kind in ("janus_vqgan", "janus"):
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        kind = facts.pop("model_type", None)
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; train or fetch the image tokenizer again") from error
+    if kind == "janus_vqgan":
         return JanusImageTokenizer.from_pretrained(Path(folder))
-    raise CheckpointError(f"{path} has model_type {kind!r}; allowed: 'racm3-fsq' and 'janus_vqgan' (JanusVQVAE)")
+    if kind != "racm3-fsq":
+        raise CheckpointError(f"{path} has model_type {kind!r}; allowed: 'racm3-fsq' and 'janus_vqgan' (JanusVQVAE)")
+    weights = Path(folder) / "model.safetensors"
+    if not weights.exists():
+        raise CheckpointError(f"{folder} has a config.json but no model.safetensors; train or copy the weights")
+    try:
+        tokenizer = FSQImageTokenizer(from_dict(FSQConfig, facts))
+        tokenizer.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+    except (ConfigError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"the image tokenizer in {folder} is damaged: {error}; train or copy it again") from error
+    return tokenizer.eval()

@@ -16,7 +16,6 @@ from functools import cached_property
 
 import numpy as np
 
-from racm3.document import Modality
 from racm3.errors import ConfigError, MarkupError
 from racm3.tokens.vocabulary import Vocabulary
 

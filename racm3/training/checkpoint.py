@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -36,21 +38,24 @@ def save_state(folder: Path, step: int, model: nn.Module, optimisers: list[torch
 def load_state(folder: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> int:
     """Restore the newest complete state and return its next step; 0 if there is none.
 
-    Raises CheckpointError if the state belongs to a model of another shape.
+    Raises CheckpointError if the state belongs to another model, or is damaged.
     """
     state = next((folder / name for name in ("state", "state.old") if (folder / name / "step.json").exists()), None)
     if state is None:
         return 0
     try:
-        model.load_state_dict(load_file(state / "model.safetensors"), strict=False)
+        weights = load_file(state / "model.safetensors")
+        if weights.keys() != _weights(model).keys():
+            raise ValueError("its weights have other names")
+        model.load_state_dict(weights, strict=False)  # of tied tensors it holds one
         saved: list[dict[str, Any]] = torch.load(state / "optimiser.pt", weights_only=True)
         for optimiser, values in zip(optimisers, saved, strict=True):
             optimiser.load_state_dict(values)
-    except (RuntimeError, ValueError) as error:
+        return int(json.loads((state / "step.json").read_text(encoding="utf-8"))["step"])
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise CheckpointError(
-            f"{state} was written by a model of another shape; choose another --out or delete it ({error})"
+            f"{state} was written by another model or is damaged; choose another --out or delete it ({error})"
         ) from error
-    return int(json.loads((state / "step.json").read_text(encoding="utf-8"))["step"])
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -41,16 +41,17 @@ class TrainingSet:
     neighbours: np.ndarray | None
 
 
-def load_pairs(path: Path, image_size_px: int) -> tuple[np.ndarray, list[str]]:
-    """All documents that have both a picture and a text: (N, H, W, 3) uint8, and N captions.
+def load_pairs(path: Path, image_size_px: int) -> tuple[np.ndarray, list[list[str]]]:
+    """All documents that have both a picture and a text: (N, H, W, 3) uint8, and the captions of each.
 
-    Raises SourceError if there is none.
+    A picture's captions are its document's text and those of ``metadata["captions"]``, if there are any.
+    Raises SourceError if there is no such document.
     """
     pictures, captions = [], []
     for item in read(path):
         if item.document.images and item.document.text:
             pictures.append(item.document.images[0].resized(image_size_px).pixels)
-            captions.append(item.document.text)
+            captions.append(list(dict.fromkeys([item.document.text, *item.metadata.get("captions", [])])))
     if not pictures:
         raise SourceError(f"{path} holds no document with both a picture and a caption; training needs such pairs")
     return np.stack(pictures), captions
@@ -63,9 +64,7 @@ def image_codes(images: Sequence[Image], tokenizer: ImageTokenizer) -> np.ndarra
     return tokenizer.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).cpu().numpy()
 
 
-def token_documents(
-    documents: Sequence[Document], text: TextTokenizer, image: ImageTokenizer
-) -> list[TokenDocument]:
+def token_documents(documents: Sequence[Document], text: TextTokenizer, image: ImageTokenizer) -> list[TokenDocument]:
     """Documents as text ids and image codes. Raises DocumentError if one has a hole or a hidden region."""
     if any(document.holes for document in documents):
         raise DocumentError("a document with holes cannot be tokenised whole; fill them first")

@@ -24,21 +24,12 @@ LEAST_TEMPERATURE = 0.01  # CLIP clips the learned logit scale at 100
 
 
 @dataclass(frozen=True)
-class MiningConfig:
-    """Hard batches: every ``every_steps``, ``pool`` random captions are embedded; a batch is drawn from the ``nearest``
-    of them to a random one."""
-
-    every_steps: int = 100
-    pool: int = 8192
-    nearest: int = 512
-
-
-@dataclass(frozen=True)
 class EncoderRun:
     """One training run of a small CLIP; the shape fields are those of CLIPTextConfig and CLIPVisionConfig.
 
-    A share ``hard_share`` of the batches holds pairs with similar captions. In random batches a pair can be told apart
-    by its background and position alone, and the encoder ranks by these instead of by what stands there.
+    ``agreement_weight`` pulls the captions of one picture together. What they do not all mention (where a thing stands,
+    on what) tells pictures of a batch apart all the same, so without this pull an encoder ranks by it, and not by what
+    the picture is of. With one caption a picture it does nothing.
     """
 
     dimension: int = 128
@@ -52,8 +43,7 @@ class EncoderRun:
     optimiser: OptimiserConfig = OptimiserConfig(lr=1e-3, muon_lr=2e-3, weight_decay=0.05)
     loop: LoopConfig = LoopConfig(steps=900)
     batch_size: int = 256
-    hard_share: float = 0.85
-    mining: MiningConfig = MiningConfig()
+    agreement_weight: float = 1.0
 
 
 def new_encoder(tokenizer: Tokenizer, run: EncoderRun) -> Encoder:
@@ -91,13 +81,13 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor
 
 def train_encoder(
     pictures: np.ndarray,
-    captions: list[str],
+    captions: list[list[str]],
     tokenizer: Tokenizer,
     run: EncoderRun,
     folder: Path,
     start: Encoder | None = None,
 ) -> Encoder:
-    """Train on N (H, W, 3) uint8 pictures and their captions, and save to ``folder``.
+    """Train on N (H, W, 3) uint8 pictures, each with at least one caption, and save to ``folder``.
 
     Raises SourceError if there are fewer pairs than one batch.
     """
@@ -107,31 +97,24 @@ def train_encoder(
         )
     torch.manual_seed(run.loop.seed)
     encoder = start or new_encoder(tokenizer, run)
-    ids = encoder.text_inputs(captions)["input_ids"]  # (N, T)
-
-    pool = np.arange(0)
-    vectors = np.zeros((0, run.dimension), np.float32)
+    most = max(map(len, captions))
+    every = encoder.text_inputs([texts[i % len(texts)] for texts in captions for i in range(most)])["input_ids"]
+    ids = every.unflatten(0, (len(captions), most))  # (N, captions, T)
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
-        nonlocal pool, vectors
         rng = np.random.default_rng((run.loop.seed, step))
-        if len(pool) == 0 or step % run.mining.every_steps == 0:
-            pool = rng.permutation(len(captions))[: run.mining.pool]
-            encoder.model.eval()
-            vectors = encoder.embed_texts([captions[row] for row in pool], batch_size=256)
-            encoder.model.train()
-        candidates = np.arange(len(captions))
-        if rng.random() < run.hard_share and run.batch_size < run.mining.nearest < len(pool):
-            scores = vectors @ vectors[rng.integers(len(pool))]
-            candidates = pool[np.argpartition(-scores, run.mining.nearest)[: run.mining.nearest]]
-        rows = rng.choice(candidates, run.batch_size, replace=False)
+        rows = rng.choice(len(captions), run.batch_size, replace=False)
+        one, other = (torch.from_numpy(rng.integers(most, size=run.batch_size)) for _ in range(2))
         pixels = encoder.image_inputs([Image(pictures[row]) for row in rows])
-        image = encoder.model.get_image_features(pixel_values=pixels).pooler_output
-        text = encoder.model.get_text_features(input_ids=ids[torch.from_numpy(rows)]).pooler_output
-        return contrastive_loss(image, text, encoder.model.logit_scale)
+        image = encoder.model.get_image_features(pixel_values=pixels).pooler_output  # (B, D)
+        texts = torch.cat((ids[torch.from_numpy(rows), one], ids[torch.from_numpy(rows), other]))
+        text, same = encoder.model.get_text_features(input_ids=texts).pooler_output.chunk(2)  # (B, D) each
+        loss, metrics = contrastive_loss(image, text, encoder.model.logit_scale)
+        disagreement = (1 - F.cosine_similarity(text.float(), same.float())).mean()
+        return loss + run.agreement_weight * disagreement, metrics | {"disagreement": disagreement.detach()}
 
     fit(encoder.model, loss_of, run.optimiser, run.loop, folder, "encoder")
-    encoder.redundancy_threshold = redundancy_threshold(encoder, pictures, captions, folder)
+    encoder.redundancy_threshold = redundancy_threshold(encoder, pictures, [texts[0] for texts in captions], folder)
     encoder.save_pretrained(folder)
     return encoder
 

@@ -48,7 +48,7 @@ def native_bfloat16() -> bool:
 
 
 def _has_bf16_units() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
@@ -63,7 +63,7 @@ def fit(
     """Train ``model`` in place for ``config.steps`` steps; resume from ``folder`` if it holds a state.
 
     Writes ``metrics.jsonl`` and, every ``checkpoint_every_s``, on Ctrl-C and on SIGTERM, the training state.
-    Raises RACM3Error if the loss is not finite.
+    Raises RACM3Error if the loss or its gradient is not finite, CheckpointError if the state is not this model's.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -84,10 +84,10 @@ def fit(
                     group["lr"] = group["peak_lr"] * factor
             with torch.autocast(device_type, torch.bfloat16, enabled=half):
                 loss, metrics = loss_of(step)
-            if not torch.isfinite(loss):
-                raise RACM3Error(f"{name}: the loss is {loss.item()} at step {step}; lower the learning rate")
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), optimiser_config.clip_norm)
+            if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                raise RACM3Error(f"{name}: loss {loss} and gradient {norm} at step {step}; lower the learning rate")
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -102,7 +102,7 @@ def fit(
                 left = (now - started) / (step + 1 - first) * (config.steps - step - 1)
                 shown = "  ".join(f"{key} {float(value):.4f}" for key, value in metrics.items())
                 print(
-                    f"{name}: step {step + 1}/{config.steps}  loss {row['loss']:.4f}  {shown}  {left / 60:.1f} min left",
+                    f"{name}: step {step + 1}/{config.steps}  loss {loss:.4f}  {shown}  {left / 60:.1f} min left",
                     file=sys.stderr,
                 )
             if now - saved > config.checkpoint_every_s or last:

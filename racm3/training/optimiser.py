@@ -37,7 +37,8 @@ def build_optimisers(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimiserConfig
 ) -> list[torch.optim.Optimizer]:
     """One or two optimisers that together hold every parameter exactly once."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in named_parameters:
         hidden_matrix = parameter.ndim == 2 and ".layers." in name
         (matrices if config.muon_lr and hidden_matrix else rest).append(parameter)

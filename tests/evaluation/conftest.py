@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from racm3.generator.model import Generator, GeneratorConfig
+from racm3.memory.memory import Memory
+from racm3.pipeline import RACM3
+from racm3.retriever.encoder import Encoder
+from racm3.scenes.glyphs import load_glyphs
+from racm3.scenes.judges import Judge
+from racm3.scenes.world import World
+from racm3.tokens.image import FSQConfig, FSQImageTokenizer
+from racm3.tokens.markup import Markup
+from racm3.tokens.text import TextTokenizer
+from racm3.tokens.vocabulary import Vocabulary
+
+TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the shipped one, of tiny models with random weights: they draw noise, but as the real ones do."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    text = TextTokenizer.train([caption for _, _, caption in World(tests=50).scenes("test-seen")], 300)
+    text.save(folder / "tokenizer.json")
+    image = FSQImageTokenizer(FSQConfig(levels=(4, 4), encoder_width=8, decoder_width=16, decoder_layers=1))
+    image.save_pretrained(folder / "image-tokenizer")
+    Encoder.new(
+        Tokenizer.from_file(str(folder / "tokenizer.json")),
+        dimension=8,
+        text={**TOWER, "max_position_embeddings": 24},
+        vision={**TOWER, "image_size": 32, "patch_size": 16},
+        redundancy_threshold=1.0,
+    ).save_pretrained(folder / "encoder")
+    vocabulary = Vocabulary(text.size, image.codebook_size)
+    shape = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_width": 16, "context_tokens": 512}
+    for name in ("generator", "vanilla"):
+        Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **shape)).save_pretrained(folder / name)
+        text.save(folder / name / "tokenizer.json")
+        facts = vocabulary.to_dict() | {"codes_per_image": 64}
+        (folder / name / "racm3.json").write_text(__import__("json").dumps(facts), encoding="utf-8")
+    Judge(load_glyphs().names).save_pretrained(folder / "judge")
+    return folder
