@@ -1,0 +1,340 @@
+"""``racm3 demo``: a memory of the built-in world, three tasks on it, and one page that shows what came of them.
+
+    requests   the first pictures of the seeded test splits, turned into documents with holes
+    answers    racm3's, and beside each one the vanilla model's, the returned document and the true one
+    page       demo.html filled in, all pictures inside it; sheet: the same as one PNG
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import PIL.Image
+from PIL import ImageDraw, ImageFont
+
+from racm3 import __version__
+from racm3.document import Document, Hole, Image, Modality, Part, Text
+from racm3.errors import InputError
+from racm3.memory.memory import Memory
+from racm3.memory.sources import Item
+from racm3.pipeline import RACM3, Completion, Settings, settings_dict
+from racm3.retriever.encoder import Encoder
+from racm3.retriever.retriever import Hit
+from racm3.scenes.draw import Scene
+from racm3.scenes.world import World
+
+WORDS_TO_PICTURE, PICTURE_TO_WORDS, HIDDEN_REGION = "words to picture", "picture to words", "hidden region"
+TASKS = {
+    WORDS_TO_PICTURE: "The caption is given, the picture is drawn.",
+    PICTURE_TO_WORDS: "The picture is given, the caption is written.",
+    HIDDEN_REGION: "The hatched region is hidden and filled in: the whole thing with its caption given, or most of it "
+    "with no words at all.",
+}
+FROM_EACH_SPLIT = {WORDS_TO_PICTURE: 4, PICTURE_TO_WORDS: 2, HIDDEN_REGION: 2}
+"""How many pictures of each test split go to a task, one task after the other."""
+UNSEEN = "never seen in training"
+DOCUMENTS_AT_ONCE = 512  # embedded and added to the memory together
+SHOWN_OF_BOX_PX = 16  # two of the five columns of codes that a thing is wide, where it is not hidden whole
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the models: a document with one hole, made of the true one."""
+
+    task: str
+    novel: bool
+    asked: Document
+    truth: Item
+
+    @property
+    def modality(self) -> Modality:
+        """What the answer is."""
+        return "text" if self.task == PICTURE_TO_WORDS else "image"
+
+    @property
+    def title(self) -> str:
+        return f"{self.truth.id}: {self.asked.text or 'no words'}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to look at: a picture, words, or both."""
+
+    head: str
+    image: Image | None
+    words: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request and what came of it."""
+
+    request: Request
+    answer: Completion
+    vanilla: Completion
+
+    @property
+    def cells(self) -> list[Cell]:
+        """What was asked, racm3's answer, the vanilla model's, the returned document, the true one."""
+        asked, sources = self.request.asked, self.answer.sources
+        given = asked.images[0] if asked.images else None
+        answers = [("racm3", self.answer.document), ("vanilla", self.vanilla.document)]
+        answers += [("returned", sources[0].document)] if sources else []
+        answers += [("true", self.request.truth.document)]
+        cells = [Cell("asked", given and hatched(given), asked.text or "")]
+        return cells + [self._cell(head, document) for head, document in answers]
+
+    def _cell(self, head: str, document: Document) -> Cell:
+        if self.request.modality == "text":
+            return Cell(head, None, document.text or "(no words)")
+        return Cell(head, document.images[0] if document.images else None, "")
+
+    @property
+    def sources(self) -> list[Cell]:
+        return [
+            Cell(f"source {number}, {hit.score:.3f}", next(iter(hit.document.images), None), _about(hit))
+            for number, hit in enumerate(self.answer.sources, start=1)
+        ]
+
+    @property
+    def lines(self) -> list[str]:
+        """What was asked, the answer if it is words, and the sources, to print."""
+        unseen = f"  ({UNSEEN})" if self.request.novel else ""
+        words = [cell for cell in self.cells if self.request.modality == "text" and cell.head in ("racm3", "true")]
+        answers = [f"  {cell.head}: {cell.words}" for cell in words]
+        sources = [f"  {source_line(hit)}" for hit in self.answer.sources]
+        return [f"{self.request.task} | {self.request.title}{unseen}", *answers, *sources]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The rows, and the files they were written to."""
+
+    rows: tuple[Row, ...]
+    memory: Path
+    page: Path
+    sheet: Path
+
+
+def source_line(hit: Hit) -> str:
+    """Score, id, caption and origin of a source."""
+    return f"{hit.score:.3f}  {hit.id}  {hit.document.text or '(no text)'}  {hit.origin}"
+
+
+def _about(hit: Hit) -> str:
+    return f"{hit.document.text or '(no text)'} ({hit.id}, from {hit.origin})"
+
+
+def demo(
+    out: Path, models: str | Path = "scenes", world: World = World(), settings: Settings = Settings()
+) -> Demo:
+    """Build the memory of ``world`` in ``out``/memory, answer the requests, write page.html and sheet.png.
+
+    Shows its progress on stderr. Raises CheckpointError if a model is missing, InputError or MemoryStoreError if there
+    is something else where the demo writes.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder to write the demo into, or a new name")
+    model = RACM3.from_pretrained(models)
+    vanilla = RACM3.from_pretrained(models, generator="vanilla")
+    asked = list(requests(world))
+    documents = [request.asked for request in asked]
+    with progress("memory: documents", "racm3: steps", "vanilla: steps") as (on_document, on_step, on_vanilla_step):
+        total = world.memory * (len(world.seen) + len(world.novel))
+        counted = _counted(world.items("memory"), total, on_document)
+        memory = build_memory(out / "memory", model.encoder, counted)
+        answers = model.complete(documents, settings, memory=memory, on_step=on_step)
+        without = vanilla.complete(documents, settings, on_step=on_vanilla_step)
+    rows = tuple(Row(*row) for row in zip(asked, answers, without, strict=True))
+    page, sheet = out / "page.html", out / "sheet.png"
+    page.write_text(write_page(rows, len(memory), _facts(world, settings), _models(model, vanilla)), encoding="utf-8")
+    draw_sheet(rows).save(sheet)
+    return Demo(rows, memory.path, page, sheet)
+
+
+# Requests --------------------------------------------------------------------------------------------------------
+
+
+def requests(world: World) -> Iterator[Request]:
+    """The first pictures of the two test splits, as many a task as ``FROM_EACH_SPLIT`` says; none is skipped."""
+    seen, novel = world.items("test-seen"), world.items("test-novel")
+    for task, count in FROM_EACH_SPLIT.items():
+        for items, is_novel in ((seen, False), (novel, True)):
+            for number, item in enumerate(islice(items, count)):
+                yield Request(task, is_novel, _asked(task, item, whole=number % 2 == 0), item)
+
+
+def _asked(task: str, item: Item, whole: bool) -> Document:
+    """The item with what the task asks for taken out; ``whole``: all of the thing is hidden, and its words are given."""
+    picture = item.document.images[0]
+    words = [Text(item.document.text)] if item.document.text else []
+    if task == WORDS_TO_PICTURE:
+        return Document((*words, Hole("image")))
+    if task == PICTURE_TO_WORDS:
+        return Document((Hole("text"), picture))
+    left, top, side = Scene.from_dict(item.metadata["scene"]).boxes[0]
+    hidden = np.zeros(picture.pixels.shape[:2], dtype=bool)
+    hidden[top : top + side, left + (0 if whole else SHOWN_OF_BOX_PX) : left + side] = True
+    masked = Image(picture.pixels, hidden)
+    parts: tuple[Part, ...] = (*words, masked) if whole else (masked,)
+    return Document(parts)
+
+
+# Memory ----------------------------------------------------------------------------------------------------------
+
+
+def build_memory(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
+    """A new memory of ``items``. An older one there is deleted; MemoryStoreError if something else is there."""
+    if path.exists():
+        Memory.open(path)  # raises if it is none
+        shutil.rmtree(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    memory = Memory.create(path, encoder.fingerprint, encoder.dimension)
+    remaining = iter(items)
+    while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
+        memory.add(batch, encoder.embed([item.document for item in batch]))
+    return memory
+
+
+OnStep = Callable[[int, int], None]
+"""Called with how much is done, and how much there is."""
+
+
+def _counted(items: Iterable[Item], total: int, on_item: OnStep) -> Iterator[Item]:
+    for number, item in enumerate(items, start=1):
+        yield item
+        on_item(number, total)
+
+
+@contextmanager
+def progress(*names: str) -> Iterator[list[OnStep]]:
+    """A bar a name on stderr, with the time that each still takes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("remaining"), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+
+        def bar(name: str) -> OnStep:
+            task = bars.add_task(name, total=None, start=False)
+
+            def show(done: int, total: int) -> None:
+                bars.start_task(task)
+                bars.update(task, completed=done, total=total)
+
+            return show
+
+        yield [bar(name) for name in names]
+
+
+# Page ------------------------------------------------------------------------------------------------------------
+
+
+def write_page(rows: Sequence[Row], documents: int, facts: dict[str, object], models: str) -> str:
+    """The whole page as HTML. ``documents`` is the size of the memory, ``facts`` what reproduces the page."""
+    sections = []
+    for task, about in TASKS.items():
+        articles = "\n".join(_article(row) for row in rows if row.request.task == task)
+        sections.append(f"<section>\n<h2>{task.capitalize()}</h2>\n<p>{html.escape(about)}</p>\n{articles}\n</section>")
+    samples = rows[0].answer.settings.samples if rows else 1
+    drawn = "the only answer drawn is shown" if samples == 1 else f"of {samples} answers drawn the best-scored is shown"
+    return Template(Path(__file__).with_name("demo.html").read_text(encoding="utf-8")).substitute(
+        documents=f"{documents:,}",
+        sections="\n".join(sections),
+        samples=drawn,
+        models=html.escape(models),
+        version=__version__,
+        settings=html.escape(json.dumps(facts, indent=1)),
+    )
+
+
+def _article(row: Row) -> str:
+    unseen = f' <span class="novel">{UNSEEN}</span>' if row.request.novel else ""
+    answers = "\n".join(_figure(cell) for cell in row.cells)
+    sources = "\n".join(_figure(cell) for cell in row.sources)
+    title = f"<h3>{html.escape(row.request.title)}{unseen}</h3>"
+    return (
+        f'<article>\n{title}\n<div class="cells">\n{answers}\n</div>\n'
+        f'<div class="cells sources">\n{sources}\n</div>\n</article>'
+    )
+
+
+def _figure(cell: Cell) -> str:
+    words = html.escape(cell.words)
+    ours = ' class="ours"' if cell.head == "racm3" else ""
+    if cell.image is None:
+        return f'<figure{ours}><b>{cell.head}</b><div class="words">{words}</div></figure>'
+    data = base64.b64encode(cell.image.png()).decode()
+    picture = f'<img alt="{cell.head}: {words or "a picture"}" src="data:image/png;base64,{data}">'
+    caption = f"<figcaption>{words}</figcaption>" if words else ""
+    return f"<figure{ours}><b>{cell.head}</b>{picture}{caption}</figure>"
+
+
+def hatched(image: Image) -> Image:
+    """The picture with its hidden region painted over in stripes."""
+    if image.mask is None:
+        return image
+    y, x = np.indices(image.mask.shape)
+    stripes = np.where((x + y) // 4 % 2, 128, 176)[..., None]
+    return Image(np.where(image.mask[..., None], stripes, image.pixels).astype(np.uint8))
+
+
+def _facts(world: World, settings: Settings) -> dict[str, object]:
+    return {"world": asdict(world), "settings": settings_dict(settings)}
+
+
+def _models(model: RACM3, vanilla: RACM3) -> str:
+    sizes = [f"{one.generator.parameter_count / 1e6:.1f} million parameters" for one in (model, vanilla)]
+    return f"The generator has {sizes[0]}, the vanilla model {sizes[1]}."
+
+
+# Contact sheet ---------------------------------------------------------------------------------------------------
+
+TILE_PX = 128
+GAP_PX = 12
+WORDS_PX = 60  # four lines of FONT_PX below a picture
+FONT_PX = 12
+LETTERS = 22  # that fit beside one another in a tile
+PAPER, INK, QUIET, MARK = "#ffffff", "#1f2328", "#636a73", "#9a3412"
+
+
+def draw_sheet(rows: Sequence[Row]) -> PIL.Image.Image:
+    """All rows as one picture: a line of tiles each, sources at its end."""
+    columns = max((len(row.cells) + len(row.sources) for row in rows), default=1)
+    title_px = FONT_PX + GAP_PX
+    row_px = 2 * title_px + TILE_PX + WORDS_PX
+    sheet = PIL.Image.new("RGB", (GAP_PX + columns * (TILE_PX + GAP_PX), GAP_PX + row_px * len(rows)), PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
+    for number, row in enumerate(rows):
+        top = GAP_PX + number * row_px
+        unseen = f"  ({UNSEEN})" if row.request.novel else ""
+        colour = MARK if row.request.novel else INK
+        pen.text((GAP_PX, top), f"{row.request.task}: {row.request.title}{unseen}", fill=colour, font=font)
+        for column, cell in enumerate([*row.cells, *row.sources]):
+            left = GAP_PX + column * (TILE_PX + GAP_PX)
+            pen.text((left, top + title_px), cell.head, fill=QUIET, font=font)
+            _draw_cell(sheet, cell, left, top + 2 * title_px - GAP_PX // 2)
+    return sheet
+
+
+def _draw_cell(sheet: PIL.Image.Image, cell: Cell, left: int, top: int) -> None:
+    """The picture of a cell as a tile, and its words below, or in the tile's place if there is no picture."""
+    if cell.image is not None:
+        tile = cell.image.pil.resize((TILE_PX, TILE_PX), PIL.Image.Resampling.LANCZOS)
+        sheet.paste(tile, (left, top))
+        top += TILE_PX
+    lines = textwrap.wrap(cell.words, LETTERS)
+    lines = lines if cell.image is None else lines[:4]
+    font = ImageFont.load_default(FONT_PX)
+    ImageDraw.Draw(sheet).multiline_text((left, top + 2), "\n".join(lines), fill=INK, font=font, spacing=2)
