@@ -45,24 +45,35 @@ def doctor() -> int:
 
 
 def train_image_tokenizer(
-    data: Source, *, out: Out, preset: str = "scenes", config: OptionalFile = None, set: Overrides = ()
+    data: Source,
+    *,
+    out: Out,
+    start: OptionalFolder = None,
+    preset: str = "scenes",
+    config: OptionalFile = None,
+    set: Overrides = (),
 ) -> None:
     """Train the built-in image tokenizer. The same command resumes a broken run.
 
     Args:
         data: Captioned pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
         out: Where the model and the state of its training go.
+        start: A trained tokenizer to go on from; with --set decoder_only=true its codes stay what they are.
         preset: The run to start from; racm3/presets.py lists them.
         config: Settings of the run as .json or .toml instead; what it leaves out keeps its default.
         set: Settings that replace those, such as loop.steps=2000 model.patch_px=4.
     """
+    from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
     from racm3.training.data import load_pairs
     from racm3.training.image_tokenizer import ImageTokenizerRun, train_image_tokenizer
 
     run = _settings(ImageTokenizerRun, preset, config, set)
     pictures, _ = load_pairs(data, run.model.image_size_px)
     _begin(run, out)
-    train_image_tokenizer(pictures, run, out)
+    first = load_image_tokenizer(start) if start else None
+    if first is not None and not isinstance(first, FSQImageTokenizer):
+        raise InputError(f"{start} is not a built-in image tokenizer; only that is trained here")
+    train_image_tokenizer(pictures, run, out, first)
     print(f"wrote {out}")
 
 
