@@ -18,8 +18,13 @@ from tyro.extras import SubcommandApp
 from racm3.errors import InputError, RACM3Error
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from racm3.document import Image
+    from racm3.generator.decoding import Sampling
     from racm3.memory.memory import Memory
     from racm3.memory.sources import Item
+    from racm3.pipeline import RACM3, Completion, Settings
     from racm3.retriever.encoder import Encoder
     from racm3.tokens.text import TextTokenizer
 
@@ -32,9 +37,13 @@ Out = Annotated[Path, arg(metavar="FOLDER")]
 OptionalText = Annotated[str | None, arg(metavar="TEXT")]
 OptionalFolder = Annotated[Path | None, arg(metavar="FOLDER")]
 OptionalFile = Annotated[Path | None, arg(metavar="FILE")]
+OptionalNumber = Annotated[float | None, arg(metavar="NUMBER")]
+File = Annotated[Path, arg(metavar="FILE")]
+Picture = Positional[Annotated[Path, arg(metavar="PICTURE")]]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
 
 DOCUMENTS_AT_ONCE = 512  # embedded and added to a memory together: few commits, and a GB at most of large pictures
+PICTURES_OUT = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def doctor() -> int:
@@ -119,7 +128,7 @@ def train_generator(
     image_tokenizer: Annotated[Path, arg(metavar="FOLDER")],
     encoder: OptionalFolder = None,
     tokenizer: OptionalFile = None,
-    text_ids: int = 2048,
+    text_ids: int = 1024,
     preset: str = "scenes",
     config: OptionalFile = None,
     set: Overrides = (),
@@ -337,6 +346,209 @@ def scenes_glyphs(*, font: OptionalFile = None, folder: OptionalFolder = None) -
     print(f"drew {len(made.names)} entities into {folder or glyphs.DATA}")
 
 
+def demo(*, out: Out = Path("out/demo"), models: str = "scenes", seed: int = 0) -> None:
+    """Draw, caption and infill pictures of the built-in world, and write a page and a contact sheet to look at.
+
+    Needs no network; made to take less than three minutes on two cores.
+
+    Args:
+        out: Where the memory, index.html and sheet.png go; what an earlier demo wrote there is replaced.
+        models: A folder with image-tokenizer, encoder, generator and vanilla, or scenes, the shipped one.
+        seed: Of the answers. The requests are the first of the built-in world, whatever the seed.
+    """
+    from racm3.demo import demo
+    from racm3.pipeline import Settings
+
+    made = demo(out, models, settings=Settings(seed=seed))
+    for row in made.rows:
+        print("\n".join(row.lines))
+    print(f"\nwrote the memory to {made.memory}, a contact sheet to {made.sheet}, the page to {made.page}")
+
+
+def generate(
+    text: Positional[Annotated[str, arg(metavar="TEXT")]],
+    *,
+    out: File,
+    memory: OptionalFolder = None,
+    models: str = "scenes",
+    k: int = 2,
+    samples: int = 1,
+    seed: int = 0,
+    guidance: OptionalNumber = None,
+    temperature: OptionalNumber = None,
+) -> None:
+    """Draw the picture that a text describes, and print the documents that it was drawn from.
+
+    Args:
+        text: What to draw.
+        out: Where the picture goes: a .png, .jpg or .webp file.
+        memory: The memory to retrieve from; without one, nothing is retrieved.
+        models: A folder with image-tokenizer, encoder and generator, or scenes, the shipped one.
+        k: Retrieve so many documents.
+        samples: Draw so many pictures and keep the one that the encoder finds nearest to the text.
+        seed: The same one gives the same picture.
+        guidance: How much more than usual the text counts; 1 is as usual. By default what racm3.pipeline.Settings says.
+        temperature: 0 takes the most probable codes, 1 draws as the model believes. By default as guidance.
+    """
+    from racm3.document import Document, Hole
+
+    asked, chosen = Document.of(text, Hole("image")), _picture_settings(k, samples, seed, guidance, temperature)
+    _checked_out(out)
+    done = _model(models, memory).complete([asked], chosen)[0]
+    _print_sources(done)
+    _save(done, out)
+
+
+def caption(
+    picture: Picture,
+    *,
+    memory: OptionalFolder = None,
+    models: str = "scenes",
+    k: int = 2,
+    seed: int = 0,
+    temperature: OptionalNumber = None,
+) -> None:
+    """Print a caption for a picture, below the documents that it was written from.
+
+    Args:
+        picture: A picture of any size: the middle square of it is looked at.
+        memory: The memory to retrieve from; without one, nothing is retrieved.
+        models: A folder with image-tokenizer, encoder and generator, or scenes, the shipped one.
+        k: Retrieve so many documents.
+        seed: The same one gives the same caption.
+        temperature: 0 takes the most probable words, 1 draws as the model believes. By default what
+            racm3.pipeline.Settings says.
+    """
+    from racm3.document import Image
+    from racm3.pipeline import Settings
+
+    image, usual = Image.open(picture), Settings()
+    chosen = Settings(k=k, seed=seed, text=_sampling(usual.text, temperature=temperature))
+    done = _model(models, memory).caption(image, chosen)
+    _print_sources(done)
+    print(done.document.text)
+
+
+def infill(
+    picture: Picture,
+    *,
+    out: File,
+    box: Annotated[tuple[int, int, int, int] | None, arg(metavar="LEFT TOP WIDTH HEIGHT")] = None,
+    mask: OptionalFile = None,
+    text: OptionalText = None,
+    memory: OptionalFolder = None,
+    models: str = "scenes",
+    k: int = 2,
+    samples: int = 1,
+    seed: int = 0,
+    guidance: OptionalNumber = None,
+    temperature: OptionalNumber = None,
+) -> None:
+    """Hide a region of a picture and fill it in, and print the documents that it was filled from.
+
+    Args:
+        picture: A picture of any size: the middle square of it is looked at.
+        out: Where the filled picture goes: a .png, .jpg or .webp file.
+        box: The region, in px of the picture; it grows to whole codes.
+        mask: The region as a picture of the same size instead, white where hidden, black elsewhere.
+        text: What the whole picture shows.
+        memory: The memory to retrieve from; without one, nothing is retrieved.
+        models: A folder with image-tokenizer, encoder and generator, or scenes, the shipped one.
+        k: Retrieve so many documents.
+        samples: Fill it so many times and keep the one that the encoder finds nearest to the text, or the likeliest.
+        seed: The same one gives the same picture.
+        guidance: How much more than usual the text counts; 1 is as usual. By default what racm3.pipeline.Settings says.
+        temperature: 0 takes the most probable codes, 1 draws as the model believes. By default as guidance.
+    """
+    from racm3.document import Document, Image
+
+    image = Image.open(picture)
+    hidden = Image(image.pixels, _hidden(image, box, mask))
+    asked = Document.of(*([] if text is None else [text]), hidden)
+    chosen = _picture_settings(k, samples, seed, guidance, temperature)
+    _checked_out(out)
+    model = _model(models, memory)
+    if not any(model.hidden_codes(hidden)):
+        raise InputError(f"the hidden region is outside the middle square of {picture}, all that is looked at; move it")
+    done = model.complete([asked], chosen)[0]
+    _print_sources(done)
+    _save(done, out)
+
+
+def _model(models: str, memory: Path | None) -> RACM3:
+    from racm3.pipeline import RACM3
+
+    model = RACM3.from_pretrained(models, memory)
+    if memory is None:
+        print("no --memory was given: nothing is retrieved", file=sys.stderr)
+    return model
+
+
+def _picture_settings(k: int, samples: int, seed: int, guidance: float | None, temperature: float | None) -> Settings:
+    from racm3.pipeline import Settings
+
+    image = _sampling(Settings().image, guidance=guidance, temperature=temperature)
+    return Settings(k=k, samples=samples, seed=seed, image=image)
+
+
+def _sampling(usual: Sampling, **given: float | None) -> Sampling:
+    """``usual``, with what was given instead."""
+    from dataclasses import replace
+
+    return replace(usual, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _hidden(image: Image, box: tuple[int, int, int, int] | None, mask: Path | None) -> np.ndarray:
+    """The region that is hidden, (H, W) bool. Raises InputError if it is not one region inside the picture."""
+    import numpy as np
+
+    from racm3.document import Image
+
+    height, width = image.pixels.shape[:2]
+    if (box is None) == (mask is None):
+        raise InputError("say what to hide: give either --box LEFT TOP WIDTH HEIGHT or --mask FILE")
+    if mask is not None:
+        white = Image.open(mask).pixels.mean(axis=2) > 127
+        if white.shape != (height, width):
+            size = f"{white.shape[1]} x {white.shape[0]}"
+            raise InputError(f"the mask {mask} is {size} px, the picture {width} x {height}; make them the same size")
+        if not white.any():
+            raise InputError(f"the mask {mask} hides nothing; paint white what is to be filled in")
+        return white
+    assert box is not None
+    left, top, across, down = box
+    if min(left, top) < 0 or min(across, down) < 1 or left + across > width or top + down > height:
+        raise InputError(
+            f"the box {left} {top} {across} {down} is not inside the picture, which is {width} x {height} px; give "
+            "LEFT and TOP from 0, and WIDTH and HEIGHT from 1, that stay inside"
+        )
+    hidden = np.zeros((height, width), dtype=bool)
+    hidden[top : top + down, left : left + across] = True
+    return hidden
+
+
+def _checked_out(out: Path) -> None:
+    """Raises InputError if no picture can be written there: before the work, not after it."""
+    if out.suffix.lower() not in PICTURES_OUT:
+        raise InputError(f"a picture cannot be written as {out}; end its name with {', '.join(PICTURES_OUT)}")
+    if out.is_dir() or (out.parent.exists() and not out.parent.is_dir()):
+        raise InputError(f"{out} is a folder, or lies below a file; give the path of a new picture")
+
+
+def _print_sources(done: Completion) -> None:
+    from racm3.demo import source_line
+
+    for hit in done.sources:
+        print(f"source  {source_line(hit)}")
+
+
+def _save(done: Completion, out: Path) -> None:
+    """Write the picture of a completion."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done.document.images[-1].pil.save(out)
+    print(f"wrote {out}")
+
+
 def evaluate_scenes(
     *,
     quick: bool = False,
@@ -374,6 +586,10 @@ def evaluate_scenes(
 
 
 VERBS: Verbs = {
+    "demo": demo,
+    "generate": generate,
+    "caption": caption,
+    "infill": infill,
     "doctor": doctor,
     "train": {
         "image-tokenizer": train_image_tokenizer,

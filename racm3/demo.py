@@ -1,8 +1,8 @@
 """``racm3 demo``: a memory of the built-in world, three tasks on it, and one page that shows what came of them.
 
-    requests   the first pictures of the seeded test splits, turned into documents with holes
-    answers    racm3's, and beside each one the vanilla model's, the returned document and the true one
-    page       demo.html filled in, all pictures inside it; sheet: the same as one PNG
+requests   the first pictures of the seeded test splits, turned into documents with holes
+answers    racm3's, and beside each one the vanilla model's, the returned document and the true one
+page       demo.html filled in, all pictures inside it; sheet: the same as one PNG
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from racm3.document import Document, Hole, Image, Modality, Part, Text
 from racm3.errors import InputError
 from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
-from racm3.pipeline import RACM3, Completion, Settings, settings_dict
+from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Hit
 from racm3.scenes.draw import Scene
@@ -64,7 +64,7 @@ class Request:
 
     @property
     def title(self) -> str:
-        return f"{self.truth.id}: {self.asked.text or 'no words'}"
+        return f"{self.truth.id}: {self.asked.text}" if self.asked.text else f"{self.truth.id}, no words given"
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,16 @@ def _about(hit: Hit) -> str:
 
 
 def demo(
-    out: Path, models: str | Path = "scenes", world: World = World(), settings: Settings = Settings()
+    out: Path, models: str | Path = "scenes", world: World | None = None, settings: Settings | None = None
 ) -> Demo:
-    """Build the memory of ``world`` in ``out``/memory, answer the requests, write page.html and sheet.png.
+    """Build the memory of ``world`` in ``out``/memory, answer the requests, write index.html and sheet.png.
 
-    Shows its progress on stderr. Raises CheckpointError if a model is missing, InputError or MemoryStoreError if there
-    is something else where the demo writes.
+    ``world`` and ``settings`` are the default ones unless given. Shows its progress on stderr. Raises CheckpointError
+    if a model is missing, InputError or MemoryStoreError if there is something else where the demo writes.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder to write the demo into, or a new name")
+    world, settings = world or World(), settings or Settings()
     model = RACM3.from_pretrained(models)
     vanilla = RACM3.from_pretrained(models, generator="vanilla")
     asked = list(requests(world))
@@ -157,7 +158,7 @@ def demo(
         answers = model.complete(documents, settings, memory=memory, on_step=on_step)
         without = vanilla.complete(documents, settings, on_step=on_vanilla_step)
     rows = tuple(Row(*row) for row in zip(asked, answers, without, strict=True))
-    page, sheet = out / "page.html", out / "sheet.png"
+    page, sheet = out / "index.html", out / "sheet.png"
     page.write_text(write_page(rows, len(memory), _facts(world, settings), _models(model, vanilla)), encoding="utf-8")
     draw_sheet(rows).save(sheet)
     return Demo(rows, memory.path, page, sheet)
@@ -176,7 +177,7 @@ def requests(world: World) -> Iterator[Request]:
 
 
 def _asked(task: str, item: Item, whole: bool) -> Document:
-    """The item with what the task asks for taken out; ``whole``: all of the thing is hidden, and its words are given."""
+    """The item without what the task asks for; ``whole``: all of the thing is hidden, and its words are given."""
     picture = item.document.images[0]
     words = [Text(item.document.text)] if item.document.text else []
     if task == WORDS_TO_PICTURE:
@@ -221,10 +222,10 @@ def _counted(items: Iterable[Item], total: int, on_item: OnStep) -> Iterator[Ite
 def progress(*names: str) -> Iterator[list[OnStep]]:
     """A bar a name on stderr, with the time that each still takes."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("remaining"), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn("remaining"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
 
         def bar(name: str) -> OnStep:
             task = bars.add_task(name, total=None, start=False)
@@ -255,7 +256,7 @@ def write_page(rows: Sequence[Row], documents: int, facts: dict[str, object], mo
         samples=drawn,
         models=html.escape(models),
         version=__version__,
-        settings=html.escape(json.dumps(facts, indent=1)),
+        settings=html.escape(json.dumps(facts, indent=1), quote=False),
     )
 
 
@@ -291,7 +292,7 @@ def hatched(image: Image) -> Image:
 
 
 def _facts(world: World, settings: Settings) -> dict[str, object]:
-    return {"world": asdict(world), "settings": settings_dict(settings)}
+    return {"world": asdict(world), "settings": asdict(settings)}
 
 
 def _models(model: RACM3, vanilla: RACM3) -> str:
@@ -303,9 +304,10 @@ def _models(model: RACM3, vanilla: RACM3) -> str:
 
 TILE_PX = 128
 GAP_PX = 12
-WORDS_PX = 60  # four lines of FONT_PX below a picture
+WORDS_PX = 75  # below a picture
 FONT_PX = 12
-LETTERS = 22  # that fit beside one another in a tile
+LINE_PX = 15
+LETTERS = 20  # that fit beside one another in a tile
 PAPER, INK, QUIET, MARK = "#ffffff", "#1f2328", "#636a73", "#9a3412"
 
 
@@ -335,6 +337,6 @@ def _draw_cell(sheet: PIL.Image.Image, cell: Cell, left: int, top: int) -> None:
         sheet.paste(tile, (left, top))
         top += TILE_PX
     lines = textwrap.wrap(cell.words, LETTERS)
-    lines = lines if cell.image is None else lines[:4]
+    lines = lines if cell.image is None else lines[: WORDS_PX // LINE_PX]
     font = ImageFont.load_default(FONT_PX)
     ImageDraw.Draw(sheet).multiline_text((left, top + 2), "\n".join(lines), fill=INK, font=font, spacing=2)

@@ -12,6 +12,7 @@ A picture for a caption, and the documents it was made from:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,11 @@ class Completion:
 
 
 class RACM3:
-    """A generator with its tokenizers, an encoder, and a memory that can be changed at any time."""
+    """A generator with its tokenizers, an encoder, and a memory that can be changed at any time.
+
+    Raises CheckpointError if the tokenizers are not those of the generator, EncoderMismatchError if another encoder
+    made the memory.
+    """
 
     def __init__(
         self,
@@ -80,6 +85,13 @@ class RACM3:
         encoder: Encoder,
         memory: Memory | None = None,
     ) -> None:
+        trained = (markup.vocabulary.text_size, markup.vocabulary.image_size, markup.codes_per_image)
+        given = (text.size, image.codebook_size, math.prod(image.grid))
+        if trained != given:
+            raise CheckpointError(
+                f"the generator was trained with (text ids, image codes, codes a picture) = {trained}, but the "
+                f"tokenizers have {given}; give those it was trained with"
+            )
         self.text, self.image, self.markup, self.encoder = text, image, markup, encoder
         self.generator = generator
         self.engine = Engine(generator, markup.vocabulary)
@@ -103,8 +115,11 @@ class RACM3:
         facts_file = path / "racm3.json"
         if not facts_file.exists():
             raise CheckpointError(f"{path} is not a generator folder of racm3: there is no racm3.json in it")
-        facts = json.loads(facts_file.read_text(encoding="utf-8"))
-        vocabulary = Vocabulary(facts["text_size"], facts["image_size"])
+        try:
+            facts = json.loads(facts_file.read_text(encoding="utf-8"))
+            markup = Markup(Vocabulary(facts["text_size"], facts["image_size"]), facts["codes_per_image"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{facts_file} is damaged: {error}; copy or train the generator again") from error
         encoder = Encoder.from_pretrained(folder / "encoder")
         if isinstance(memory, (str, Path)):
             memory = Memory.open(memory, encoder.fingerprint)
@@ -112,7 +127,7 @@ class RACM3:
             Generator.from_pretrained(path).eval(),
             TextTokenizer.load(path / "tokenizer.json"),
             load_image_tokenizer(folder / "image-tokenizer"),
-            Markup(vocabulary, facts["codes_per_image"]),
+            markup,
             encoder,
             memory,
         )

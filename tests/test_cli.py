@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import inspect
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 from racm3 import cli, errors
 from racm3.document import Document, Image
 from racm3.memory.sources import Item, write_coco
+from racm3.pipeline import Settings
 
 ROOT = Path(__file__).parent.parent
 PYTHON = {"cwd": ROOT, "capture_output": True, "text": True}
@@ -248,3 +252,144 @@ def test_a_memory_made_by_another_encoder_is_refused(
     assert train_encoder(data, tmp_path, "loop.seed=1") == 0
     assert cli.main(["memory", "search", str(memory), "--text", "fox", "--encoder", str(tmp_path)]) == 2
     assert "was made by encoder" in capsys.readouterr().err
+
+
+# From words to a picture and back, as a user types it
+
+
+@pytest.fixture(scope="module")
+def models(data: Path, encoder: Path, image_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models as RACM3.from_pretrained opens it."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "encoder").symlink_to(encoder)
+    (folder / "image-tokenizer").symlink_to(image_tokenizer)
+    run = ["train", "generator", str(data), "--out", str(folder / "generator"), "--text-ids", "270"]
+    run += ["--image-tokenizer", str(image_tokenizer), "--encoder", str(encoder)]
+    assert cli.main([*run, "--set", *SHAPE.split(), "tokens_per_step=100", "loop.steps=1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A picture of 40 x 20 px, of which the middle 20 x 20 are looked at."""
+    file = tmp_path / "picture.png"
+    Image(np.full((20, 40, 3), (255, 0, 0), np.uint8)).pil.save(file)
+    return file
+
+
+def run(command: str, **places: Path) -> int:
+    return cli.main([word.format(**places) for word in shlex.split(command)])
+
+
+def sources(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if re.match(r"source  -?\d\.\d{3}  a .* square \d  ", line)]
+
+
+def test_generate_draws_and_prints_its_sources(
+    models: Path, memory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"models": models, "memory": memory, "out": tmp_path / "new" / "a.png"}
+    command = "generate 'a red square' --models {models} --memory {memory} --out {out}"
+    assert run(command, **places) == 0
+    printed = capsys.readouterr().out
+    assert len(sources(printed)) in (1, 2)  # equal squares are redundant
+    assert printed.splitlines()[-1] == f"wrote {places['out']}"
+    first = Image.open(places["out"])
+    assert first.pixels.shape == (32, 32, 3)
+    assert run(command, **places) == 0
+    assert Image.open(places["out"]) == first
+    assert run(command + " --seed 1 --samples 2 --temperature 1.5 --guidance 1 --k 1", **places) == 0
+    assert Image.open(places["out"]) != first
+
+
+def test_without_a_memory_nothing_is_retrieved(
+    models: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (
+        "generate 'a red square' --models {models} --out {out}",
+        "caption {picture} --models {models}",
+        "infill {picture} --box 10 0 10 10 --models {models} --out {out}",
+    ):
+        assert run(command, models=models, picture=picture, out=tmp_path / "a.png") == 0
+        printed = capsys.readouterr()
+        assert "no --memory was given: nothing is retrieved" in printed.err
+        assert "source" not in printed.out
+
+
+def test_caption_prints_words_below_its_sources(
+    models: Path, memory: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run("caption {picture} --models {models} --memory {memory}", picture=picture, models=models, memory=memory) == 0
+    )
+    printed = capsys.readouterr().out
+    assert sources(printed)
+    assert printed.split(sources(printed)[-1])[1].strip()
+
+
+def test_a_box_is_the_same_as_its_mask(models: Path, memory: Path, picture: Path, tmp_path: Path) -> None:
+    places = {"models": models, "memory": memory, "picture": picture, "out": tmp_path / "a.png"}
+    places["mask"] = tmp_path / "mask.png"
+    hidden = np.zeros((20, 40, 3), np.uint8)
+    hidden[0:10, 10:20] = 255
+    Image(hidden).pil.save(places["mask"])
+    command = "infill {picture} --text 'a red square' --models {models} --memory {memory} --out {out}"
+    assert run(command + " --box 10 0 10 10", **places) == 0
+    boxed = Image.open(places["out"])
+    assert boxed.pixels.shape == (32, 32, 3)
+    assert (boxed.pixels[:, 16:] == (255, 0, 0)).all()  # kept
+    assert not (boxed.pixels[:16, :16] == (255, 0, 0)).all()
+    assert run(command + " --mask {mask}", **places) == 0
+    assert Image.open(places["out"]) == boxed
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"),
+    [
+        ("generate ' ' --out {new}.png", "error: the text is empty"),
+        ("generate fox --out {new}", "error: a picture cannot be written as {new}; end its name with .png"),
+        ("generate fox --out {picture}/a.png", "error: {picture}/a.png is a folder, or lies below a file"),
+        ("generate fox --out {new}.png --models {new}", "error: there is no model folder {new}"),
+        ("generate fox --out {new}.png --models {models} --memory {new}", "error: the memory {new} does not exist"),
+        ("generate fox --out {new}.png --k -1", "error: k >= 0"),
+        ("generate fox --out {new}.png --seed -1", "error: k >= 0, samples >= 1, max_text_tokens >= 1 and seed >= 0"),
+        ("generate fox --out {new}.png --temperature -1", "error: sampling.temperature is -1.0"),
+        ("caption {new}", "error: there is no file {new}"),
+        ("caption {text}", "error: {text} is not a picture that can be read"),
+        ("caption {picture} --models {models} --memory {text}", "error: the memory {text} is no memory"),
+        ("infill {new} --box 0 0 1 1 --out {new}.png", "error: there is no file {new}"),
+        ("infill {text} --box 0 0 1 1 --out {new}.png", "error: {text} is not a picture"),
+        ("infill {picture} --out {new}.png", "error: say what to hide: give either --box"),
+        ("infill {picture} --box 0 0 1 1 --mask {picture} --out {new}.png", "error: say what to hide"),
+        ("infill {picture} --box 0 0 41 20 --out {new}.png", "error: the box 0 0 41 20 is not inside the picture"),
+        ("infill {picture} --box 10 0 0 5 --out {new}.png", "error: the box 10 0 0 5 is not inside the picture"),
+        ("infill {picture} --box 0 0 5 20 --out {new}.png --models {models}", "error: the hidden region is outside"),
+        ("infill {picture} --mask {picture} --out {new}.png", "error: the mask {picture} hides nothing"),
+        (
+            "infill {picture} --mask {small} --out {new}.png",
+            "error: the mask {small} is 10 x 10 px, the picture 40 x 20",
+        ),
+        ("infill {picture} --box 10 0 5 5 --text= --out {new}.png", "error: the text is empty"),
+    ],
+)
+def test_a_request_that_cannot_be_met_says_why(
+    command: str, printed: str, models: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"models": models, "picture": picture, "new": tmp_path / "new"}
+    places |= {"text": tmp_path / "text.png", "small": tmp_path / "small.png"}
+    places["text"].write_text("no picture")
+    Image(np.zeros((10, 10, 3), np.uint8)).pil.save(places["small"])
+    before = set(tmp_path.iterdir())
+    assert run(command, **places) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(printed.format(**places))
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_the_defaults_are_those_of_the_library() -> None:
+    usual = Settings()
+    for verb in (cli.generate, cli.infill):
+        options = inspect.signature(verb).parameters
+        assert (options["k"].default, options["samples"].default, options["seed"].default) == (
+            (usual.k, usual.samples, usual.seed)
+        )
+    assert inspect.signature(cli.caption).parameters["k"].default == usual.k

@@ -235,7 +235,8 @@ class JanusImageTokenizer(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        return ((self.model.decode(codes) + 1) / 2).clamp(0, 1)
+        pixels = self.model.decode(codes)  # type: ignore[arg-type]  # a LongTensor is a Tensor of a type
+        return ((pixels + 1) / 2).clamp(0, 1)
 
 
 def load_image_tokenizer(folder: Path) -> FSQImageTokenizer | JanusImageTokenizer:
@@ -246,7 +247,7 @@ def load_image_tokenizer(folder: Path) -> FSQImageTokenizer | JanusImageTokenize
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         kind = facts.pop("model_type", None)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; train or fetch the image tokenizer again") from error
     if kind == "janus_vqgan":
         return JanusImageTokenizer.from_pretrained(Path(folder))

@@ -119,21 +119,6 @@ class Markup:
             raise MarkupError(f"position {len(ids)}: the ids end, but {self.describe(grammar.allowed())} is missing")
         return tuple(parts)
 
-    def allowed(self, ids: Sequence[int]) -> np.ndarray:
-        """What may follow a well-formed beginning: (V,) bool. The slow, obvious twin of ``Grammar``: it looks back."""
-        v = self.vocabulary
-        markers = [position for position, id in enumerate(ids) if id < v.text_start]
-        if not markers:
-            return self.ids_set(v.doc)
-        marker, count = ids[markers[-1]], len(ids) - 1 - markers[-1]
-        if marker == v.doc:
-            return self.ids_set(v.text, v.image)
-        if marker == v.text:
-            return self.ids_set(v.text, v.image, v.end, text=True) if count else self.ids_set(text=True)
-        if marker == v.image:
-            return self.ids_set(v.text, v.image, v.end) if count == self.codes_per_image else self.ids_set(image=True)
-        return self.ids_set(v.doc, v.eos) if marker == v.end else self.ids_set(v.pad)
-
     @cached_property
     def allowed_in(self) -> Mapping[State, np.ndarray]:
         """What may follow in each state: (V,) bool arrays, shared, not writable."""
@@ -185,11 +170,6 @@ class Grammar:
         self.codes_left = 0
         for id in ids:
             self.push(int(id))
-
-    @property
-    def finished(self) -> bool:
-        """True once ``<eos>`` was pushed."""
-        return self.state is State.FINISHED
 
     def allowed(self) -> np.ndarray:
         """What may be pushed next: (V,) bool, shared, not writable."""

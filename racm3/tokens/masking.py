@@ -19,9 +19,7 @@ from racm3.tokens.vocabulary import MAX_MASKS, Vocabulary
 
 __all__ = [
     "Span",
-    "document_segments",
     "draw_count",
-    "draw_part_span",
     "draw_spans",
     "mask",
     "part_spans",
@@ -43,13 +41,6 @@ def draw_count(rng: np.random.Generator, minimum: Literal[0, 1]) -> int:
     Source: the CM3 paper clamps from 1; the authors' later code from 0, which leaves 36.8 % of sequences causal.
     """
     return min(max(int(rng.poisson(1.0)), minimum), MAX_MASKS)
-
-
-def document_segments(ids: np.ndarray, vocabulary: Vocabulary) -> list[Span]:
-    """The inside of every document of a well-formed sequence: what stands between ``<doc>`` and ``</doc>``."""
-    starts = np.flatnonzero(ids == vocabulary.doc) + 1
-    ends = np.flatnonzero(ids == vocabulary.end)
-    return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
 def draw_spans(rng: np.random.Generator, segments: Sequence[Span], count: int) -> list[Span]:
@@ -82,26 +73,14 @@ def _two_points(segments: Sequence[Span], first: int, second: float) -> tuple[in
 
 
 def part_spans(ids: np.ndarray, vocabulary: Vocabulary, modality: Modality) -> list[Span]:
-    """The inside of every part of one modality: its text ids, or its codes, without the marker before them."""
+    """The inside of every part of one modality: its text ids, or its codes, without the marker before them.
+
+    With one of these spans masked, a sequence is the task image -> caption (or, of modality image, text -> image).
+    """
     inside = np.zeros(len(ids) + 2, dtype=np.int8)
     inside[1:-1] = vocabulary.is_text(ids) if modality == "text" else vocabulary.is_image(ids)
     edges = np.flatnonzero(np.diff(inside)).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def draw_part_span(
-    rng: np.random.Generator, ids: np.ndarray, vocabulary: Vocabulary, segment: Span, modality: Modality = "text"
-) -> Span | None:
-    """The inside of one whole part in ``segment``, drawn uniformly, or None if it has no such part.
-
-    With this span masked a sequence is the task image -> caption (or, of modality image, text -> image).
-    """
-    start, end = segment
-    spans = part_spans(ids[start:end], vocabulary, modality)
-    if not spans:
-        return None
-    low, high = spans[int(rng.integers(len(spans)))]
-    return start + low, start + high
 
 
 def region_spans(image_start: int, grid: tuple[int, int], top: int, left: int, height: int, width: int) -> list[Span]:

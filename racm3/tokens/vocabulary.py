@@ -10,13 +10,12 @@ Where this order changes, every trained generator becomes useless: a test freeze
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import asdict, dataclass
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from racm3.errors import ConfigError, MarkupError, unknown
+from racm3.errors import ConfigError, MarkupError
 
 __all__ = ["MAX_MASKS", "Vocabulary"]
 
@@ -103,18 +102,6 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Vocabulary:
-        """Inverse of ``to_dict``. Raises ConfigError on an unknown or a missing key."""
-        names = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in names:
-                raise ConfigError(unknown("vocabulary key", key, names))
-        for name in names:
-            if name not in values:
-                raise ConfigError(f"a vocabulary needs {' and '.join(names)}, but {name} is missing")
-        return cls(**values)
 
     @staticmethod
     def _numbered(kind: str, i: int) -> int:

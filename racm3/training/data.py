@@ -7,6 +7,7 @@ N documents, R query draws (text and image part, several dropout draws each), K 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from racm3.document import Document, Image, Part, Text
+from racm3.document import Document, Image, Modality, Part, Text
 from racm3.errors import DocumentError, SourceError
 from racm3.memory.sources import read
 from racm3.retriever.encoder import Encoder
@@ -29,6 +30,8 @@ from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument, Toke
 from racm3.tokens.text import TextTokenizer
 
 BATCH = 256
+TEXT: Modality = "text"
+IMAGE: Modality = "image"
 PROBE = "a fox in the snow"
 """A text whose ids tell one text tokenizer from another of the same size."""
 
@@ -88,14 +91,14 @@ def prepare(
     cache: Path,
     *,
     k: int = 2,
-    draws: int = 1,
-    dropout: float = QUERY_DROPOUT,
+    dropouts: tuple[float, ...] = (0.0, QUERY_DROPOUT),
     seed: int = 0,
 ) -> TrainingSet:
     """The training set of a data folder, from ``cache`` where that was made of the same data by the same models.
 
     Queries are, as in training of the paper, the text part or the picture part of the document itself, never the
-    whole; a share of ``dropout`` of each is dropped, in ``draws`` independent draws.
+    whole. There is one draw of both for each of ``dropouts``, the share of the query that is dropped: by default half of the
+    queries are asked as they are. Of the short captions of the built-in world a dropped fifth is often the entity's name.
     Raises SourceError if the folder holds no readable document.
     """
     data = _files(path)
@@ -106,10 +109,10 @@ def prepare(
         ids = np.split(stored["ids"], stored["offsets"])
     if encoder is None:
         return TrainingSet(ids, None)
-    made_by = (encoder.fingerprint, encoder.redundancy_threshold, k, draws, dropout, seed)
+    made_by = (encoder.fingerprint, encoder.redundancy_threshold, k, dropouts, seed)
     found = cache / f"neighbours-{_digest(data, *made_by)}.npz"
     if not found.exists():
-        _write(found, rows=_neighbours(path, encoder, k, draws, dropout, seed))
+        _write(found, rows=_neighbours(path, encoder, k, dropouts, seed))
     with np.load(found) as stored:
         return TrainingSet(ids, stored["rows"])
 
@@ -122,15 +125,21 @@ def _tokenised(path: Path, text: TextTokenizer, image: ImageTokenizer, markup: M
     return {"ids": np.concatenate(ids), "offsets": np.cumsum([len(row) for row in ids])[:-1]}
 
 
-def _neighbours(path: Path, encoder: Encoder, k: int, draws: int, dropout: float, seed: int) -> np.ndarray:
-    """(N, R, K) rows of every document's diverse neighbours, -1 where there are fewer."""
-    vectors: list[np.ndarray] = []
+def _neighbours(path: Path, encoder: Encoder, k: int, dropouts: tuple[float, ...], seed: int) -> np.ndarray:
+    """(N, R, K) rows of every document's diverse neighbours, -1 where there are fewer.
+
+    R: for each of ``dropouts`` the text part's query, then the picture part's.
+    """
+    parts: list[np.ndarray] = []  # (B, 2, D) each
     queries: list[np.ndarray] = []  # (B, R, D) each
     rng = np.random.default_rng(seed)
     for documents in _batches(path, "embed"):
-        vectors.append(encoder.embed(documents))
-        queries.append(_query_vectors(documents, encoder, draws, dropout, rng))
-    table, asked = np.concatenate(vectors), np.concatenate(queries)
+        whole = _part_vectors(documents, encoder, 0.0, rng)
+        parts.append(whole)
+        drawn = [_part_vectors(documents, encoder, rate, rng) if rate else whole for rate in dropouts]
+        queries.append(np.concatenate(drawn, axis=1))
+    table, asked = np.concatenate(parts).sum(axis=1), np.concatenate(queries)
+    table /= np.linalg.norm(table, axis=1, keepdims=True)  # the mixed-modal vector of each document
     own = np.arange(len(table))
     columns = []
     for draw in range(asked.shape[1]):
@@ -139,15 +148,14 @@ def _neighbours(path: Path, encoder: Encoder, k: int, draws: int, dropout: float
     return np.stack(columns, axis=1).astype(np.int32)
 
 
-def _query_vectors(
-    documents: Sequence[Document], encoder: Encoder, draws: int, dropout: float, rng: np.random.Generator
+def _part_vectors(
+    documents: Sequence[Document], encoder: Encoder, dropout: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """(B, R, D): per draw the text part's vector and the picture part's; one that lacks a part asks with the other."""
+    """(B, 2, D): the vectors of the text part and of the picture part; where one is missing the other stands for it."""
     columns = []
-    for _ in range(draws):
-        for first, second in (("text", "image"), ("image", "text")):
-            parts = [d.only(first) or d.only(second) for d in documents]  # type: ignore[arg-type]
-            columns.append(encoder.embed([drop_query(part, dropout, rng) for part in parts if part is not None]))
+    for first, second in ((TEXT, IMAGE), (IMAGE, TEXT)):
+        parts = [part for d in documents if (part := d.only(first) or d.only(second))]
+        columns.append(encoder.embed([drop_query(part, dropout, rng) if dropout else part for part in parts]))
     return np.stack(columns, axis=1)
 
 
@@ -173,7 +181,10 @@ def _write(file: Path, **arrays: np.ndarray) -> None:
 def _files(path: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of a source's files: what is cached holds while these do."""
     path = Path(path)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    if path.is_dir():
+        files = sorted(path.rglob("*"))
+    else:
+        files = [path] if path.is_file() else [Path(f) for f in sorted(glob.glob(str(path)))]
     return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
 
 

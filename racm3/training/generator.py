@@ -28,7 +28,6 @@ from racm3.training.data import TrainingSet
 from racm3.training.loop import LoopConfig, Metrics, fit
 from racm3.training.optimiser import OptimiserConfig
 
-
 LOGITS_TOKENS = 1024
 """Tokens whose logits are made at once: a third faster on a CPU than the whole batch, which leaves its caches."""
 
@@ -71,8 +70,9 @@ class GeneratorRun:
 
     ``alpha`` weighs the loss of the retrieved documents (0.1 is the talk's best). ``retrieved_shares[k]`` is the share
     of sequences with k retrieved documents (uniform over 0, 1, 2 in the paper, second-hand); ``(1,)`` is the vanilla
-    CM3. The query is the main document's text part in ``text_query_share`` of sequences, else its picture part (ours: words
-    name the entity more reliably than the small encoder's eyes). Every step holds about ``tokens_per_step`` tokens, all with the same k, so nothing is padded in vain.
+    CM3. The query is the main document's text part in ``text_query_share`` of sequences, else its picture part (ours:
+    words name the entity more reliably than the small encoder's eyes). Every step holds about ``tokens_per_step``
+    tokens, all with the same k, so nothing is padded in vain.
     """
 
     model: ShapeConfig = ShapeConfig()
@@ -92,6 +92,8 @@ class GeneratorRun:
         shares = self.retrieved_shares
         if self.alpha < 0 or not shares or min(shares) < 0 or not sum(shares):
             raise ConfigError(f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {self}")
+        if not 0 <= self.text_query_share <= 1:
+            raise ConfigError(f"text_query_share is between 0 and 1, but {self.text_query_share} was given")
 
 
 class Batches:
@@ -115,7 +117,7 @@ class Batches:
         return pad([self.sequence(int(row), k, rng) for row in rows], self.markup.vocabulary)
 
     def sequence(self, row: int, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """One training sequence (T,) and its weights (T,): at most ``k`` retrieved documents, then the masked main one."""
+        """A sequence (T,) and its weights (T,): up to ``k`` retrieved documents, then the main one, masked."""
         retrieved: list[np.ndarray] = []
         if k and self.data.neighbours is not None:
             by_text = rng.random() < self.run.text_query_share
@@ -199,7 +201,13 @@ def train_generator(
         hidden = forward(ids[:, :-1])  # (B, T-1, D)
         targets, target_weights = ids[:, 1:], weights[:, 1:]
         loss = weighted_cross_entropy(
-            hidden, generator, targets, target_weights, z_loss=run.z_loss, recompute=run.recompute_logits
+            hidden,
+            generator,
+            targets,
+            target_weights,
+            z_loss=run.z_loss,
+            chunk_tokens=LOGITS_TOKENS,
+            recompute=run.recompute_logits,
         )
         main = target_weights == 1
         image = main & (targets >= image_start)

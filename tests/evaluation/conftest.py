@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,6 @@ from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.judges import Judge
 from racm3.scenes.world import World
 from racm3.tokens.image import FSQConfig, FSQImageTokenizer
-from racm3.tokens.markup import Markup
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
@@ -43,6 +44,26 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **shape)).save_pretrained(folder / name)
         text.save(folder / name / "tokenizer.json")
         facts = vocabulary.to_dict() | {"codes_per_image": 64}
-        (folder / name / "racm3.json").write_text(__import__("json").dumps(facts), encoding="utf-8")
+        (folder / name / "racm3.json").write_text(json.dumps(facts), encoding="utf-8")
     Judge(load_glyphs().names).save_pretrained(folder / "judge")
     return folder
+
+
+@pytest.fixture(scope="session")
+def judge(models: Path) -> Judge:
+    return Judge.from_pretrained(models / "judge")
+
+
+@pytest.fixture(scope="session")
+def vanilla(models: Path) -> RACM3:
+    return RACM3.from_pretrained(models, generator="vanilla")
+
+
+@pytest.fixture(scope="session")
+def retrieval(models: Path, tmp_path_factory: pytest.TempPathFactory) -> RACM3:
+    """With a memory of 20 documents."""
+    model = RACM3.from_pretrained(models)
+    items = list(islice(World().items("memory"), 20))
+    model.memory = Memory.create(tmp_path_factory.mktemp("memory") / "m", model.encoder.fingerprint, 8)
+    model.memory.add(items, model.encoder.embed([item.document for item in items]))
+    return model

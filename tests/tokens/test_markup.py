@@ -91,10 +91,9 @@ def test_damage_is_either_refused_or_another_well_formed_document(parts: TokenDo
 
 
 @given(st.data(), st.integers(0, 25))
-def test_the_grammar_equals_its_slow_twin_and_the_completions(data: st.DataObject, steps: int) -> None:
+def test_the_grammar_allows_just_what_can_be_completed(data: st.DataObject, steps: int) -> None:
     ids = walk(data, steps)
     fast = Grammar(MARKUP, ids).allowed()
-    assert fast.tolist() == MARKUP.allowed(ids).tolist()
     assert fast.tolist() == [can_be_completed(letters([*ids, id])) for id in range(V.size)]
 
 
@@ -120,7 +119,6 @@ def test_every_generated_image_has_exactly_its_codes(data: st.DataObject) -> Non
 def test_the_grammar_ends_with_eos_and_padding() -> None:
     ids = MARKUP.to_ids((TextIds((1,)),))
     grammar = Grammar(MARKUP, [*ids, *ids, V.eos])
-    assert grammar.finished
     grammar.push(V.pad)
     assert np.flatnonzero(grammar.allowed()).tolist() == [V.pad]
 

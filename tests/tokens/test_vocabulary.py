@@ -44,21 +44,14 @@ def test_mask_and_infill_ids() -> None:
             v.infill(i)
 
 
-@given(SIZES, SIZES)
-def test_dict_is_an_exact_inverse(text_size: int, image_size: int) -> None:
-    v = Vocabulary(text_size, image_size)
-    assert Vocabulary.from_dict(v.to_dict()) == v
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"text_size": 1, "image_sise": 1}, "did you mean 'image_size'"),
-        ({"text_size": 1}, "image_size is missing"),
-        ({"text_size": 0, "image_size": 1}, "text_size of a vocabulary is a positive integer, but 0"),
-        ({"text_size": 1, "image_size": "9"}, "image_size of a vocabulary is a positive integer, but '9'"),
+        ((0, 1), "text_size of a vocabulary is a positive integer, but 0"),
+        ((1, "9"), "image_size of a vocabulary is a positive integer, but '9'"),
+        ((True, 1), "text_size of a vocabulary is a positive integer, but True"),
     ],
 )
-def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
+def test_bad_values_are_named(values: tuple[int, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Vocabulary.from_dict(values)
+        Vocabulary(*values)

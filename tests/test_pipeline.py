@@ -1,0 +1,352 @@
+"""The whole system on tiny models with random weights: what they draw is noise, but every step is the real one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from racm3.document import Document, Hole, Image, Text
+from racm3.errors import (
+    CheckpointError,
+    ConfigError,
+    DocumentError,
+    EncoderMismatchError,
+    MemoryStoreError,
+    PromptTooLongError,
+    RACM3Error,
+)
+from racm3.generator.decoding import Sampling
+from racm3.generator.model import Generator, GeneratorConfig
+from racm3.memory.memory import Memory
+from racm3.memory.sources import Item
+from racm3.pipeline import RACM3, Completion, Settings
+from racm3.retriever.encoder import Encoder
+from racm3.retriever.retriever import Retriever
+from racm3.tokens.image import FSQConfig, FSQImageTokenizer
+from racm3.tokens.markup import Markup
+from racm3.tokens.text import TextTokenizer
+from racm3.tokens.vocabulary import Vocabulary
+from racm3.training.data import image_codes
+
+CAPTIONS = ["a fox in the snow", "two castles at night", "a boat on a beach", "an owl in a forest"]
+TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZE = 32
+CODES = 16
+CONTEXT = 160
+SETTINGS = Settings(image=Sampling(guidance=2.0), text=Sampling(), max_text_tokens=6)
+
+
+def picture(seed: int, size: int = SIZE) -> Image:
+    return Image(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def masked(image: Image, rows: slice, columns: slice) -> Image:
+    mask = np.zeros(image.pixels.shape[:2], dtype=bool)
+    mask[rows, columns] = True
+    return Image(image.pixels, mask)
+
+
+def new_encoder(folder: Path, seed: int) -> Encoder:
+    torch.manual_seed(seed)
+    return Encoder.new(
+        Tokenizer.from_file(str(folder / "generator" / "tokenizer.json")),
+        dimension=8,
+        text={**TOWER, "max_position_embeddings": 24},
+        vision={**TOWER, "image_size": SIZE, "patch_size": 16},
+        redundancy_threshold=1.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    text = TextTokenizer.train(CAPTIONS, 280)
+    image = FSQImageTokenizer(
+        FSQConfig(image_size_px=SIZE, levels=(4, 4), encoder_width=8, decoder_width=16, decoder_layers=1)
+    )
+    image.save_pretrained(folder / "image-tokenizer")
+    vocabulary = Vocabulary(text.size, image.codebook_size)
+    for name in ("generator", "vanilla"):
+        generator = Generator(GeneratorConfig(vocabulary.size, 32, 2, 2, 1, 16, 32, context_tokens=CONTEXT))
+        with torch.no_grad():  # an opinion: new weights make all tokens equally likely
+            for weight in generator.parameters():
+                weight.add_(torch.randn_like(weight), alpha=0.2)
+        generator.save_pretrained(folder / name)
+        text.save(folder / name / "tokenizer.json")
+        facts = vocabulary.to_dict() | {"codes_per_image": CODES}
+        (folder / name / "racm3.json").write_text(json.dumps(facts), encoding="utf-8")
+    new_encoder(folder, 1).save_pretrained(folder / "encoder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def memory_path(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    encoder = Encoder.from_pretrained(models / "encoder")
+    documents = [Document.of(caption, picture(i)) for i, caption in enumerate(CAPTIONS)]
+    items = [Item(f"item-{i}", document, {"row": i}, "test") for i, document in enumerate(documents)]
+    path = tmp_path_factory.mktemp("memory") / "m"
+    Memory.create(path, encoder.fingerprint, encoder.dimension).add(items, encoder.embed(documents))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(models: Path, memory_path: Path) -> RACM3:
+    return RACM3.from_pretrained(models, memory=memory_path)
+
+
+def same(one: Completion, other: Completion) -> bool:
+    return one.document == other.document and np.isclose(one.score, other.score)
+
+
+EVERY_KIND = {
+    "caption to image": Document.of("a fox in the snow", Hole("image")),
+    "image to caption": Document.of(Hole("text"), picture(7)),
+    "image, then caption": Document.of(picture(7), Hole("text")),
+    "text in the middle": Document.of("a fox", Hole("text"), "in the snow"),
+    "region": Document.of("a fox", masked(picture(8), slice(8, 24), slice(0, 16))),
+    "region without words": Document.of(masked(picture(8), slice(8, 24), slice(0, 16))),
+    "image among images": Document.of(picture(1), "a fox", Hole("image"), picture(2)),
+    "everything": Document.of(Hole("text"), masked(picture(3), slice(0, 8), slice(0, 8)), "at night", Hole("image")),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+@pytest.mark.parametrize("k", [0, 2])
+def test_every_kind_of_document_is_completed(model: RACM3, name: str, k: int) -> None:
+    document = EVERY_KIND[name]
+    (done,) = model.complete([document], replace(SETTINGS, k=k))
+    assert done.document.holes == ()
+    assert len(done.document.parts) == len(document.parts)
+    for i, (before, after) in enumerate(zip(document.parts, done.document.parts, strict=True)):
+        if i not in document.holes:
+            assert after == before
+        elif isinstance(before, Hole) and before.modality == "text":
+            assert isinstance(after, Text)
+        else:
+            assert isinstance(after, Image)
+            assert after.pixels.shape == (SIZE, SIZE, 3)
+    assert len(done.sources) == k
+    assert done.score < 0
+    assert (done.settings, done.seed) == (replace(SETTINGS, k=k), SETTINGS.seed)
+
+
+def test_a_picture_is_exactly_its_codes(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[np.ndarray] = []
+    pixels = model.pixels
+    monkeypatch.setattr(model, "pixels", lambda codes: drawn.append(codes) or pixels(codes))  # type: ignore[func-returns-value]
+    model.complete(list(EVERY_KIND.values()), SETTINGS)
+    assert len(drawn) == 6
+    assert all(codes.shape == (CODES,) and codes.min() >= 0 and codes.max() < 16 for codes in drawn)
+
+
+@pytest.mark.parametrize("size", [SIZE, 48])
+def test_outside_the_region_nothing_changes(
+    model: RACM3, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[np.ndarray] = []
+    pixels = model.pixels
+    monkeypatch.setattr(model, "pixels", lambda codes: drawn.append(codes) or pixels(codes))  # type: ignore[func-returns-value]
+    # Rows 9 to 15 and columns 17 to 23 of 32: the code in row 1, column 2 of the grid.
+    scale = size / SIZE
+    hole = masked(picture(5, size), slice(int(9 * scale), int(15 * scale)), slice(int(17 * scale), int(23 * scale)))
+    assert np.flatnonzero(model.hidden_codes(hole)).tolist() == [6]
+    done = model.infill(hole, "a fox", SETTINGS)
+    given, filled = hole.resized(SIZE).pixels, done.document.images[0]
+    assert filled.mask is None
+    changed = (given != filled.pixels).any(axis=2)
+    assert changed[8:16, 16:24].any()
+    changed[8:16, 16:24] = False
+    assert not changed.any()
+    before = image_codes([hole], model.image)[0]
+    assert np.delete(drawn[0], 6).tolist() == np.delete(before, 6).tolist()
+
+
+def test_a_picture_all_hidden_is_drawn_anew(model: RACM3) -> None:
+    done = model.infill(masked(picture(5), slice(None), slice(None)), settings=SETTINGS)
+    assert done.document.images[0].mask is None
+
+
+def test_the_daughters_are_complete(model: RACM3) -> None:
+    (expected,) = model.complete([EVERY_KIND["caption to image"]], SETTINGS)
+    assert same(model.generate_image("a fox in the snow", SETTINGS), expected)
+    (expected,) = model.complete([EVERY_KIND["image to caption"]], SETTINGS)
+    assert same(model.caption(picture(7), SETTINGS), expected)
+    for name, text in (("region", "a fox"), ("region without words", None)):
+        (expected,) = model.complete([EVERY_KIND[name]], SETTINGS)
+        hole = masked(picture(8), slice(8, 24), slice(0, 16))
+        assert same(model.infill(hole, text, SETTINGS), expected)
+
+
+def test_the_same_seed_gives_the_same_whoever_else_is_in_the_batch(model: RACM3) -> None:
+    documents = list(EVERY_KIND.values())
+    together = model.complete(documents, SETTINGS)
+    again = model.complete(documents, SETTINGS)
+    for number, (document, one, two) in enumerate(zip(documents, together, again, strict=True)):
+        (alone,) = model.complete([document], replace(SETTINGS, seed=SETTINGS.seed + number))
+        assert one.seed == alone.seed == number
+        assert same(one, two)
+        assert same(one, alone)
+    other = model.complete(documents, replace(SETTINGS, seed=100))
+    assert not any(same(one, two) for one, two in zip(together, other, strict=True))
+
+
+def test_the_best_of_several_pictures_fits_the_words_best(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates: list[Document] = []
+    best = model._best
+
+    def spy(document: Document, given: list[tuple[Document, float]]) -> tuple[Document, float]:
+        candidates.extend(candidate for candidate, _ in given)
+        return best(document, given)
+
+    monkeypatch.setattr(model, "_best", spy)
+    for document in (EVERY_KIND["caption to image"], EVERY_KIND["image among images"]):
+        candidates.clear()
+        (done,) = model.complete([document], replace(SETTINGS, samples=5))
+        gap = document.holes[0]
+        pictures = [candidate.parts[gap] for candidate in candidates]
+        assert len({image.png() for image in pictures if isinstance(image, Image)}) == 5
+        words = model.encoder.embed_texts([document.text or ""])[0]
+        scores = model.encoder.embed_images([image for image in pictures if isinstance(image, Image)]) @ words
+        assert done.document == candidates[int(scores.argmax())]
+
+
+def test_the_best_of_several_texts_is_the_likeliest(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores: list[float] = []
+    best = model._best
+    monkeypatch.setattr(model, "_best", lambda d, given: scores.extend(s for _, s in given) or best(d, given))
+    done = model.caption(picture(7), replace(SETTINGS, samples=4))
+    assert len(set(scores)) == 4
+    assert done.score == max(scores)
+
+
+# Sources
+
+
+def test_sources_are_what_the_retriever_finds(model: RACM3) -> None:
+    assert model.memory is not None
+    document = EVERY_KIND["caption to image"]
+    (expected,) = Retriever(model.memory, model.encoder).retrieve([document], k=2)
+    (done,) = model.complete([document], SETTINGS)
+    assert [(hit.id, hit.document) for hit in done.sources] == [(hit.id, hit.document) for hit in expected]
+    assert [hit.score for hit in done.sources] == pytest.approx([hit.score for hit in expected])
+    assert [hit.origin for hit in done.sources] == ["test", "test"]
+
+
+def test_documents_given_by_hand_are_read_as_retrieved_ones(model: RACM3) -> None:
+    (found,) = model.complete([EVERY_KIND["caption to image"]], SETTINGS)
+    by_hand = [[hit.document for hit in found.sources]]
+    (given,) = model.complete([EVERY_KIND["caption to image"]], SETTINGS, retrieved=by_hand)
+    assert same(given, found)
+    assert [hit.origin for hit in given.sources] == ["given by hand"] * 2
+    (others,) = model.complete([EVERY_KIND["caption to image"]], SETTINGS, retrieved=[by_hand[0][:1]])
+    assert not same(others, found)
+
+
+def test_without_retrieval(models: Path, model: RACM3) -> None:
+    document = EVERY_KIND["caption to image"]
+    (none,) = model.complete([document], replace(SETTINGS, k=0))
+    (by_hand,) = model.complete([document], SETTINGS, retrieved=[[]])
+    (without_memory,) = RACM3.from_pretrained(models).complete([document], SETTINGS)
+    assert none.sources == by_hand.sources == without_memory.sources == ()
+    assert same(none, by_hand)
+    assert same(none, without_memory)
+
+
+def test_the_vanilla_model_is_another(models: Path, model: RACM3) -> None:
+    vanilla = RACM3.from_pretrained(models, generator="vanilla")
+    one = vanilla.generate_image("a fox in the snow", SETTINGS)
+    assert one.sources == ()
+    assert not same(one, model.generate_image("a fox in the snow", replace(SETTINGS, k=0)))
+
+
+def test_no_documents_give_no_completions(model: RACM3) -> None:
+    assert model.complete([], SETTINGS) == []
+
+
+# Errors
+
+
+def test_documents_that_cannot_be_completed(model: RACM3, models: Path) -> None:
+    seen = picture(5)
+    for call, message in (
+        (lambda: model.complete([EVERY_KIND["region"], Document.of("a fox")]), "document 1 has no hole"),
+        (lambda: model.complete([Document.of(masked(seen, slice(0), slice(0)))]), "nothing to generate"),
+        (lambda: model.infill(seen), "infill needs an image with a mask"),
+        (lambda: model.infill(masked(seen, slice(0), slice(0))), "infill needs an image with a mask"),
+        (lambda: model.complete([Document.of(Hole("image"))]), "holes only"),
+        (lambda: model.generate_image(" "), "the text is empty"),
+        (lambda: model.generate_image("a fox", retrieved=[]), "1 documents, but 0 lists"),
+        (lambda: model.generate_image("a fox", retrieved=[[EVERY_KIND["region"]]]), "fill them first"),
+    ):
+        with pytest.raises(DocumentError, match=message):
+            call()
+
+
+def test_a_prompt_that_is_too_long(model: RACM3) -> None:
+    with pytest.raises(PromptTooLongError, match=f"exceed the generator's context of {CONTEXT}"):
+        model.generate_image("a fox " * CONTEXT, SETTINGS)
+    shown = [Document.of(picture(i)) for i in range(10)]
+    with pytest.raises(PromptTooLongError, match="retrieve fewer documents"):
+        model.generate_image("a fox", SETTINGS, retrieved=[shown])
+
+
+def test_an_empty_memory(models: Path, model: RACM3, tmp_path: Path) -> None:
+    empty = Memory.create(tmp_path / "m", model.encoder.fingerprint, model.encoder.dimension)
+    with pytest.raises(MemoryStoreError, match="the memory is empty"):
+        model.generate_image("a fox", SETTINGS, memory=empty)
+    model.generate_image("a fox", replace(SETTINGS, k=0), memory=empty)
+
+
+def test_a_memory_made_by_another_encoder(models: Path, model: RACM3, tmp_path: Path) -> None:
+    other = new_encoder(models, 2)
+    path = tmp_path / "m"
+    memory = Memory.create(path, other.fingerprint, other.dimension)
+    memory.add([Item("one", Document.of("a fox"), {}, "test")], other.embed([Document.of("a fox")]))
+    for given in (path, memory):
+        with pytest.raises(EncoderMismatchError, match="was made by encoder"):
+            RACM3.from_pretrained(models, memory=given)
+    with pytest.raises(EncoderMismatchError, match="was made by encoder"):
+        model.generate_image("a fox", SETTINGS, memory=memory)
+
+
+@pytest.mark.parametrize("fields", [{"k": -1}, {"samples": 0}, {"max_text_tokens": 0}, {"seed": -1}])
+def test_settings_out_of_range(fields: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(fields))} >= "):
+        Settings(**fields)  # type: ignore[arg-type]
+
+
+def test_model_folders_that_are_none(models: Path, tmp_path: Path) -> None:
+    cases: list[tuple[Path, str, type[RACM3Error], str]] = [
+        (tmp_path / "none", "generator", CheckpointError, "there is no model folder"),
+        (models, "genrator", CheckpointError, "there is no racm3.json in it"),
+    ]
+    for folder, generator, error, message in cases:
+        with pytest.raises(error, match=message):
+            RACM3.from_pretrained(folder, generator=generator)
+    with pytest.raises(MemoryStoreError, match="does not exist"):
+        RACM3.from_pretrained(models, memory=tmp_path / "none")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"text_size": 0, "image_size": 16, "codes_per_image": 16}'])
+def test_a_damaged_generator_folder(models: Path, content: str) -> None:
+    folder = models / "broken"
+    folder.mkdir(exist_ok=True)
+    (folder / "racm3.json").write_text(content)
+    with pytest.raises(CheckpointError, match="racm3.json is damaged"):
+        RACM3.from_pretrained(models, generator="broken")
+
+
+def test_tokenizers_of_another_generator(model: RACM3) -> None:
+    image = FSQImageTokenizer(FSQConfig(image_size_px=SIZE, patch_px=16, levels=(4, 4)))
+    with pytest.raises(CheckpointError, match=r"trained with .* 16, 16\), but the tokenizers have .* 16, 4\)"):
+        RACM3(model.generator, model.text, image, model.markup, model.encoder)
+    vocabulary = Vocabulary(model.text.size + 1, 15)
+    with pytest.raises(CheckpointError, match="give those it was trained with"):
+        RACM3(model.generator, model.text, model.image, Markup(vocabulary, CODES), model.encoder)

@@ -1,0 +1,115 @@
+"""The README is executed: its commands parse, its verbs and files exist."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from racm3 import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MOST_LINES = 150
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BRANCHES = str.maketrans("│├└─", "    ")
+FILE = re.compile(r"[\w./-]*\w\.(py|md|html|json|toml|txt|sh)")
+
+
+def commands(page: str, program: str) -> list[list[str]]:
+    """The words of every line in the page's code blocks that runs ``program``, without its name."""
+    lines = [line for _, block in FENCED.findall(page) for line in block.replace("\\\n", " ").splitlines()]
+    plain = [line.removeprefix("$ ") for line in lines]
+    return [shlex.split(line, comments=True)[1:] for line in plain if line.startswith(f"{program} ")]
+
+
+def tree(page: str) -> list[str]:
+    """The paths in the page's drawn trees: blocks whose first word is a folder. Words that follow a folder count if
+    they are file names."""
+    paths: list[str] = []
+    for _, block in FENCED.findall(page):
+        if not re.match(r"\s*[\w.-]+/(\s|$)", block.translate(BRANCHES)):
+            continue
+        above: list[tuple[int, str]] = []  # (indentation, folder)
+        for line in filter(str.strip, block.translate(BRANCHES).splitlines()):
+            name, *rest = line.split()
+            indentation = len(line) - len(line.lstrip())
+            above = [(depth, folder) for depth, folder in above if depth < indentation]
+            parent = above[-1][1] if above else ""
+            if name.endswith("/"):
+                above.append((indentation, parent + name))
+                inside = [word for word in rest if FILE.fullmatch(word)]
+                paths += [parent + name, *(parent + name + word for word in inside)]
+            elif FILE.fullmatch(name) or name == "Makefile":
+                paths.append(parent + name)
+    return paths
+
+
+def stub(verbs: cli.Verbs) -> dict[str, Any]:
+    """The same commands with the same options, doing nothing."""
+
+    def nothing(verb: Callable[..., int | None]) -> Callable[..., int]:
+        @functools.wraps(verb)
+        def parsed(*_: object, **__: object) -> int:
+            return 0
+
+        return parsed
+
+    return {name: nothing(verb) if callable(verb) else stub(verb) for name, verb in verbs.items()}
+
+
+SAMPLE = """
+```sh
+racm3 generate "a fox" \\
+    --out fox.png  # a comment
+$ racm3 doctor
+make demo
+```
+```
+racm3/
+├── cli.py         racm3 demo, in a file
+└── tokens/        text.py (words) markup.py
+    └── image.py   codes
+tests/             the same
+```
+"""
+
+
+def test_commands_are_found() -> None:
+    assert commands(SAMPLE, "racm3") == [["generate", "a fox", "--out", "fox.png"], ["doctor"]]
+    assert commands(SAMPLE, "make") == [["demo"]]
+
+
+def test_a_tree_is_found() -> None:
+    tokens = [f"racm3/tokens/{name}" for name in ("", "text.py", "markup.py", "image.py")]
+    assert tree(SAMPLE) == ["racm3/", "racm3/cli.py", *tokens, "tests/"]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("words", commands(README, "racm3"), ids=" ".join)
+def test_its_commands_parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "VERBS", stub(cli.VERBS))
+    assert cli.main(words) == 0
+
+
+def test_its_make_verbs_exist() -> None:
+    verbs = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {verb for words in commands(README, "make") for verb in words}
+    assert {"demo", "test"} <= named <= verbs
+
+
+def test_the_files_it_names_exist() -> None:
+    paths = tree(README)
+    assert "racm3/" in paths
+    quoted = [path for path in re.findall(r"`([\w./-]+)`", README) if FILE.fullmatch(path) and "/" in path]
+    written = ("out/",)  # by the commands
+    missing = [path for path in {*paths, *quoted} if not path.startswith(written) and not (ROOT / path).exists()]
+    assert missing == []

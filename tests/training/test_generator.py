@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from racm3.errors import ConfigError, SourceError
+from racm3.generator.model import Generator
+from racm3.tokens.markup import ImageCodes, Markup, TextIds
+from racm3.tokens.masking import part_spans, unmask
+from racm3.tokens.text import TextTokenizer
+from racm3.tokens.vocabulary import MAX_MASKS, Vocabulary
+from racm3.training.data import TrainingSet
+from racm3.training.generator import Batches, GeneratorRun, MaskingConfig, ShapeConfig, draw_side, pad, train_generator
+from racm3.training.loop import LoopConfig
+from racm3.training.optimiser import OptimiserConfig
+
+TEXT = TextTokenizer.train(["a fox in the snow"], 256)
+V = Vocabulary(TEXT.size, 5)
+GRID = (2, 2)
+MARKUP = Markup(V, codes_per_image=4)
+SHAPE = ShapeConfig(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=16, context_tokens=64)
+RUN = GeneratorRun(
+    model=SHAPE,
+    optimiser=OptimiserConfig(lr=1e-2, muon_lr=1e-2, warmup_steps=2),
+    loop=LoopConfig(steps=6, dtype="float32", log_every_s=0),
+    tokens_per_step=120,
+)
+ROWS = 9
+
+
+def dataset(count: int = ROWS, grid: tuple[int, int] = GRID, neighbours: bool = True) -> TrainingSet:
+    """Documents that tell by their text which they are; each has the next two as its neighbours."""
+    rng = np.random.default_rng(0)
+    markup = Markup(V, grid[0] * grid[1])
+    ids = []
+    for row in range(count):
+        codes = tuple(rng.integers(5, size=markup.codes_per_image).tolist())
+        ids.append(np.array(markup.to_ids((TextIds((row, *range(row % 3))), ImageCodes(codes))), np.int32))
+    following = (np.arange(count)[:, None, None] + np.array([[[1, 2], [2, 3]]])) % count  # (N, R, K)
+    return TrainingSet(ids, following if neighbours else None)
+
+
+def batches(run: GeneratorRun = RUN, **kwargs: int) -> Batches:
+    return Batches(dataset(**kwargs), MARKUP, GRID, run)
+
+
+# Sequences
+
+
+def test_a_batch_is_a_function_of_the_step_alone() -> None:
+    one, other = batches(), batches()
+    forward = [one.batch(step) for step in range(20)]
+    backward = [other.batch(step) for step in reversed(range(20))][::-1]
+    for (ids, weights), (same_ids, same_weights) in zip(forward, backward, strict=True):
+        assert np.array_equal(ids, same_ids)
+        assert np.array_equal(weights, same_weights)
+    assert not np.array_equal(forward[0][0], forward[1][0])
+    reseeded = batches(replace(RUN, loop=replace(RUN.loop, seed=1)))
+    assert not np.array_equal(reseeded.batch(0)[0], forward[0][0])
+
+
+@given(st.integers(0, ROWS - 1), st.integers(0, 2), st.integers(0, 2**32 - 1), st.sampled_from([0, 1]))
+def test_a_sequence_is_its_retrieved_documents_and_the_masked_main_one(row: int, k: int, seed: int, least: int) -> None:
+    run = replace(RUN, masking=MaskingConfig(minimum=least))  # type: ignore[arg-type]
+    data = dataset()
+    ids, weights = Batches(data, MARKUP, GRID, run).sequence(row, k, np.random.default_rng(seed))
+    original, spans = unmask(ids, V)
+    documents = np.split(original, np.flatnonzero(original == V.end)[:-1] + 1)
+    names = [int(document[2]) - V.text_start for document in documents]
+    assert names[-1] == row
+    assert len(names) == k + 1
+    assert row not in names[:-1]
+    for name, document in zip(names, documents, strict=True):
+        assert np.array_equal(document, data.ids[name])
+    before = sum(len(document) for document in documents[:-1])
+    assert all(before < start < end < len(original) for start, end in spans)  # never in a retrieved document
+    assert len(spans) >= least
+    assert weights[:before].tolist() == [np.float32(RUN.alpha)] * before
+    assert weights[before:].tolist() == [0.0 if V.is_mask(int(id)) else 1.0 for id in ids[before:]]
+
+
+def test_the_query_is_the_text_in_its_share_of_sequences() -> None:
+    found = Counter()
+    for seed in range(500):
+        run = replace(RUN, text_query_share=0.8)
+        ids, _ = Batches(dataset(), MARKUP, GRID, run).sequence(0, 1, np.random.default_rng(seed))
+        found[int(ids[2]) - V.text_start] += 1
+    assert set(found) == {1, 2}  # the text's best neighbour, and the picture's
+    assert found[1] / 500 == pytest.approx(0.8, abs=0.06)
+
+
+def test_documents_with_few_neighbours_have_shorter_prompts() -> None:
+    data = dataset(count=2)
+    alone = TrainingSet(data.ids, np.array([[[1, -1], [1, -1]], [[-1, -1], [-1, -1]]]))
+    for row, expected in ((0, 2), (1, 1)):
+        ids, _ = Batches(alone, MARKUP, GRID, RUN).sequence(row, 2, np.random.default_rng(0))
+        assert (ids == V.doc).sum() == expected
+
+
+@pytest.mark.parametrize("shares", [(1 / 3, 1 / 3, 1 / 3), (1, 0, 3), (1,)])
+def test_the_number_of_retrieved_documents_is_drawn_by_sequences(shares: tuple[float, ...]) -> None:
+    run = replace(RUN, retrieved_shares=shares, tokens_per_step=1200)
+    sampler = batches(run)
+    found = np.zeros(len(shares))
+    for step in range(600):
+        ids, _ = sampler.batch(step)
+        documents = (ids == V.doc).sum(axis=1)
+        assert (documents == documents[0]).all()
+        found[documents[0] - 1] += len(ids)
+    assert found / found.sum() == pytest.approx(np.array(shares) / sum(shares), abs=0.05)
+
+
+def test_padding() -> None:
+    rows = [(np.arange(5), np.ones(5, np.float32)), (np.arange(17), np.ones(17, np.float32))]
+    ids, weights = pad(rows, V)
+    assert ids.shape == weights.shape == (2, 32)
+    assert (ids[0, 5:] == V.pad).all()
+    assert weights.sum(axis=1).tolist() == [5, 17]
+    assert (weights[0, 5:] == 0).all()
+    assert ids[1, :17].tolist() == list(range(17))
+
+
+# Masks
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 7), (2, 2), (3, 2), (4, 4), (8, 8), (24, 24), (70, 3)])
+def test_regions_fit_every_grid(grid: tuple[int, int]) -> None:
+    run = replace(RUN, masking=MaskingConfig(whole_text_share=0, region_share=1))
+    data = dataset(count=1, grid=grid)
+    sampler = Batches(data, Markup(V, grid[0] * grid[1]), grid, run)
+    start = int(np.flatnonzero(data.ids[0] == V.image)[0]) + 1
+    for seed in range(30):
+        spans = sampler.spans(data.ids[0], np.random.default_rng(seed))
+        places = [divmod(position - start, grid[1]) for low, high in spans for position in range(low, high)]
+        rows, columns = {row for row, _ in places}, {column for _, column in places}
+        assert 1 <= len(spans) == len(rows) <= MAX_MASKS
+        assert len(places) == len(rows) * len(columns)
+        assert max(rows) < grid[0]
+        assert len(rows) < grid[0] or grid[0] == 1
+
+
+def test_a_side_is_a_quarter_to_three_quarters() -> None:
+    rng = np.random.default_rng(0)
+    assert {draw_side(rng, 8, MAX_MASKS) for _ in range(200)} == {3, 4, 5, 6}
+    assert {draw_side(rng, 4, MAX_MASKS) for _ in range(200)} == {2, 3}
+    assert {draw_side(rng, 24, MAX_MASKS) for _ in range(400)} == set(range(7, 17))
+
+
+def test_a_whole_text_is_masked_as_captioning_asks() -> None:
+    sampler = batches(replace(RUN, masking=MaskingConfig(whole_text_share=1, region_share=0)))
+    main = sampler.data.ids[2]
+    assert sampler.spans(main, np.random.default_rng(0)) == part_spans(main, V, "text")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MaskingConfig(minimum=2), "minimum is 0 or 1"),  # type: ignore[arg-type]
+        (lambda: MaskingConfig(whole_text_share=0.6, region_share=0.6), "sum to at most 1"),
+        (lambda: replace(RUN, alpha=-1), "alpha >= 0"),
+        (lambda: replace(RUN, retrieved_shares=()), "retrieved_shares >= 0"),
+        (lambda: replace(RUN, retrieved_shares=(0, 0)), "not all 0"),
+        (lambda: replace(RUN, text_query_share=1.5), "text_query_share is between 0 and 1"),
+    ],
+)
+def test_settings_out_of_range(make: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_retrieval_needs_neighbours() -> None:
+    with pytest.raises(SourceError, match="prepared without an encoder"):
+        batches(neighbours=False)
+    Batches(dataset(neighbours=False), MARKUP, GRID, replace(RUN, retrieved_shares=(1,)))
+
+
+# Training
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def test_the_loss_falls_on_what_can_be_learnt_by_heart(tmp_path: Path) -> None:
+    run = replace(
+        RUN,
+        model=replace(SHAPE, width=32, head_dim=16, mlp_width=64),
+        optimiser=OptimiserConfig(lr=1e-2, muon_lr=2e-2, warmup_steps=5),
+        loop=replace(RUN.loop, steps=120),
+        retrieved_shares=(1,),
+        masking=MaskingConfig(whole_text_share=0, region_share=0),
+        tokens_per_step=400,
+    )
+    train_generator(dataset(count=3), TEXT, MARKUP, GRID, run, tmp_path)
+    logged = rows_of(tmp_path)
+    assert logged[0]["main_image"] > 4
+    assert np.mean([row["main_image"] for row in logged[-5:]]) < 1  # 5 codes at random: 1.6
+    assert all("retrieved" not in row for row in logged)  # there are none, so there is no number
+
+
+def test_a_generator_folder_is_written(tmp_path: Path) -> None:
+    generator = train_generator(dataset(), TEXT, MARKUP, GRID, RUN, tmp_path)
+    opened = Generator.from_pretrained(tmp_path)
+    for name, value in generator.state_dict().items():
+        assert torch.equal(value.half().float(), opened.state_dict()[name])
+    assert TextTokenizer.load(tmp_path / "tokenizer.json").encode("a fox") == TEXT.encode("a fox")
+    facts = json.loads((tmp_path / "racm3.json").read_text(encoding="utf-8"))
+    assert (facts["text_size"], facts["image_size"], facts["codes_per_image"]) == (V.text_size, 5, 4)
+    assert facts["grid"] == [2, 2]
+    assert facts["run"]["alpha"] == RUN.alpha
+    rows_of(tmp_path)
+
+
+def test_a_stopped_run_ends_where_an_unbroken_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train_generator(dataset(), TEXT, MARKUP, GRID, RUN, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        batch = Batches.batch
+
+        def stopping(self: Batches, step: int) -> tuple[np.ndarray, np.ndarray]:
+            if step == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return batch(self, step)
+
+        patched.setattr(Batches, "batch", stopping)
+        with pytest.raises(KeyboardInterrupt, match="stopped and saved at step 3"):
+            train_generator(dataset(), TEXT, MARKUP, GRID, RUN, tmp_path / "broken")
+    assert not (tmp_path / "broken" / "racm3.json").exists()
+    resumed = train_generator(dataset(), TEXT, MARKUP, GRID, RUN, tmp_path / "broken")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_similar_codes_start_with_similar_embeddings(tmp_path: Path) -> None:
+    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    run = replace(RUN, optimiser=replace(RUN.optimiser, lr=1e-9, muon_lr=1e-9), loop=replace(RUN.loop, steps=1))
+    generator = train_generator(dataset(), TEXT, MARKUP, GRID, run, tmp_path, code_vectors=vectors)
+    table = torch.nn.functional.normalize(generator.model.embed_tokens.weight[V.image_start :].detach(), dim=1)
+    assert table[0] @ table[1] > table[0] @ table[3] > table[0] @ table[2]
