@@ -147,9 +147,7 @@ def test_a_picture_is_exactly_its_codes(model: RACM3, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("size", [SIZE, 48])
-def test_outside_the_region_nothing_changes(
-    model: RACM3, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outside_the_region_nothing_changes(model: RACM3, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[np.ndarray] = []
     pixels = model.pixels
     monkeypatch.setattr(model, "pixels", lambda codes: drawn.append(codes) or pixels(codes))  # type: ignore[func-returns-value]

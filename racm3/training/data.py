@@ -97,8 +97,8 @@ def prepare(
     """The training set of a data folder, from ``cache`` where that was made of the same data by the same models.
 
     Queries are, as in training of the paper, the text part or the picture part of the document itself, never the
-    whole. There is one draw of both for each of ``dropouts``, the share of the query that is dropped: by default half of the
-    queries are asked as they are. Of the short captions of the built-in world a dropped fifth is often the entity's name.
+    whole. There is one draw of both for each of ``dropouts``, the share of the query that is dropped: by default half
+    of the queries are asked as they are. Of the built-in world's short captions a fifth is often the entity's name.
     Raises SourceError if the folder holds no readable document.
     """
     data = _files(path)

@@ -130,10 +130,10 @@ def redundancy_threshold(encoder: Encoder, pictures: np.ndarray, captions: list[
     originals = [Document.of(captions[row], Image(pictures[row])) for row in rows]
     copies = [Document.of(captions[row], _resaved(pictures[row])) for row in rows]
     vectors, copied = encoder.embed(originals), encoder.embed(copies)
-    duplicates = (vectors * copied).sum(axis=1)
+    duplicates = (vectors * copied).sum(axis=1).clip(-1, 1)  # rounding can bring it above 1
     others = vectors @ vectors.T
     np.fill_diagonal(others, -1)
-    nearest = others.max(axis=1)
+    nearest = others.max(axis=1).clip(-1, 1)
     threshold = float(np.quantile(duplicates, 0.05).round(3))
     if folder is not None:
         edges = np.linspace(-1, 1, 201)

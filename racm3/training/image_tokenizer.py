@@ -38,7 +38,7 @@ def reconstruction_loss(output: Tensor, target: Tensor, edge_weight: float, patc
     output = output.float()
     error = (output - target).abs() + 2 * (output - target).square()
     share = F.avg_pool2d(error.detach().mean(dim=1, keepdim=True), patch_px)  # (B, 1, h, w)
-    weight = (share / share.mean()).clamp(0.2, 4.0)
+    weight = (share / share.mean().clamp(min=torch.finfo(share.dtype).tiny)).clamp(0.2, 4.0)
     pixels = (F.interpolate(weight, scale_factor=patch_px) * error).mean()
     across = (output.diff(dim=3) - target.diff(dim=3)).abs().mean()
     down = (output.diff(dim=2) - target.diff(dim=2)).abs().mean()

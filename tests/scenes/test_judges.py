@@ -19,7 +19,8 @@ PICTURES = np.stack([draw(Scene(("fox",), "snow", position)) for position in POS
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps from the command line."""
     out = tmp_path_factory.mktemp("judge")
-    assert cli.main(["train", "judge", "--out", str(out), "--set", "loop.steps=2", "batch_size=4"]) == 0
+    settings = ["loop.steps=2", "batch_size=4", "optimiser.warmup_steps=1"]
+    assert cli.main(["train", "judge", "--out", str(out), "--set", *settings]) == 0
     return out
 
 

@@ -117,14 +117,19 @@ def test_pairs(tmp_path: Path) -> None:
 
 
 def test_what_was_kept_equals_what_is_made_anew(
-    folder: Path, image: FSQImageTokenizer, markup: Markup, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    image: FSQImageTokenizer,
+    markup: Markup,
+    encoder: Encoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fresh = prepare(folder, TEXT, image, markup, encoder, tmp_path / "one", draws=2)
-    again = prepare(folder, TEXT, image, markup, encoder, tmp_path / "two", draws=2)
+    fresh = prepare(folder, TEXT, image, markup, encoder, tmp_path / "one")
+    again = prepare(folder, TEXT, image, markup, encoder, tmp_path / "two")
     assert equal(fresh, again)
     reads = count()
     monkeypatch.setattr(module, "read", lambda path: next(reads) and iter(()))
-    kept = prepare(folder, TEXT, image, markup, encoder, tmp_path / "one", draws=2)
+    kept = prepare(folder, TEXT, image, markup, encoder, tmp_path / "one")
     assert next(reads) == 0  # nothing was read again
     assert equal(kept, fresh)
     assert prepare(folder, TEXT, image, markup, None, tmp_path / "one").neighbours is None
@@ -143,14 +148,14 @@ def test_the_ids_are_those_of_the_documents(
 def test_neighbours_are_other_documents(
     folder: Path, image: FSQImageTokenizer, markup: Markup, encoder: Encoder, tmp_path: Path
 ) -> None:
-    found = prepare(folder, TEXT, image, markup, encoder, tmp_path / "cache", k=2, draws=3).neighbours
+    found = prepare(folder, TEXT, image, markup, encoder, tmp_path / "cache", k=2, dropouts=(0, 0.2, 0.5)).neighbours
     assert found is not None
     assert found.shape == (7, 6, 2)  # N, text and picture of each draw, K
     own = np.arange(7)[:, None, None]
     assert (found != own).all()
     assert ((0 <= found) & (found < 7)).all()
     assert (found[..., 0] != found[..., 1]).all()
-    plain = prepare(folder, TEXT, image, markup, encoder, tmp_path / "cache", k=2, draws=1, dropout=0.0).neighbours
+    plain = prepare(folder, TEXT, image, markup, encoder, tmp_path / "cache", k=2, dropouts=(0.0,)).neighbours
     assert plain is not None
     documents = [item.document for item in items(7)]
     table = encoder.embed(documents)
@@ -166,7 +171,7 @@ def test_a_lone_document_has_no_neighbours(
     write_coco(items(1), tmp_path / "data")
     made = prepare(tmp_path / "data", TEXT, image, markup, encoder, tmp_path / "cache")
     assert made.neighbours is not None
-    assert made.neighbours.tolist() == [[[-1, -1], [-1, -1]]]
+    assert made.neighbours.tolist() == [[[-1, -1]] * 4]
 
 
 def test_another_model_or_other_data_is_another_set(
@@ -176,8 +181,8 @@ def test_another_model_or_other_data_is_another_set(
     one = prepare(folder, TEXT, image, markup, encoder, cache)
     other = prepare(folder, TEXT, new_image_tokenizer(1), markup, encoder, cache)
     assert not equal(one, other)
-    other_seed = prepare(folder, TEXT, image, markup, encoder, cache, dropout=0.5, seed=3)
-    assert not equal(one, other_seed)
+    others = prepare(folder, TEXT, image, markup, encoder, cache, dropouts=(0.5, 0.9), seed=3)
+    assert not equal(one, others)
     files = sorted(folder.rglob("*.png"))
     files[0].write_bytes(picture(99).png())
     os.utime(files[0], ns=(0, 0))
@@ -187,7 +192,9 @@ def test_another_model_or_other_data_is_another_set(
 def test_globs_of_the_same_cache_are_told_apart(image: FSQImageTokenizer, markup: Markup, tmp_path: Path) -> None:
     write_webdataset(items(2), tmp_path / "one")
     write_webdataset(items(3, start=2), tmp_path / "two")
-    found = [len(prepare(tmp_path / n / "*.tar", TEXT, image, markup, None, tmp_path / "c").ids) for n in ("one", "two")]
+    found = [
+        len(prepare(tmp_path / n / "*.tar", TEXT, image, markup, None, tmp_path / "c").ids) for n in ("one", "two")
+    ]
     assert found == [2, 3]
 
 

@@ -62,7 +62,9 @@ def test_pictures_find_their_captions(tokenizer: Tokenizer, tmp_path: Path) -> N
 
 def test_true_duplicates_lie_above_the_threshold(tokenizer: Tokenizer, tmp_path: Path) -> None:
     pictures, captions = pairs()
-    encoder = train_encoder(pictures, captions, tokenizer, replace(RUN, loop=replace(RUN.loop, steps=2)), tmp_path / "e")
+    encoder = train_encoder(
+        pictures, captions, tokenizer, replace(RUN, loop=replace(RUN.loop, steps=2)), tmp_path / "e"
+    )
     threshold = redundancy_threshold(encoder, pictures, [texts[0] for texts in captions], None)
     assert 0.5 < threshold <= 1
 

@@ -17,7 +17,7 @@ from racm3.training.optimiser import OptimiserConfig
 RUN = ImageTokenizerRun(
     model=FSQConfig(image_size_px=16, levels=(5, 5, 5), encoder_width=32, decoder_width=16, decoder_layers=1),
     optimiser=OptimiserConfig(lr=5e-3, warmup_steps=5),
-    loop=LoopConfig(steps=60, dtype="float32", log_every_s=0),
+    loop=LoopConfig(steps=120, dtype="float32", log_every_s=0),
     batch_size=4,
 )
 

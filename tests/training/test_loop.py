@@ -179,7 +179,11 @@ class Smaller(nn.Module):
 
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     state(tmp_path)
-    for model, config in ((Model(width=9), OPTIMISER), (Smaller(), OPTIMISER), (Model(), replace(OPTIMISER, muon_lr=0))):
+    for model, config in (
+        (Model(width=9), OPTIMISER),
+        (Smaller(), OPTIMISER),
+        (Model(), replace(OPTIMISER, muon_lr=0)),
+    ):
         with pytest.raises(CheckpointError, match="written by another model or is damaged"):
             load(tmp_path, model, config)
 
