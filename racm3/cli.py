@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -42,7 +41,6 @@ File = Annotated[Path, arg(metavar="FILE")]
 Picture = Positional[Annotated[Path, arg(metavar="PICTURE")]]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
 
-DOCUMENTS_AT_ONCE = 512  # embedded and added to a memory together: few commits, and a GB at most of large pictures
 PICTURES_OUT = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -301,11 +299,11 @@ def _encoder(folder: Path | None) -> Encoder:
 
 
 def _fill(memory: Memory, encoder: Encoder, sources: Iterable[Iterable[Item]]) -> None:
+    from racm3.retriever.retriever import remember
+
     before = len(memory)
     for source in sources:
-        items = iter(_shown(source, "adding documents"))
-        while batch := list(islice(items, DOCUMENTS_AT_ONCE)):
-            memory.add(batch, encoder.embed([item.document for item in batch]))
+        remember(memory, encoder, _shown(source, "adding documents"))
     print(f"added {len(memory) - before} documents; {memory.path} holds {len(memory)}")
 
 

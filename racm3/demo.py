@@ -30,9 +30,9 @@ from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.retriever import Hit
+from racm3.retriever.retriever import Hit, remember
 from racm3.scenes.draw import Scene
-from racm3.scenes.world import World
+from racm3.scenes.world import World, counted
 
 WORDS_TO_PICTURE, PICTURE_TO_WORDS, HIDDEN_REGION = "words to picture", "picture to words", "hidden region"
 TASKS = {
@@ -44,7 +44,6 @@ TASKS = {
 FROM_EACH_SPLIT = {WORDS_TO_PICTURE: 4, PICTURE_TO_WORDS: 2, HIDDEN_REGION: 2}
 """How many pictures of each test split go to a task, one task after the other."""
 UNSEEN = "never seen in training"
-DOCUMENTS_AT_ONCE = 512  # embedded and added to the memory together
 SHOWN_OF_BOX_PX = 16  # two of the five columns of codes that a thing is wide, where it is not hidden whole
 
 
@@ -153,8 +152,8 @@ def demo(
     documents = [request.asked for request in asked]
     with progress("memory: documents", "racm3: steps", "vanilla: steps") as (on_document, on_step, on_vanilla_step):
         total = world.memory * (len(world.seen) + len(world.novel))
-        counted = _counted(world.items("memory"), total, on_document)
-        memory = build_memory(out / "memory", model.encoder, counted)
+        items = counted(world.items("memory"), total, on_document)
+        memory = build_memory(out / "memory", model.encoder, items)
         answers = model.complete(documents, settings, memory=memory, on_step=on_step)
         without = vanilla.complete(documents, settings, on_step=on_vanilla_step)
     rows = tuple(Row(*row) for row in zip(asked, answers, without, strict=True))
@@ -202,20 +201,12 @@ def build_memory(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
         shutil.rmtree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     memory = Memory.create(path, encoder.fingerprint, encoder.dimension)
-    remaining = iter(items)
-    while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
-        memory.add(batch, encoder.embed([item.document for item in batch]))
+    remember(memory, encoder, items)
     return memory
 
 
 OnStep = Callable[[int, int], None]
 """Called with how much is done, and how much there is."""
-
-
-def _counted(items: Iterable[Item], total: int, on_item: OnStep) -> Iterator[Item]:
-    for number, item in enumerate(items, start=1):
-        yield item
-        on_item(number, total)
 
 
 @contextmanager

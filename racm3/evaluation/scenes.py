@@ -41,11 +41,12 @@ from racm3.generator.decoding import Sampling
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, SCENES, Completion, Settings
 from racm3.retriever.encoder import Encoder
+from racm3.retriever.retriever import remember
 from racm3.scenes.caption import FORMS, describe, read
 from racm3.scenes.draw import SCENE_PX, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.judges import Judge, Verdict
-from racm3.scenes.world import World
+from racm3.scenes.world import World, counted
 from racm3.tokens.image import ImageTokenizer
 from racm3.training.data import image_codes
 
@@ -58,7 +59,7 @@ QUESTIONS = ("entity", "background", "position")
 WEIGHTS = ("generator", "vanilla", "image-tokenizer", "encoder", "judge")
 QUICK = 100
 """Pictures of each split in the quick run: a share then has a standard error of at most 5 points."""
-AT_ONCE = 256  # documents embedded, or pictures encoded, together
+AT_ONCE = 256  # pictures encoded together
 NOTE = (
     "The generators never saw the novel entities; image tokenizer, encoder and judge saw all glyphs. "
     "No test combination of entity, background and position was in any training split."
@@ -140,10 +141,7 @@ def world_memory(path: Path, world: World, encoder: Encoder, on_step: Steps = la
         return memory
     path.parent.mkdir(parents=True, exist_ok=True)
     memory = Memory.create(path, encoder.fingerprint, encoder.dimension)
-    items = world.items("memory")
-    while batch := list(islice(items, AT_ONCE)):
-        memory.add(batch, encoder.embed([item.document for item in batch]))
-        on_step("memory", len(memory), len(expected))
+    remember(memory, encoder, counted(world.items("memory"), len(expected), partial(on_step, "memory")))
     return memory
 
 

@@ -6,8 +6,9 @@ hits[0].document, hits[0].score, hits[0].origin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,14 @@ import numpy as np
 from racm3.document import Document
 from racm3.errors import InputError
 from racm3.memory.memory import Memory
+from racm3.memory.sources import Item
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import CANDIDATES, GROWTH, select
 
-__all__ = ["Hit", "Retriever"]
+__all__ = ["Hit", "Retriever", "remember"]
+
+DOCUMENTS_AT_ONCE = 512
+"""Embedded and added together (ours): few commits, and a GB at most of large pictures."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,17 @@ class Hit:
     document: Document
     metadata: dict[str, Any]
     origin: str
+
+
+def remember(memory: Memory, encoder: Encoder, items: Iterable[Item]) -> None:
+    """Embed the items and add them to the memory, ``DOCUMENTS_AT_ONCE`` at a time.
+
+    Raises EncoderMismatchError if another encoder made the memory.
+    """
+    memory.check_encoder(encoder.fingerprint)
+    remaining = iter(items)
+    while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
+        memory.add(batch, encoder.embed([item.document for item in batch]))
 
 
 class Retriever:

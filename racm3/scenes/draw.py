@@ -5,6 +5,7 @@ Everything stands on the 8 px grid of the image codes, so that the same drawing 
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -36,8 +37,8 @@ POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom 
 
 SIZES = {"normal": GLYPH_PX, "small": 24}
 CARD = 250
-"""Grey of the card that every entity is printed on. Without it two thirds of an entity's codes hold some background, and
-only 27 % of them are the same in two scenes of different background, so there is little to copy."""
+"""Grey of the card that every entity is printed on. Cut out, an entity shares only 27 % of its codes with itself on another
+background, and there is little to copy: docs/decisions/0005-cards.md."""
 MANY_PX = 32  # side of each glyph when there are several
 STYLES = ("plain", "grayscale", "sketch", "mosaic", "negative", "sepia")
 
@@ -73,7 +74,8 @@ class Scene:
                 raise ConfigError(unknown(kind, given, allowed))
         for entity in self.entities:
             if entity not in load_glyphs().index:
-                raise ConfigError(unknown("entity", entity, load_glyphs().names[:20]))
+                near = difflib.get_close_matches(entity, load_glyphs().names, 20) or load_glyphs().names[:20]
+                raise ConfigError(unknown("entity", entity, near))
         kinds = len(self.entities)
         if self.glyph_count not in (1, 2, 3) or kinds not in (1, 2) or kinds == 2 < self.count:
             given = f"{self.entities} x {self.count}"

@@ -109,11 +109,7 @@ def test_a_scene_comes_back_from_its_facts() -> None:
         ({"position": "center"}, "unknown position 'center'; did you mean 'centre'"),
         ({"size": "smal"}, "unknown size 'smal'; did you mean 'small'"),
         ({"style": "sketsh"}, "unknown style 'sketsh'; did you mean 'sketch'"),
-        pytest.param(
-            {"entities": ("red aple",)},
-            "unknown entity 'red aple'; did you mean 'red apple'",
-            marks=pytest.mark.xfail(reason="Scene looks for the nearest among the first 20 entities only"),
-        ),
+        ({"entities": ("red aple",)}, "unknown entity 'red aple'; did you mean 'red apple'"),
         ({"entities": ()}, "1 to 3 of one entity"),
         ({"count": 4}, "1 to 3 of one entity"),
         ({"count": 0}, "1 to 3 of one entity"),
