@@ -22,7 +22,7 @@ MODULES = {"pillow": "PIL", "pylance": "lance"}
 """Name to import where it differs from the distribution's."""
 
 WEIGHTS = Path(__file__).parent / "weights" / "scenes"
-SHIPPED = ("image-tokenizer", "encoder", "generator", "vanilla")
+SHIPPED = ("image-tokenizer", "encoder", "generator", "vanilla", "judge")
 """Folders of the models of the built-in world, below ``WEIGHTS``."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from racm3 import cli
+from racm3.evaluation.scenes import weights_digest
+from racm3.pipeline import SCENES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -113,3 +116,28 @@ def test_the_files_it_names_exist() -> None:
     written = ("out/",)  # by the commands
     missing = [path for path in {*paths, *quoted} if not path.startswith(written) and not (ROOT / path).exists()]
     assert missing == []
+
+
+RESULTS = ROOT / "docs" / "results" / "scenes_quick.json"
+ROW = re.compile(r"^\| (seen|novel) \| (\w+) \|(.+)\|$", re.MULTILINE)
+
+
+def expected_cells(row: str, results: dict[str, Any]) -> list[str]:
+    """What the README's table says of one row: shares in %, and the two scores of captions where there are any."""
+    shares = [f"{100 * results[row][key]:.0f}" for key in ("entity", "background", "position", "all_correct")]
+    captions = results["caption"].get(row)
+    told = [f"{100 * captions['entity_named']:.0f}", f"{captions['cider_d']:.2f}"] if captions else ["", ""]
+    return shares + told
+
+
+def test_its_numbers_are_those_of_the_result_file() -> None:
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    rows = ROW.findall(README)
+    assert len(rows) == 10  # five rows for each of two splits
+    for split, row, cells in rows:
+        assert [cell.strip() for cell in cells.split("|")] == expected_cells(row, results[split]), (split, row)
+
+
+def test_the_results_are_of_the_shipped_weights() -> None:
+    weights = json.loads(RESULTS.read_text(encoding="utf-8"))["protocol"]["weights"]
+    assert weights == {name: weights_digest(SCENES / name) for name in weights}

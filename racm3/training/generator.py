@@ -70,9 +70,12 @@ class GeneratorRun:
 
     ``alpha`` weighs the loss of the retrieved documents (0.1 is the talk's best). ``retrieved_shares[k]`` is the share
     of sequences with k retrieved documents (uniform over 0, 1, 2 in the paper, second-hand); ``(1,)`` is the vanilla
-    CM3. The query is the main document's text part in ``text_query_share`` of sequences, else its picture part (ours:
-    words name the entity more reliably than the small encoder's eyes). Every step holds about ``tokens_per_step``
-    tokens, all with the same k, so nothing is padded in vain.
+    CM3. In ``rename_share`` of the sequences with retrieved documents, the image codes that the main document shares
+    with them are renamed at random (ours): such codes mean nothing by themselves and can only be copied, so copying is
+    learned for entities never met, and not a memory of those in the training data. The query is the main document's
+    text part in ``text_query_share`` of sequences, else its picture part (ours: words name the entity more reliably
+    than the small encoder's eyes). Every step holds about ``tokens_per_step`` tokens, all with the same k: nothing is
+    padded in vain.
     """
 
     model: ShapeConfig = ShapeConfig()
@@ -80,6 +83,7 @@ class GeneratorRun:
     optimiser: OptimiserConfig = OptimiserConfig(lr=3e-3, muon_lr=3e-3, warmup_steps=100)
     loop: LoopConfig = LoopConfig(steps=3000)
     alpha: float = 0.1
+    rename_share: float = 0.5
     text_query_share: float = 0.8
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
@@ -125,12 +129,26 @@ class Batches:
             chosen = draws[rng.integers(len(draws))][:k]
             retrieved = [self.data.ids[other] for other in chosen if other >= 0]
         main = self.data.ids[row]
+        alpha = self.run.alpha
+        if retrieved and rng.random() < self.run.rename_share:
+            *retrieved, main = self.renamed([*retrieved, main], rng)
+            alpha = 0.0  # new names are chance: there is nothing to learn in predicting them the first time
         before = sum(len(document) for document in retrieved)
         spans = [(start + before, end + before) for start, end in self.spans(main, rng)]
         ids = mask(np.concatenate([*retrieved, main]), spans, self.markup.vocabulary)
         weights = prediction_weights(ids, self.markup.vocabulary)
-        weights[:before] *= self.run.alpha
+        weights[:before] *= alpha
         return ids, weights
+
+    def renamed(self, documents: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+        """The documents with every image code that the last one shares with the others renamed, everywhere alike."""
+        vocabulary = self.markup.vocabulary
+        *others, main = documents
+        shared = np.intersect1d(main, np.concatenate(others))
+        shared = shared[shared >= vocabulary.image_start]
+        names = np.arange(vocabulary.size)
+        names[shared] = vocabulary.image_start + rng.choice(vocabulary.image_size, len(shared), replace=False)
+        return [names[document].astype(document.dtype) for document in documents]
 
     def spans(self, main: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
         """Which spans of the main document are hidden."""

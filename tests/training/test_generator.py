@@ -33,6 +33,7 @@ RUN = GeneratorRun(
     optimiser=OptimiserConfig(lr=1e-2, muon_lr=1e-2, warmup_steps=2),
     loop=LoopConfig(steps=6, dtype="float32", log_every_s=0),
     tokens_per_step=120,
+    rename_share=0.0,
 )
 ROWS = 9
 
@@ -96,6 +97,27 @@ def test_the_query_is_the_text_in_its_share_of_sequences() -> None:
         found[int(ids[2]) - V.text_start] += 1
     assert set(found) == {1, 2}  # the text's best neighbour, and the picture's
     assert found[1] / 500 == pytest.approx(0.8, abs=0.06)
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=4, max_size=4), min_size=2, max_size=3), st.integers(0, 2**32 - 1))
+def test_renamed_codes_are_those_shared_and_equal_codes_stay_equal(codes: list[list[int]], seed: int) -> None:
+    documents = [np.array(MARKUP.to_ids((TextIds((1,)), ImageCodes(tuple(c)))), np.int32) for c in codes]
+    shared = set(codes[-1]) & {code for other in codes[:-1] for code in other}
+    renamed = batches().renamed(documents, np.random.default_rng(seed))
+    new_name: dict[int, int] = {}
+    for before, after in zip(documents, renamed, strict=True):
+        for old, new in zip(before.tolist(), after.tolist(), strict=True):
+            assert new_name.setdefault(old, new) == new
+            assert old == new or old - V.image_start in shared
+    assert len({new_name[V.image_start + code] for code in shared}) == len(shared)
+
+
+def test_what_is_renamed_is_not_to_be_predicted_before_the_main_document() -> None:
+    run = replace(RUN, rename_share=1.0)
+    ids, weights = Batches(dataset(), MARKUP, GRID, run).sequence(0, 2, np.random.default_rng(0))
+    main_start = np.flatnonzero(ids == V.doc)[-1]
+    assert not weights[:main_start].any()
+    assert weights[main_start:].any()
 
 
 def test_documents_with_few_neighbours_have_shorter_prompts() -> None:
