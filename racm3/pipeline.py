@@ -47,7 +47,7 @@ class Settings:
 
     k: int = 2
     samples: int = 1
-    image: Sampling = Sampling(temperature=1.0, top_p=0.9, guidance=1.5)
+    image: Sampling = Sampling(temperature=0.7, top_p=0.9, guidance=1.5)
     text: Sampling = Sampling(temperature=0.0)
     max_text_tokens: int = 48
     seed: int = 0
