@@ -354,10 +354,10 @@ def demo(*, out: Out = Path("out/demo"), models: str = "scenes", seed: int = 0) 
         models: A folder with image-tokenizer, encoder, generator and vanilla, or scenes, the shipped one.
         seed: Of the answers. The requests are the first of the built-in world, whatever the seed.
     """
-    from racm3.demo import demo
+    from racm3.demo import SAMPLES, demo
     from racm3.pipeline import Settings
 
-    made = demo(out, models, settings=Settings(seed=seed))
+    made = demo(out, models, settings=Settings(samples=SAMPLES, seed=seed))
     for row in made.rows:
         print("\n".join(row.lines))
     print(f"\nwrote the memory to {made.memory}, a contact sheet to {made.sheet}, the page to {made.page}")

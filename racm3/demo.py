@@ -43,6 +43,8 @@ TASKS = {
 }
 FROM_EACH_SPLIT = {WORDS_TO_PICTURE: 4, PICTURE_TO_WORDS: 2, HIDDEN_REGION: 2}
 """How many pictures of each test split go to a task, one task after the other."""
+SAMPLES = 4
+"""Answers drawn for each request, of which the best-scored is shown; as in `racm3 evaluate scenes`."""
 UNSEEN = "never seen in training"
 SHOWN_OF_BOX_PX = 16  # two of the five columns of codes that a thing is wide, where it is not hidden whole
 
@@ -145,7 +147,7 @@ def demo(
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder to write the demo into, or a new name")
-    world, settings = world or World(), settings or Settings()
+    world, settings = world or World(), settings or Settings(samples=SAMPLES)
     model = RACM3.from_pretrained(models)
     vanilla = RACM3.from_pretrained(models, generator="vanilla")
     asked = list(requests(world))
