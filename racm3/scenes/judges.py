@@ -21,6 +21,7 @@ from racm3.errors import CheckpointError
 from racm3.scenes.draw import BACKGROUNDS, POSITIONS, STYLES, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.world import World
+from racm3.tokens.image import ResidualConv
 from racm3.training.loop import LoopConfig, Metrics, fit
 from racm3.training.optimiser import OptimiserConfig
 
@@ -43,9 +44,9 @@ class Judge(nn.Module):
         self.names = {"entity": entities, "background": BACKGROUNDS, "position": POSITIONS, "style": STYLES}
         blocks: list[nn.Module] = [nn.Conv2d(3, 64, 4, stride=4), nn.GELU()]
         for channels, wider in ((64, 128), (128, 256)):
-            blocks += [_Block(channels), nn.GroupNorm(8, channels), nn.GELU()]
+            blocks += [ResidualConv(channels), nn.GroupNorm(8, channels), nn.GELU()]
             blocks += [nn.Conv2d(channels, wider, 3, stride=2, padding=1)]
-        self.trunk = nn.Sequential(*blocks, _Block(256), nn.GroupNorm(8, 256), nn.GELU())
+        self.trunk = nn.Sequential(*blocks, ResidualConv(256), nn.GroupNorm(8, 256), nn.GELU())
         self.heads = nn.ModuleDict(
             {
                 "entity": nn.Linear(512, len(entities)),
@@ -86,17 +87,6 @@ class Judge(nn.Module):
         judge = cls(load_glyphs().names)
         judge.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
         return judge.eval()
-
-
-class _Block(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.gelu(self.first(F.gelu(self.norm(x)))))
 
 
 @dataclass(frozen=True)
