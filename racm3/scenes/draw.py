@@ -37,7 +37,7 @@ POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom 
 
 SIZES = {"normal": GLYPH_PX, "small": 24}
 CARD = 250
-"""Grey of the card that every entity is printed on. Cut out, an entity shares only 27 % of its codes with itself on
+"""Grey of the card that every entity is printed on. Cut out, an entity shares only 23 % of its codes with itself on
 another background, and there is little to copy: docs/decisions/0005-cards.md."""
 MANY_PX = 32  # side of each glyph when there are several
 STYLES = ("plain", "grayscale", "sketch", "mosaic", "negative", "sepia")
