@@ -30,11 +30,11 @@ from racm3.generator.prompt import HiddenCodes, OpenPart, Prompt, answer_constra
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Hit, Retriever
+from racm3.tokens.documents import image_codes, token_documents
 from racm3.tokens.image import ImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.data import image_codes, token_documents
 
 SCENES = Path(__file__).parent / "weights" / "scenes"
 """The shipped models of the built-in world."""

@@ -28,11 +28,11 @@ from racm3.memory.sources import Item
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
+from racm3.tokens.documents import image_codes
 from racm3.tokens.image import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.data import image_codes
 
 CAPTIONS = ["a fox in the snow", "two castles at night", "a boat on a beach", "an owl in a forest"]
 TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

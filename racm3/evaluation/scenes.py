@@ -47,8 +47,8 @@ from racm3.scenes.draw import SCENE_PX, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.judges import Judge, Verdict
 from racm3.scenes.world import World, counted
+from racm3.tokens.documents import image_codes
 from racm3.tokens.image import ImageTokenizer
-from racm3.training.data import image_codes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -104,7 +104,8 @@ def choose(logits: Tensor, uniform: Tensor, greedy: Tensor) -> Tensor:
     ``uniform``: a row's token depends on nothing but its own logits and number.
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
-    target = uniform.double()[:, None] * cumulative[:, -1:]
+    total = cumulative[:, -1:]  # near 1; a target that rounding brings up to it would lie behind the last token
+    target = torch.minimum(uniform.double()[:, None] * total, total.nextafter(torch.zeros_like(total)))
     drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
     return logits.argmax(-1).where(greedy, drawn)
 

@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from racm3.document import Document, Image, Modality, Part, Text
-from racm3.errors import DocumentError, SourceError
+from racm3.document import Document, Modality
+from racm3.errors import SourceError
 from racm3.memory.sources import read
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import QUERY_DROPOUT, drop_query, neighbours
+from racm3.tokens.documents import token_documents
 from racm3.tokens.image import ImageTokenizer
-from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument, TokenPart
+from racm3.tokens.markup import Markup
 from racm3.tokens.text import TextTokenizer
 
 BATCH = 256
@@ -58,28 +59,6 @@ def load_pairs(path: Path, image_size_px: int) -> tuple[np.ndarray, list[list[st
     if not pictures:
         raise SourceError(f"{path} holds no document with both a picture and a caption; training needs such pairs")
     return np.stack(pictures), captions
-
-
-def image_codes(images: Sequence[Image], tokenizer: ImageTokenizer) -> np.ndarray:
-    """(B, N) codes of pictures of any size: they are scaled and cropped to the tokenizer's size first."""
-    size = tokenizer.image_size_px
-    pixels = np.stack([image.resized(size).pixels for image in images])
-    return tokenizer.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).cpu().numpy()
-
-
-def token_documents(documents: Sequence[Document], text: TextTokenizer, image: ImageTokenizer) -> list[TokenDocument]:
-    """Documents as text ids and image codes. Raises DocumentError if one has a hole or a hidden region."""
-    if any(document.holes for document in documents):
-        raise DocumentError("a document with holes cannot be tokenised whole; fill them first")
-    images = [picture for document in documents for picture in document.images]
-    codes = iter(image_codes(images, image)) if images else iter(())
-
-    def token_part(part: Part) -> TokenPart:
-        if isinstance(part, Text):
-            return TextIds(tuple(text.encode(part.text)))
-        return ImageCodes(tuple(next(codes).tolist()))
-
-    return [tuple(token_part(part) for part in document.parts) for document in documents]
 
 
 def prepare(

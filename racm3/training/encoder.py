@@ -85,7 +85,6 @@ def train_encoder(
     tokenizer: Tokenizer,
     run: EncoderRun,
     folder: Path,
-    start: Encoder | None = None,
 ) -> Encoder:
     """Train on N (H, W, 3) uint8 pictures, each with at least one caption, and save to ``folder``.
 
@@ -96,7 +95,7 @@ def train_encoder(
             f"{len(pictures)} pictures and {len(captions)} captions were given; a batch takes {run.batch_size} pairs"
         )
     torch.manual_seed(run.loop.seed)
-    encoder = start or new_encoder(tokenizer, run)
+    encoder = new_encoder(tokenizer, run)
     most = max(map(len, captions))
     every = encoder.text_inputs([texts[i % len(texts)] for texts in captions for i in range(most)])["input_ids"]
     ids = every.unflatten(0, (len(captions), most))  # (N, captions, T)

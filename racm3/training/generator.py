@@ -96,8 +96,9 @@ class GeneratorRun:
         shares = self.retrieved_shares
         if self.alpha < 0 or not shares or min(shares) < 0 or not sum(shares):
             raise ConfigError(f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {self}")
-        if not 0 <= self.text_query_share <= 1:
-            raise ConfigError(f"text_query_share is between 0 and 1, but {self.text_query_share} was given")
+        for name in ("text_query_share", "rename_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is between 0 and 1, but {getattr(self, name)} was given")
 
 
 class Batches:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ class ImageTokenizerRun:
     loop: LoopConfig = LoopConfig(steps=6000)
     batch_size: int = 32
     edge_weight: float = 1.0
-    decoder_only: bool = field(default=False)
+    decoder_only: bool = False
     """Keep the encoder, and so every code ever written, and train the decoder alone."""
 
 

@@ -32,7 +32,7 @@ from racm3.scenes.caption import FORMS, describe
 from racm3.scenes.draw import Scene, draw
 from racm3.scenes.judges import Judge, Verdict
 from racm3.scenes.world import World
-from racm3.training.data import image_codes
+from racm3.tokens.documents import image_codes
 
 FOX = Scene(("fox",), "snow", "top left")
 APPLE = Scene(("red apple",), "beach")

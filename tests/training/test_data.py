@@ -13,12 +13,13 @@ from racm3.document import Document, Hole, Image
 from racm3.errors import DocumentError, SourceError
 from racm3.memory.sources import Item, write_coco, write_webdataset
 from racm3.retriever.encoder import Encoder
+from racm3.tokens.documents import image_codes, token_documents
 from racm3.tokens.image import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training import data as module
-from racm3.training.data import TrainingSet, image_codes, load_pairs, prepare, token_documents
+from racm3.training.data import TrainingSet, load_pairs, prepare
 
 TEXT = TextTokenizer.train(["a fox in the snow"], 256)
 TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -189,6 +189,7 @@ def test_a_whole_text_is_masked_as_captioning_asks() -> None:
         (lambda: MaskingConfig(minimum=2), "minimum is 0 or 1"),  # type: ignore[arg-type]
         (lambda: MaskingConfig(whole_text_share=0.6, region_share=0.6), "sum to at most 1"),
         (lambda: replace(RUN, alpha=-1), "alpha >= 0"),
+        (lambda: replace(RUN, rename_share=1.5), "rename_share is between 0 and 1"),
         (lambda: replace(RUN, retrieved_shares=()), "retrieved_shares >= 0"),
         (lambda: replace(RUN, retrieved_shares=(0, 0)), "not all 0"),
         (lambda: replace(RUN, text_query_share=1.5), "text_query_share is between 0 and 1"),
