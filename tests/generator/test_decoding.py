@@ -81,7 +81,8 @@ def test_top_p_of_one_keeps_the_least_likely() -> None:
 
 
 def test_guide() -> None:
-    conditional, unconditional = torch.randn(3, 5), torch.randn(3, 5)
+    random = torch.Generator().manual_seed(0)
+    conditional, unconditional = torch.randn(2, 3, 5, generator=random, dtype=torch.float64)
     guided = guide(conditional, unconditional, torch.tensor([0.0, 1.0, 3.0]))
     assert torch.allclose(guided[0], unconditional[0])
     assert torch.allclose(guided[1], conditional[1])
