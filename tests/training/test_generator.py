@@ -112,6 +112,20 @@ def test_renamed_codes_are_those_shared_and_equal_codes_stay_equal(codes: list[l
     assert len({new_name[V.image_start + code] for code in shared}) == len(shared)
 
 
+def test_rare_words_are_renamed_and_common_ones_kept() -> None:
+    names, common = range(1, 41), 45
+    documents = [
+        np.array(MARKUP.to_ids((TextIds((common, name)), ImageCodes((0, 1, 2, 3)))), np.int32) for name in names
+    ]
+    source = Batches(TrainingSet(documents, None), MARKUP, GRID, replace(RUN, retrieved_shares=(1.0,)))
+    main = documents[0]
+    renamed = [source.renamed([main, main], np.random.default_rng(seed)) for seed in range(20)]
+    words = np.array([new[2:4] - V.text_start for _, new in renamed])  # (20, 2)
+    assert (words[:, 0] == common).all()
+    assert len(set(words[:, 1].tolist())) > 10
+    assert all((one == other).all() and V.is_text(one[2:4]).all() for one, other in renamed)
+
+
 def test_what_is_renamed_is_not_to_be_predicted_before_the_main_document() -> None:
     run = replace(RUN, rename_share=1.0)
     ids, weights = Batches(dataset(), MARKUP, GRID, run).sequence(0, 2, np.random.default_rng(0))
