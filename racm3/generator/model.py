@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from racm3.errors import CheckpointError, ConfigError, PromptTooLongError
+from racm3.generator.packing import packed_attention, positions
 
 __all__ = ["Generator", "GeneratorConfig", "KVCache"]
 
@@ -189,13 +191,17 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, packed: tuple[Tensor, int] | None
+    ) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_dim)
         q = self.q_norm(self.q_proj(x).view(heads))  # (B, T, H, E)
         k = self.k_norm(self.k_proj(x).view(heads))  # (B, T, G, E)
         v = self.v_proj(x).view(heads)  # (B, T, G, E)
         cos, sin = (table.to(q.dtype) for table in rope)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if packed is not None:
+            return self.o_proj(packed_attention(q[0], k[0], v[0], *packed).flatten(1)[None])
         visible = None
         if cache is not None:
             k, v = cache.write(self.layer, k, v)
@@ -230,8 +236,14 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, cache)
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        cache: KVCache | None = None,
+        packed: tuple[Tensor, int] | None = None,
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, cache, packed)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -262,7 +274,19 @@ class Generator(nn.Module):
         angles = torch.arange(config.context_tokens, dtype=torch.float32)[:, None] / config.rope_theta**pairs
         self.register_buffer("cos", angles.cos(), persistent=False)  # (context_tokens, E/2)
         self.register_buffer("sin", angles.sin(), persistent=False)
+        self.recompute_layers = False
+        self.packed_layer: Callable[..., Tensor] = Layer.__call__
         self.initialise()
+
+    def train_fast(self, *, compile: bool, recompute_layers: bool) -> None:
+        """How packed rows are computed from now on: compiled, and with what memory.
+
+        ``compile`` traces one layer, for rows of any length, and all layers share the code; it takes half a minute at
+        the first step. ``recompute_layers`` keeps the input of each layer alone and computes the rest of it again in
+        the backward pass: a third more work for a fraction of the memory.
+        """
+        self.packed_layer = torch.compile(Layer.__call__) if compile else Layer.__call__
+        self.recompute_layers = recompute_layers
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -277,24 +301,46 @@ class Generator(nn.Module):
             else:
                 weight.normal_(std=residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, offsets: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, D) of the token ids (B, T); ``logits`` turns them into scores of the next token.
 
         Without a cache a token sees itself and all before it, so rows that are padded on the right need no mask.
         With one, the ids continue each row behind its ``cache.lengths``; the caller then calls ``cache.advance``.
+        With ``offsets`` (S + 1,) the one row is S sequences laid end to end, which do not see each other: sequence i
+        is ``ids[0, offsets[i]:offsets[i + 1]]``. They are best left on the CPU, where they are read.
         Raises PromptTooLongError if the ids do not fit in the context.
         """
+        if offsets is not None:
+            return self._packed(ids, offsets)
         tokens = ids.shape[1] if cache is None else max(cache.lengths) + ids.shape[1]
+        self._check_length(tokens)
+        places = slice(tokens) if cache is None else cache.begin(ids.shape[1])
+        rope = self.cos[places].unsqueeze(-2), self.sin[places].unsqueeze(-2)  # (T, 1, E/2) or (B, T, 1, E/2)
+        x = self.model.embed_tokens(ids)  # (B, T, D)
+        for layer in self.model.layers:
+            x = layer(x, rope, cache)
+        return self.model.norm(x)
+
+    def _check_length(self, tokens: int) -> None:
         if tokens > self.config.context_tokens:
             raise PromptTooLongError(
                 f"{tokens} tokens were given; the generator reads at most {self.config.context_tokens}. "
                 "Shorten the text or retrieve fewer documents"
             )
-        positions = slice(tokens) if cache is None else cache.begin(ids.shape[1])
-        rope = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)  # (T, 1, E/2) or (B, T, 1, E/2)
-        x = self.model.embed_tokens(ids)  # (B, T, D)
+
+    def _packed(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        self._check_length(int(offsets.diff().max()))
+        places = positions(offsets).to(ids.device)
+        rope = self.cos[places].unsqueeze(-2), self.sin[places].unsqueeze(-2)  # (N, 1, E/2)
+        packed = offsets.to(ids.device, torch.int32), self.config.context_tokens
+        x = self.model.embed_tokens(ids)  # (1, N, D)
+        for tensor, axis in ((x, 1), (rope[0], 0), (rope[1], 0), (packed[0], 0)):
+            torch._dynamo.maybe_mark_dynamic(tensor, axis)  # rows differ in length: compile once for all
         for layer in self.model.layers:
-            x = layer(x, rope, cache)
+            if self.recompute_layers:
+                x = checkpoint(self.packed_layer, layer, x, rope, None, packed, use_reentrant=False)
+            else:
+                x = self.packed_layer(layer, x, rope, None, packed)
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -2,12 +2,16 @@
 
     loss = (LM loss of the main document) + alpha x (LM loss of the retrieved documents)
 
-B batch, T tokens, K retrieved documents.
+T tokens of a sequence, N of a batch, S sequences, K retrieved documents.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,9 +31,6 @@ from racm3.tokens.vocabulary import MAX_MASKS, Vocabulary
 from racm3.training.data import TrainingSet
 from racm3.training.loop import LoopConfig, Metrics, fit
 from racm3.training.optimiser import OptimiserConfig
-
-LOGITS_TOKENS = 1024
-"""Tokens whose logits are made at once: a third faster on a CPU than the whole batch, which leaves its caches."""
 
 RARE = 0.05
 """A text id in fewer of the documents is rare: a piece of a name, and not a word of the grammar. Ours: in the built-in
@@ -78,8 +79,9 @@ class GeneratorRun:
     main document shares with them are renamed at random (ours): they mean nothing by themselves and can only be copied,
     so copying is learned for entities and names never met, and not a memory of those in the training data. The query
     is the main document's text part in ``text_query_share`` of sequences, else its picture part (ours: words name the
-    entity more reliably than the small encoder's eyes). Every step holds about ``tokens_per_step`` tokens, all with the
-    same k: nothing is padded in vain.
+    entity more reliably than the small encoder's eyes). A step is as many whole sequences, of any k, as have
+    ``tokens_per_step`` tokens on average. ``recompute_layers`` saves memory, ``compile`` time: see
+    ``Generator.train_fast``.
     """
 
     model: ShapeConfig = ShapeConfig()
@@ -92,7 +94,7 @@ class GeneratorRun:
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
     z_loss: float = 1e-5
-    recompute_logits: bool = False
+    recompute_layers: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -105,29 +107,67 @@ class GeneratorRun:
                 raise ConfigError(f"{name} is between 0 and 1, but {getattr(self, name)} was given")
 
 
+@dataclass(frozen=True)
+class PackedBatch:
+    """Sequences laid end to end, each token beside the one that follows it; no padding.
+
+    Sequence i is the tokens ``offsets[i]:offsets[i + 1]``; its main document is that row of the training set.
+    """
+
+    ids: np.ndarray  # (N,) int64
+    targets: np.ndarray  # (N,) int64, the id that follows
+    weights: np.ndarray  # (N,) float32, of the target in the loss
+    main: np.ndarray  # (N,) bool: whether the target is the main document's
+    offsets: np.ndarray  # (S + 1,) int64
+    rows: np.ndarray  # (S,) int64
+    normaliser: float
+    """Sum of the weights of the whole step, of which this may be a part."""
+
+
 class Batches:
-    """``batch(step)``: ids (B, T) and weights (B, T) of a step, a function of the step alone."""
+    """``batch(step)``: the sequences of a step, a function of the step alone."""
 
     def __init__(self, data: TrainingSet, markup: Markup, grid: tuple[int, int], run: GeneratorRun) -> None:
         self.data, self.markup, self.grid, self.run = data, markup, grid, run
         if len(run.retrieved_shares) > 1 and data.neighbours is None:
             raise SourceError("this run retrieves, but the data was prepared without an encoder; give one")
-        self.mean_tokens = float(np.mean([len(ids) for ids in data.ids]))
         held = np.bincount(np.concatenate([np.unique(ids) for ids in data.ids]), minlength=markup.vocabulary.size)
         every = np.arange(markup.vocabulary.size)
         rare_text = markup.vocabulary.is_text(every) & (held < RARE * len(data.ids))
         self.renamable = rare_text | markup.vocabulary.is_image(every)  # (V,)
         shares = np.array(run.retrieved_shares, dtype=float)
-        # A step of k holds 1 / (k + 1) as many sequences, so it must come k + 1 times as often.
-        of_steps = shares * np.arange(1, len(shares) + 1)
-        self.step_shares = of_steps / of_steps.sum()
+        self.share_edges = (shares.cumsum() / shares.sum())[:-1]
+        documents = 1 + (np.arange(len(shares)) * shares).sum() / shares.sum()  # of a sequence, on average
+        document_tokens = float(np.mean([len(ids) for ids in data.ids]))
+        self.sequences = max(1, round(run.tokens_per_step / (documents * document_tokens)))
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> PackedBatch:
+        """Part ``part`` of ``parts`` of a step: every sequence is in one part, and they are about equally long.
+
+        Raises ConfigError if there are more parts than sequences.
+        """
+        if parts > self.sequences:
+            raise ConfigError(
+                f"a step of {self.run.tokens_per_step} tokens is about {self.sequences} sequences, too few for "
+                f"{parts} processes and accumulation steps; raise tokens_per_step or use fewer"
+            )
         rng = np.random.default_rng((self.run.loop.seed, step))
-        k = int(rng.choice(len(self.step_shares), p=self.step_shares))
-        count = max(1, round(self.run.tokens_per_step / ((k + 1) * self.mean_tokens)))
-        rows = rng.integers(len(self.data.ids), size=count)
-        return pad([self.sequence(int(row), k, rng) for row in rows], self.markup.vocabulary)
+        # One draw places all: each k has its share of the step's sequences but for a fraction of one.
+        places = (np.arange(self.sequences) + rng.random()) / self.sequences
+        counts = np.searchsorted(self.share_edges, places, side="right")
+        rows = rng.integers(len(self.data.ids), size=self.sequences)
+        drawn = [(row, *self.sequence(int(row), int(k), rng)) for row, k in zip(rows, counts, strict=True)]
+        drawn.sort(key=lambda one: -len(one[1]))
+        mine, doc = drawn[part::parts], self.markup.vocabulary.doc
+        return PackedBatch(
+            ids=np.concatenate([ids[:-1] for _, ids, _ in mine]).astype(np.int64),
+            targets=np.concatenate([ids[1:] for _, ids, _ in mine]).astype(np.int64),
+            weights=np.concatenate([weights[1:] for _, _, weights in mine]),
+            main=np.concatenate([np.arange(1, len(ids)) >= (ids == doc).nonzero()[0][-1] for _, ids, _ in mine]),
+            offsets=np.cumsum([0, *(len(ids) - 1 for _, ids, _ in mine)]),
+            rows=np.array([row for row, _, _ in mine]),
+            normaliser=float(sum(weights[1:].sum(dtype=np.float64) for _, _, weights in drawn)),
+        )
 
     def sequence(self, row: int, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A sequence (T,) and its weights (T,): up to ``k`` retrieved documents, then the main one, masked."""
@@ -187,18 +227,25 @@ def draw_side(rng: np.random.Generator, codes: int, most: int) -> int:
     return int(rng.integers(min(1 + codes // 4, high), high + 1))
 
 
-def pad(sequences: Sequence[tuple[np.ndarray, np.ndarray]], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences of several lengths as (B, T) ids and weights; the padding on the right has weight 0.
+def packed_loss(
+    generator: Generator, batch: PackedBatch, vocabulary: Vocabulary, z_loss: float
+) -> tuple[Tensor, Metrics]:
+    """The batch's share of the step's loss, and the mean loss of each kind of target that it holds."""
+    device = generator.lm_head.weight.device
+    arrays = (batch.ids, batch.targets, batch.weights, batch.main)
+    ids, targets, weights, main = (torch.from_numpy(array).to(device) for array in arrays)
+    hidden = generator(ids[None], offsets=torch.from_numpy(batch.offsets))[0]  # (N, D)
+    loss = weighted_cross_entropy(hidden, generator, targets, weights, z_loss=z_loss, normaliser=batch.normaliser)
+    learnt, image = weights > 0, targets >= vocabulary.image_start
+    text = (targets >= vocabulary.text_start) & ~image
+    kinds = {"main_image": main & image & learnt, "main_text": main & text & learnt, "retrieved": ~main & learnt}
+    return loss.total, {name: loss.token_nll[kind].mean() for name, kind in kinds.items() if kind.any()}
 
-    T is rounded up to a multiple of 16, so that compiled code meets few shapes.
-    """
-    longest = -(-max(len(ids) for ids, _ in sequences) // 16) * 16
-    ids = np.full((len(sequences), longest), vocabulary.pad, np.int64)
-    weights = np.zeros((len(sequences), longest), np.float32)
-    for i, (row, weight) in enumerate(sequences):
-        ids[i, : len(row)] = row
-        weights[i, : len(row)] = weight
-    return ids, weights
+
+def can_compile() -> bool:
+    """Whether torch.compile finds what it needs on a CPU: a C++ compiler and Python's headers."""
+    compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+    return compiler and (Path(sysconfig.get_path("include")) / "Python.h").exists()
 
 
 def train_generator(
@@ -224,27 +271,12 @@ def train_generator(
             directions = torch.randn(code_vectors.shape[1], table.shape[1])
             table.add_(0.02 * torch.nn.functional.normalize(code_vectors, dim=1) @ directions)
     batches = Batches(data, markup, grid, run)
-    forward = torch.compile(generator, dynamic=True) if run.compile else generator
-    image_start = vocabulary.image_start
+    if run.compile and not can_compile():
+        print(f"{folder.name}: no C++ compiler (g++) or no Python.h: not compiled, so slower", file=sys.stderr)
+    generator.train_fast(compile=run.compile and can_compile(), recompute_layers=run.recompute_layers)
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
-        ids, weights = (torch.from_numpy(array) for array in batches.batch(step))
-        hidden = forward(ids[:, :-1])  # (B, T-1, D)
-        targets, target_weights = ids[:, 1:], weights[:, 1:]
-        loss = weighted_cross_entropy(
-            hidden,
-            generator,
-            targets,
-            target_weights,
-            z_loss=run.z_loss,
-            chunk_tokens=LOGITS_TOKENS,
-            recompute=run.recompute_logits,
-        )
-        main = target_weights == 1
-        image = main & (targets >= image_start)
-        text_part = main & (targets >= vocabulary.text_start) & ~image
-        kinds = {"main_image": image, "main_text": text_part, "retrieved": (target_weights > 0) & ~main}
-        return loss.total, {name: loss.token_nll[kind].mean() for name, kind in kinds.items() if kind.any()}
+        return packed_loss(generator, batches.batch(step), vocabulary, run.z_loss)
 
     fit(generator, loss_of, run.optimiser, run.loop, folder, folder.name)
     generator.save_pretrained(folder, dtype=torch.float16)

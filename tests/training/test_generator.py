@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from racm3.errors import ConfigError, SourceError
-from racm3.generator.model import Generator
+from racm3.generator.model import Generator, GeneratorConfig
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.masking import part_spans, unmask
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import MAX_MASKS, Vocabulary
 from racm3.training.data import TrainingSet
-from racm3.training.generator import Batches, GeneratorRun, MaskingConfig, ShapeConfig, draw_side, pad, train_generator
+from racm3.training.generator import (
+    Batches,
+    GeneratorRun,
+    MaskingConfig,
+    PackedBatch,
+    ShapeConfig,
+    draw_side,
+    packed_loss,
+    train_generator,
+)
 from racm3.training.loop import LoopConfig
 from racm3.training.optimiser import OptimiserConfig
 
@@ -61,12 +71,59 @@ def test_a_batch_is_a_function_of_the_step_alone() -> None:
     one, other = batches(), batches()
     forward = [one.batch(step) for step in range(20)]
     backward = [other.batch(step) for step in reversed(range(20))][::-1]
-    for (ids, weights), (same_ids, same_weights) in zip(forward, backward, strict=True):
-        assert np.array_equal(ids, same_ids)
-        assert np.array_equal(weights, same_weights)
-    assert not np.array_equal(forward[0][0], forward[1][0])
+    for batch, again in zip(forward, backward, strict=True):
+        for name, value in asdict(batch).items():
+            assert np.array_equal(value, getattr(again, name)), name
+    assert not np.array_equal(forward[0].ids, forward[1].ids)
     reseeded = batches(replace(RUN, loop=replace(RUN.loop, seed=1)))
-    assert not np.array_equal(reseeded.batch(0)[0], forward[0][0])
+    assert not np.array_equal(reseeded.batch(0).ids, forward[0].ids)
+
+
+def sequences(batch: PackedBatch) -> list[tuple[int, tuple[int, ...], tuple[float, ...], tuple[bool, ...]]]:
+    """Row, whole sequence, weights and main-document flags of its targets, of every sequence."""
+    found = []
+    for row, low, high in zip(batch.rows, batch.offsets[:-1], batch.offsets[1:], strict=True):
+        ids, targets = batch.ids[low:high], batch.targets[low:high]
+        assert np.array_equal(ids[1:], targets[:-1])
+        whole, weights = (int(ids[0]), *targets.tolist()), tuple(batch.weights[low:high].tolist())
+        found.append((int(row), whole, weights, tuple(batch.main[low:high].tolist())))
+    return found
+
+
+def test_a_batch_is_whole_sequences_end_to_end() -> None:
+    batch = batches(replace(RUN, alpha=1.0)).batch(3)
+    assert batch.offsets[0] == 0
+    assert batch.offsets[-1] == len(batch.ids) == len(batch.targets) == len(batch.weights) == len(batch.main)
+    assert V.pad not in batch.ids
+    for row, ids, weights, main in sequences(batch):
+        original, _ = unmask(np.array(ids), V)
+        start = np.flatnonzero(original == V.doc)[-1]
+        assert int(original[start + 2]) - V.text_start == row
+        assert main == tuple(place >= start for place in range(1, len(ids)))
+        assert weights == tuple(float(not V.is_mask(id)) for id in ids[1:])
+    assert batch.normaliser == pytest.approx(batch.weights.sum())
+
+
+def test_steps_have_the_tokens_they_should_on_average() -> None:
+    sampler = batches(replace(RUN, tokens_per_step=1000, masking=MaskingConfig(0, 0, 0)))
+    tokens = np.mean([len(sampler.batch(step).ids) for step in range(50)])
+    assert tokens == pytest.approx(1000, rel=0.15)  # marks and sentinels come on top, a sequence's last token is none
+
+
+@given(st.integers(0, 50), st.integers(1, 5))
+def test_parts_are_the_step(step: int, parts: int) -> None:
+    sampler = batches(replace(RUN, tokens_per_step=400))
+    whole = sampler.batch(step)
+    dealt = [sampler.batch(step, part, parts) for part in range(parts)]
+    assert sorted(one for part in dealt for one in sequences(part)) == sorted(sequences(whole))
+    assert {part.normaliser for part in dealt} == {whole.normaliser}
+    lengths = [len(part.ids) for part in dealt]
+    assert max(lengths) - min(lengths) <= np.diff(whole.offsets).max()
+
+
+def test_more_parts_than_sequences() -> None:
+    with pytest.raises(ConfigError, match="too few for 100 processes"):
+        batches().batch(0, 0, 100)
 
 
 @given(st.integers(0, ROWS - 1), st.integers(0, 2), st.integers(0, 2**32 - 1), st.sampled_from([0, 1]))
@@ -144,25 +201,14 @@ def test_documents_with_few_neighbours_have_shorter_prompts() -> None:
 
 @pytest.mark.parametrize("shares", [(1 / 3, 1 / 3, 1 / 3), (1, 0, 3), (1,)])
 def test_the_number_of_retrieved_documents_is_drawn_by_sequences(shares: tuple[float, ...]) -> None:
-    run = replace(RUN, retrieved_shares=shares, tokens_per_step=1200)
-    sampler = batches(run)
+    sampler = batches(replace(RUN, retrieved_shares=shares, tokens_per_step=1200))
     found = np.zeros(len(shares))
-    for step in range(600):
-        ids, _ = sampler.batch(step)
-        documents = (ids == V.doc).sum(axis=1)
-        assert (documents == documents[0]).all()
-        found[documents[0] - 1] += len(ids)
-    assert found / found.sum() == pytest.approx(np.array(shares) / sum(shares), abs=0.05)
-
-
-def test_padding() -> None:
-    rows = [(np.arange(5), np.ones(5, np.float32)), (np.arange(17), np.ones(17, np.float32))]
-    ids, weights = pad(rows, V)
-    assert ids.shape == weights.shape == (2, 32)
-    assert (ids[0, 5:] == V.pad).all()
-    assert weights.sum(axis=1).tolist() == [5, 17]
-    assert (weights[0, 5:] == 0).all()
-    assert ids[1, :17].tolist() == list(range(17))
+    for step in range(100):
+        counts = [Counter(ids)[V.doc] - 1 for _, ids, _, _ in sequences(sampler.batch(step))]
+        of_step = np.bincount(counts, minlength=len(shares))
+        assert (np.abs(of_step - len(counts) * np.array(shares) / sum(shares)) < 1).all()
+        found += of_step
+    assert found / found.sum() == pytest.approx(np.array(shares) / sum(shares), abs=0.01)
 
 
 # Masks
@@ -223,6 +269,48 @@ def test_retrieval_needs_neighbours() -> None:
 # Training
 
 
+def test_parts_have_the_gradient_of_the_step() -> None:
+    torch.manual_seed(0)
+    run = replace(RUN, tokens_per_step=400)
+    sampler = batches(run)
+    generator = Generator(GeneratorConfig(vocabulary_size=V.size, **asdict(run.model)))
+
+    def summed(parts: int) -> tuple[float, Tensor]:
+        generator.zero_grad()
+        losses = [packed_loss(generator, sampler.batch(0, part, parts), V, 1e-3)[0] for part in range(parts)]
+        sum(losses).backward()  # type: ignore[union-attr]
+        return sum(losses).item(), torch.cat([p.grad.flatten() for p in generator.parameters()])  # type: ignore
+
+    loss, gradient = summed(1)
+    for parts in (2, 3):
+        same_loss, same_gradient = summed(parts)
+        assert same_loss == pytest.approx(loss, rel=1e-5)
+        assert torch.allclose(same_gradient, gradient, atol=1e-6)
+
+
+def test_losses_of_the_kinds_of_targets_make_up_the_loss() -> None:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(vocabulary_size=V.size, **asdict(SHAPE)))
+    batch = batches(replace(RUN, alpha=1.0)).batch(0)  # where a weight does not tell main from retrieved
+    _, metrics = packed_loss(generator, batch, V, 0.0)
+    with torch.no_grad():
+        logits = generator.logits(generator(torch.from_numpy(batch.ids)[None], offsets=torch.from_numpy(batch.offsets)))
+    nll = torch.nn.functional.cross_entropy(logits[0], torch.from_numpy(batch.targets), reduction="none").numpy()
+    image, text = V.is_image(batch.targets), V.is_text(batch.targets)
+    learnt = batch.weights > 0
+    assert metrics["retrieved"] == pytest.approx(nll[~batch.main & learnt].mean(), rel=1e-4)
+    assert metrics["main_image"] == pytest.approx(nll[batch.main & image].mean(), rel=1e-4)
+    assert metrics["main_text"] == pytest.approx(nll[batch.main & text].mean(), rel=1e-4)
+
+
+def test_without_a_compiler_training_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    train_generator(dataset(), TEXT, MARKUP, GRID, replace(RUN, compile=True), tmp_path / "run")
+    assert "no C++ compiler" in capsys.readouterr().err
+
+
 def rows_of(folder: Path) -> list[dict[str, float]]:
     def refuse(constant: str) -> float:
         raise AssertionError(f"{constant} is not JSON")
@@ -266,7 +354,7 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(tmp_path: Path, monkeypat
     with monkeypatch.context() as patched:
         batch = Batches.batch
 
-        def stopping(self: Batches, step: int) -> tuple[np.ndarray, np.ndarray]:
+        def stopping(self: Batches, step: int) -> PackedBatch:
             if step == 2:
                 signal.raise_signal(signal.SIGTERM)
             return batch(self, step)
