@@ -201,6 +201,7 @@ class Attention(nn.Module):
         cos, sin = (table.to(q.dtype) for table in rope)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if packed is not None:
+            q, k = q.to(v.dtype), k.to(v.dtype)  # some devices' autocast leaves a norm's output in 32 bits
             return self.o_proj(packed_attention(q[0], k[0], v[0], *packed).flatten(1)[None])
         visible = None
         if cache is not None:
