@@ -4,7 +4,7 @@ Pre-norm RMSNorm, rotary positions, grouped-query attention with per-head RMS qu
 Names of weights are those of transformers' ``Qwen3ForCausalLM``, so a saved folder opens there and in vLLM as it is,
 and Qwen3 weights open here.
 
-Letters in shapes: B batch, T tokens, S tokens in the cache, V vocabulary, D width, H heads, G key/value heads,
+Letters in shapes: B batch, T tokens, V vocabulary, D width, H heads, G key/value heads,
 E width of a head, F width of the MLP, L layers.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from racm3.errors import CheckpointError, ConfigError, PromptTooLongError
 
-__all__ = ["Generator", "GeneratorConfig", "KVCache"]
+__all__ = ["Generator", "GeneratorConfig"]
 
 INIT_STD = 0.02
 """Standard deviation of new weights: GPT-2's, also the default of Qwen3 (``initializer_range``)."""
@@ -112,50 +111,6 @@ class GeneratorConfig:
             raise CheckpointError(f"the model's config.json has no {error}; save the model again") from None
 
 
-class KVCache:
-    """Keys and values of the tokens read so far, in memory taken once.
-
-    Rows may hold different numbers of tokens: ``lengths`` says how many of each row count. What lies beyond is
-    never attended to, and the next tokens overwrite it.
-    """
-
-    def __init__(self, config: GeneratorConfig, rows: int, tokens: int, like: Tensor) -> None:
-        """Room for ``rows`` sequences of at most ``tokens`` tokens, on the device and in the type of ``like``."""
-        shape = (config.layers, rows, tokens, config.kv_heads, config.head_dim)
-        self.keys = like.new_zeros(shape)  # (L, B, S, G, E)
-        self.values = like.new_zeros(shape)  # (L, B, S, G, E)
-        self.lengths = [0] * rows
-
-    def begin(self, tokens: int) -> Tensor:
-        """Prepare a forward pass of ``tokens`` tokens a row; returns their positions (B, T)."""
-        device = self.keys.device
-        before = max(self.lengths)
-        self.until = before + tokens
-        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
-        self.positions = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(tokens, device=device)
-        # What each new token sees, (B, 1, T, S); None where the cache is empty and plain causal attention does.
-        self.visible = None
-        if before:
-            self.visible = (torch.arange(self.until, device=device) <= self.positions[..., None])[:, None]
-        return self.positions
-
-    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, T, G, E); returns those of all tokens so far, (B, S, G, E) each."""
-        self.keys[layer, self.rows, self.positions] = key.to(self.keys.dtype)
-        self.values[layer, self.rows, self.positions] = value.to(self.values.dtype)
-        return self.keys[layer, :, : self.until], self.values[layer, :, : self.until]
-
-    def advance(self, tokens: Sequence[int]) -> None:
-        """Count that many of the tokens just read in each row; fewer than were given where a row was padded."""
-        self.lengths = [length + more for length, more in zip(self.lengths, tokens, strict=True)]
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep only the given rows, in this order; a row given twice is copied."""
-        index = torch.tensor(rows, device=self.keys.device)
-        self.keys, self.values = self.keys[:, index], self.values[:, index]
-        self.lengths = [self.lengths[row] for row in rows]
-
-
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -167,18 +122,14 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + E/2) of each head of x (B, T, H, E) by the angles of its position.
-
-    The tables are (T, 1, E/2), or (B, T, 1, E/2) where the rows stand at different positions.
-    """
+    """Rotate the pairs (i, i + E/2) of each head of x (B, T, H, E) by the angles of its position, (T, 1, E/2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: GeneratorConfig, layer: int) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         self.grouped = config.heads != config.kv_heads
         inner, kv_inner = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -189,24 +140,15 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_dim)
         q = self.q_norm(self.q_proj(x).view(heads))  # (B, T, H, E)
         k = self.k_norm(self.k_proj(x).view(heads))  # (B, T, G, E)
         v = self.v_proj(x).view(heads)  # (B, T, G, E)
         cos, sin = (table.to(q.dtype) for table in rope)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        visible = None
-        if cache is not None:
-            k, v = cache.write(self.layer, k, v)
-            visible = cache.visible
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=visible,
-            is_causal=visible is None,
-            enable_gqa=self.grouped,
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=self.grouped
         )  # (B, H, T, E)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
@@ -223,15 +165,15 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: GeneratorConfig, layer: int) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, cache)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -241,7 +183,7 @@ class Decoder(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.width)
-        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
 
@@ -277,24 +219,22 @@ class Generator(nn.Module):
             else:
                 weight.normal_(std=residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         """Hidden states (B, T, D) of the token ids (B, T); ``logits`` turns them into scores of the next token.
 
-        Without a cache a token sees itself and all before it, so rows that are padded on the right need no mask.
-        With one, the ids continue each row behind its ``cache.lengths``; the caller then calls ``cache.advance``.
+        A token sees itself and all before it, so rows that are padded on the right need no mask.
         Raises PromptTooLongError if the ids do not fit in the context.
         """
-        tokens = ids.shape[1] if cache is None else max(cache.lengths) + ids.shape[1]
+        tokens = ids.shape[1]
         if tokens > self.config.context_tokens:
             raise PromptTooLongError(
                 f"{tokens} tokens were given; the generator reads at most {self.config.context_tokens}. "
                 "Shorten the text or retrieve fewer documents"
             )
-        positions = slice(tokens) if cache is None else cache.begin(ids.shape[1])
-        rope = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)  # (T, 1, E/2) or (B, T, 1, E/2)
+        rope = self.cos[:tokens, None], self.sin[:tokens, None]  # (T, 1, E/2)
         x = self.model.embed_tokens(ids)  # (B, T, D)
         for layer in self.model.layers:
-            x = layer(x, rope, cache)
+            x = layer(x, rope)
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
