@@ -122,6 +122,10 @@ class Rows:
         self.values = self.keys  # (L, rows with room, G, S with room, E)
         self.lengths: list[int] = []  # tokens of each row, behind the shared passage
         self._scale = 1 / math.sqrt(config.head_dim)
+        # Of every layer, keys and values with all tokens in one dimension, and those in use, (R, G, S, E). Made again
+        # only when a length passes a multiple or rows come and go: slicing costs as much as a small product.
+        self._views: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._viewed = (0, 0, 0)
 
     @property
     def pending(self) -> int:
@@ -138,6 +142,7 @@ class Rows:
             grown[0][:, :used, :, :have_tokens] = self.keys[:, :used]
             grown[1][:, :used, :, :have_tokens] = self.values[:, :used]
             self.keys, self.values = grown
+            self._viewed = (0, 0, 0)
 
     def add(self, passage: Passage) -> None:
         """A row that goes on behind ``passage``, which begins with the shared one; room is reserved."""
@@ -169,14 +174,19 @@ class Rows:
         self._mask = _mask(tokens > lengths[:, None], self.keys.dtype)[:, None, None]  # (R, 1, 1, S)
         heads = torch.arange(len(self.lengths) * groups, device=device)
         self._target = heads * room + lengths.repeat_interleave(groups)  # (R G,), in rows x heads x tokens
+        shape = (len(self.lengths), len(tokens), room)
+        if shape != self._viewed:
+            self._viewed = shape
+            self._views = [
+                (k.flatten(0, 2), v.flatten(0, 2), k[: shape[0], :, : shape[1]], v[: shape[0], :, : shape[1]])
+                for k, v in zip(self.keys, self.values, strict=True)
+            ]
         return lengths + self.shared.length if self.shared else lengths
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.keys[layer], self.values[layer]
-        keys.flatten(0, 2).index_copy_(0, self._target, k.flatten(0, 1))
-        values.flatten(0, 2).index_copy_(0, self._target, v.flatten(0, 1))
-        rows, until = len(self.lengths), self._mask.shape[-1]
-        keys, values = keys[:rows, :, :until], values[:rows, :, :until]  # (R, G, S, E)
+        store_keys, store_values, keys, values = self._views[layer]
+        store_keys.index_copy_(0, self._target, k.flatten(0, 1))
+        store_values.index_copy_(0, self._target, v.flatten(0, 1))
         if self.shared is None:
             return _attention(q[:, :, None], keys, values, self._mask)[:, :, 0]
         # One softmax over both parts. All queries of a key/value head are one product with the shared passage.

@@ -181,9 +181,13 @@ class Request:
 
 @dataclass
 class _Group:
-    """Rows of the batch that share a passage, or the common group of those that share none."""
+    """Rows of the batch that share a passage, or those of one ``room`` that share none.
+
+    Attention goes over the longest row of a group, so short and long ones are kept apart.
+    """
 
     rows: Rows
+    room: int  # tokens; 0 if they share a passage
     owners: list[tuple[Request, int]]  # whose stream each row is, and which of its streams
     states: list[Tensor]  # (R, D) in pieces: of the token each row read last
 
@@ -284,16 +288,15 @@ class Engine:
         return self._draw(list(requests.values()), states[0] if len(states) == 1 else torch.cat(states))
 
     def estimated_bytes(self, jobs: Sequence[Job]) -> int:
-        """Memory that the keys and values of these jobs take if they run together and share nothing, at most."""
+        """The most memory that keys and values of these jobs can take if they run together and share nothing."""
         return self._bytes([(len(prompt), job.constraint.max_steps) for job in jobs for prompt in job.streams])
 
     def _bytes(self, streams: Sequence[tuple[int, int]]) -> int:
         """``estimated_bytes`` of streams of (tokens, new tokens)."""
-        passages = sum(rounded(tokens) for tokens, _ in streams)
-        rows = len(streams) * max((rounded(tokens + steps) for tokens, steps in streams), default=0)
+        # Rows are counted three times: room is doubled when it does not suffice, and the old one copied into it.
+        tokens = sum(rounded(tokens) + 3 * _room(tokens + steps) for tokens, steps in streams)
         dtype = torch.float32 if self.weights == "float32" else torch.bfloat16
-        # Rows are counted twice: the old and the new ones are there together when room for more is made.
-        return (passages + 2 * rows) * token_bytes(self.generator.config, dtype)
+        return tokens * token_bytes(self.generator.config, dtype)
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -417,25 +420,27 @@ class Engine:
         ]
         states = iter(zip(self._read(reader, remainders), (whole for whole, _ in remainders), strict=True))
         for beginning, end, (length, prompts) in zip(beginnings, ends, families, strict=True):
-            members = [(owner, prompt) for prompt in prompts for owner in owners[prompt]]
-            shared = beginning if (len(members) - 1) * length >= SHARED_TOKENS else None
-            group = self._group(reader, shared)
-            steps = max(len(prompt) + owner[0].job.constraint.max_steps for owner, prompt in members)
-            group.rows.reserve(len(members), steps - (length if shared else 0))
+            members = sum(len(owners[prompt]) for prompt in prompts)
+            shared = self._new_group(reader, 0, beginning) if (members - 1) * length >= SHARED_TOKENS else None
             for prompt in prompts:
                 state, whole = next(states) if len(prompt) > length else (end, beginning)
+                tokens = len(prompt) + max(request.job.constraint.max_steps for request, _ in owners[prompt])
+                group = shared or self._common_group(reader, _room(tokens))
+                group.rows.reserve(len(owners[prompt]), tokens - length if shared else _room(tokens))
                 for owner in owners[prompt]:
                     group.rows.add(whole)
                     group.owners.append(owner)
                     group.states.append(state[None])
 
-    def _group(self, reader: Reader, shared: Passage | None) -> _Group:
-        """The common group, or a new one behind a shared passage."""
-        if shared is None:
-            for group in self._groups:
-                if group.rows.shared is None:
-                    return group
-        group = _Group(Rows(reader.config, reader.cache_dtype, reader.device, shared), [], [])
+    def _common_group(self, reader: Reader, room: int) -> _Group:
+        """The group of rows of this room that share nothing."""
+        for group in self._groups:
+            if group.room == room:
+                return group
+        return self._new_group(reader, room, None)
+
+    def _new_group(self, reader: Reader, room: int, shared: Passage | None) -> _Group:
+        group = _Group(Rows(reader.config, reader.cache_dtype, reader.device, shared), room, [], [])
         self._groups.append(group)
         return group
 
@@ -525,8 +530,8 @@ def _choose(requests: Sequence[Request], logits: Tensor, allowed: Tensor) -> tup
         uniform = torch.tensor([one.uniform[one.steps] for one in requests], device=logits.device, dtype=torch.float64)
         greedy = torch.tensor([sampling.temperature == 0 for sampling in samplings], device=logits.device)
         chosen = choose(scores, uniform, greedy)
-    log_probabilities = keep_allowed(conditional, allowed).log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
-    return chosen, log_probabilities
+    possible = keep_allowed(conditional, allowed)
+    return chosen, possible.gather(-1, chosen[:, None])[:, 0] - possible.logsumexp(-1)
 
 
 def _filtered(
@@ -577,6 +582,11 @@ def _families(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, list[tuple[
                 continue
         families.append((len(prompt), [prompt]))
     return families
+
+
+def _room(tokens: int) -> int:
+    """Tokens of room of a row that needs this many: the next power of two, and at least one granule."""
+    return max(rounded(1), 1 << (tokens - 1).bit_length())
 
 
 def _free_bytes(device: torch.device) -> int:
