@@ -1,13 +1,16 @@
 """Decoding: racm3's engine against transformers' ``generate`` on the exported checkpoint, with its fastest cache.
 
-Same process, threads, float32 weights, prompts and number of new tokens, every id allowed; the tokens are compared
-before the clock starts, and the two sides take turns. Reading the prompt is timed by asking for a single token, decoding
-is the rest. The engine compiles nothing; the time it takes to lay out its weights is printed. Models: the shipped one,
-and one of the paper's 125M shape with random weights. Then bfloat16 and int8 weights: their speed against float32, and
-what they cost in accuracy on texts and pictures that the shipped model wrote itself.
+The work is a picture behind a prompt with two retrieved documents, greedy: both sides may write image codes only (the
+engine by its constraint, transformers by a logits processor that hides the rest). Same process, threads, float32
+weights, prompts and number of new tokens; the tokens are compared before the clock starts, and the two take turns.
+Reading the prompt is timed by asking for a single token; decoding is the rest. The engine compiles nothing; the time it
+takes to lay out its weights is printed. Models: the shipped one, and one of the paper's 125M shape with random weights.
+Then a row in which every id is allowed, and bfloat16 and int8 weights: their speed against float32, and what they cost
+in accuracy on documents that the shipped model wrote itself.
 
-Ends with one JSON line: decoding speed of racm3 / of transformers at batch 1 and 8, with guidance (shipped, batch 1), and
-the share of the memory bandwidth (weights and cache read a step / measured bandwidth) at 125M, batch 1.
+Ends with one JSON line: decoding speed of racm3 / of transformers at batch 1 and 8, with guidance (the shipped model,
+batch 1), and the share of the memory bandwidth (bytes of weights and cache that a step reads / measured bandwidth) at
+125M, batch 1.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen3ForCausalLM
+from transformers import LogitsProcessorList, Qwen3ForCausalLM
 
 from racm3.generator.cache import Passage, token_bytes
 from racm3.generator.decoding import Sampling
@@ -37,23 +40,39 @@ from racm3.tokens.vocabulary import Vocabulary
 GUIDANCE = 2.0
 
 
-class Anything:
-    """A constraint that allows every id, ``count`` times: what transformers does."""
+class Codes:
+    """Image codes only, or with ``every`` any id, ``count`` times."""
 
-    def __init__(self, vocabulary_size: int, count: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, count: int, every: bool = False) -> None:
         self.max_steps = self.left = count
-        self.all = np.ones(vocabulary_size, dtype=bool)
+        self.ids = np.ones(vocabulary.size, dtype=bool)
+        self.ids[: 0 if every else vocabulary.image_start] = False
 
     @property
     def done(self) -> bool:
         return self.left == 0
 
     def allowed(self) -> np.ndarray:
-        return self.all
+        return self.ids
 
     def push(self, id: int) -> bool:
         self.left -= 1
         return True
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both sides do: prompts (B, T), those of the guidance streams or None, and which ids may come."""
+
+    ids: torch.Tensor
+    other: torch.Tensor | None
+    every: bool
+
+    @classmethod
+    def random(cls, vocabulary: Vocabulary, batch: int, tokens: int, guided: bool = False, every: bool = False) -> Work:
+        rng = np.random.default_rng(batch)
+        prompts = torch.from_numpy(rng.integers(vocabulary.text_start, vocabulary.size, (2, batch, tokens)))
+        return cls(prompts[0], prompts[1] if guided else None, every)
 
 
 @dataclass
@@ -64,31 +83,34 @@ class Sides:
     vocabulary: Vocabulary
     peer: Any
 
-    def ours(self, engine: Engine, ids: torch.Tensor, other: torch.Tensor | None, new: int) -> list[tuple[int, ...]]:
-        sampling = Sampling(temperature=0, guidance=1.0 if other is None else GUIDANCE)
-        constraint = Anything(self.vocabulary.size, new)
-        unconditional = [None] * len(ids) if other is None else other.tolist()
-        jobs = [
-            Job(own, constraint, sampling, unconditional=un)
-            for own, un in zip(ids.tolist(), unconditional, strict=True)
-        ]
+    def ours(self, engine: Engine, work: Work, new: int) -> list[tuple[int, ...]]:
+        sampling = Sampling(temperature=0, guidance=1.0 if work.other is None else GUIDANCE)
+        constraint = Codes(self.vocabulary, new, work.every)
+        others = [None] * len(work.ids) if work.other is None else work.other.tolist()
+        prompts = zip(work.ids.tolist(), others, strict=True)
+        jobs = [Job(own, constraint, sampling, unconditional=other) for own, other in prompts]
         return [completion.tokens for completion in engine.run(jobs)]
 
     @torch.inference_mode()
-    def theirs(self, cache: str, ids: torch.Tensor, other: torch.Tensor | None, new: int) -> list[tuple[int, ...]]:
-        guided = {} if other is None else {"guidance_scale": GUIDANCE, "negative_prompt_ids": other}
+    def theirs(self, cache: str, work: Work, new: int) -> list[tuple[int, ...]]:
+        def codes_only(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            scores[:, : self.vocabulary.image_start] = -torch.inf
+            return scores
+
+        guided = {} if work.other is None else {"guidance_scale": GUIDANCE, "negative_prompt_ids": work.other}
         out = self.peer.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
+            work.ids,
+            attention_mask=torch.ones_like(work.ids),
             do_sample=False,
             min_new_tokens=new,
             max_new_tokens=new,
             eos_token_id=None,
             pad_token_id=self.vocabulary.pad,
             cache_implementation=cache,
+            logits_processor=LogitsProcessorList([] if work.every else [codes_only]),
             **guided,
         )
-        return [tuple(row) for row in out[:, ids.shape[1] :].tolist()]
+        return [tuple(row) for row in out[:, work.ids.shape[1] :].tolist()]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -97,34 +119,30 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def compared(sides: Sides, engine: Engine, batch: int, guided: bool, args: argparse.Namespace) -> tuple[float, float]:
+def compared(sides: Sides, engine: Engine, work: Work, new: int, rounds: int) -> tuple[float, float]:
     """(ratio of decoding speeds, seconds of one of our steps); raises if the tokens differ."""
-    rng = np.random.default_rng(batch)
-    prompts = rng.integers(sides.vocabulary.text_start, sides.vocabulary.size, (2, batch, args.prompt_tokens))
-    ids = torch.from_numpy(prompts[0])
-    other = torch.from_numpy(prompts[1]) if guided else None
-    new = args.new_tokens
-    answer = sides.ours(engine, ids, other, new)
+    batch = len(work.ids)
+    name = f"batch {batch}{'' if work.other is None else ', guided'}{', every id' if work.every else ''}"
     caches = {}
     for cache in ("dynamic", "static"):
-        caches[cache] = seconds(lambda cache=cache: sides.theirs(cache, ids, other, 2))
-        caches[cache] = seconds(lambda cache=cache: sides.theirs(cache, ids, other, 8))
+        sides.theirs(cache, work, 2)
+        caches[cache] = min(seconds(lambda cache=cache: sides.theirs(cache, work, 8)) for _ in range(2))
     fastest = min(caches, key=caches.__getitem__)
-    if sides.theirs(fastest, ids, other, new) != answer:
-        raise SystemExit(f"batch {batch}, guided {guided}: the tokens differ")
+    if sides.theirs(fastest, work, new) != sides.ours(engine, work, new):
+        raise SystemExit(f"{name}: the tokens differ")
     times: dict[str, list[float]] = {"ours": [], "theirs": [], "our prompt": [], "their prompt": []}
-    for _ in range(args.rounds):
-        times["our prompt"].append(seconds(lambda: sides.ours(engine, ids, other, 1)))
-        times["ours"].append(seconds(lambda: sides.ours(engine, ids, other, new)))
-        times["their prompt"].append(seconds(lambda: sides.theirs(fastest, ids, other, 1)))
-        times["theirs"].append(seconds(lambda: sides.theirs(fastest, ids, other, new)))
-    middle = {name: statistics.median(values) for name, values in times.items()}
+    for _ in range(rounds):
+        times["our prompt"].append(seconds(lambda: sides.ours(engine, work, 1)))
+        times["ours"].append(seconds(lambda: sides.ours(engine, work, new)))
+        times["their prompt"].append(seconds(lambda: sides.theirs(fastest, work, 1)))
+        times["theirs"].append(seconds(lambda: sides.theirs(fastest, work, new)))
+    middle = {side: statistics.median(values) for side, values in times.items()}
     ours = (middle["ours"] - middle["our prompt"]) / (new - 1)
     theirs = (middle["theirs"] - middle["their prompt"]) / (new - 1)
     print(
-        f"  batch {batch}{' guided' if guided else '       '}: {batch / ours:7.1f} tokens/s, {1e3 * ours:.2f} ms a step; "
-        f"transformers ({fastest} cache) {batch / theirs:7.1f}; decoding {theirs / ours:.2f} x, "
-        f"prompt {middle['their prompt'] / middle['our prompt']:.2f} x",
+        f"  {name:18}: {batch / ours:7.1f} tokens/s, {1e3 * ours:6.2f} ms a step; transformers, {fastest} cache: "
+        f"{batch / theirs:7.1f}; decoding {theirs / ours:.2f} x, prompt "
+        f"{middle['their prompt'] / middle['our prompt']:.2f} x",
         flush=True,
     )
     return theirs / ours, ours
@@ -136,11 +154,12 @@ def bandwidth() -> float:
     return block.numel() * 4 / min(seconds(block.sum) for _ in range(7))
 
 
-def bytes_a_step(config: GeneratorConfig, tokens: int) -> int:
-    """Read from memory for one token of one row: all matrices but the embedding table, and the cache."""
-    attention = config.head_dim * (2 * config.heads + 2 * config.kv_heads)
-    matrices = config.layers * config.width * (attention + 3 * config.mlp_width)
-    return 4 * (matrices + config.vocabulary_size * config.width) + tokens * token_bytes(config, torch.float32)
+def bytes_a_step(sides: Sides, tokens: int) -> int:
+    """Read from memory for one code of one picture: all matrices, of the output projection its codes, and the cache."""
+    c = sides.generator.config
+    attention = c.head_dim * (2 * c.heads + 2 * c.kv_heads)
+    matrices = c.layers * c.width * (attention + 3 * c.mlp_width) + sides.vocabulary.image_size * c.width
+    return 4 * matrices + tokens * token_bytes(c, torch.float32)
 
 
 @torch.inference_mode()
@@ -176,67 +195,61 @@ def m125() -> Sides:
     return Sides(generator, vocabulary, peer)
 
 
+def faster(sides: Sides, exact: Engine, small: Engine, work: Work, new: int) -> float:
+    """How many times as fast the second engine decodes."""
+    times: dict[Engine, list[float]] = {exact: [], small: []}
+    for _ in range(3):
+        for engine, own in times.items():
+            prompt = seconds(lambda engine=engine: sides.ours(engine, work, 1))
+            own.append(seconds(lambda engine=engine: sides.ours(engine, work, new)) - prompt)
+    return statistics.median(times[exact]) / statistics.median(times[small])
+
+
+def measure(name: str, sides: Sides, prompt: int, new: int, rounds: int) -> dict[str, float]:
+    """All rows of one model."""
+    result: dict[str, float] = {}
+    vocabulary = sides.vocabulary
+    laid_out = seconds(lambda: Reader(sides.generator, vocabulary.image_start))
+    print(f"{name}: {sides.generator.parameter_count / 1e6:.1f}M parameters, weights laid out in {laid_out:.2f} s")
+    engine = Engine(sides.generator, vocabulary)
+    for batch, guided, every in ((1, False, False), (8, False, False), (1, True, False), (1, False, True)):
+        key = f"{name}_b{batch}{'_guided' * guided}{'_every_id' * every}"
+        ratio, step_s = compared(sides, engine, Work.random(vocabulary, batch, prompt, guided, every), new, rounds)
+        result[key] = round(ratio, 2)
+        if key == "m125_b1":
+            read, limit = bytes_a_step(sides, prompt + new // 2), bandwidth()
+            result["bandwidth_share"] = round(read / limit / step_s, 2)
+            print(f"    {read / 1e6:.0f} MB a step; memory gives {limit / 1e9:.1f} GB/s")
+    for weights in ("bfloat16", "int8"):
+        small = Engine(sides.generator, vocabulary, weights=weights)
+        for batch in (1, 8):
+            speed = faster(sides, engine, small, Work.random(vocabulary, batch, prompt), new)
+            result[f"{name}_{weights}_b{batch}"] = round(speed, 2)
+            print(f"  {weights} weights, batch {batch}: {speed:.2f} x the speed of float32", flush=True)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt-tokens", type=int, default=170, help="two retrieved documents and a caption")
+    parser.add_argument("--prompt-tokens", type=int, default=170)
     parser.add_argument("--new-tokens", type=int, default=64, help="a picture of the built-in world")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    result: dict[str, float] = {}
-    for name, make in (("shipped", shipped), ("m125", m125)):
-        sides = make()
-        engine = Engine(sides.generator, sides.vocabulary)
-        laid_out = seconds(lambda: Reader(sides.generator, sides.vocabulary.image_start))
-        print(f"{name}: {sides.generator.parameter_count / 1e6:.1f}M parameters, weights laid out in {laid_out:.2f} s")
-        for batch, guided in ((1, False), (8, False), (1, True), (8, True)):
-            own = replace_rounds(args, name)
-            ratio, step_s = compared(sides, engine, batch, guided, own)
-            result[f"{name}_b{batch}{'_guided' if guided else ''}"] = round(ratio, 2)
-            if name == "m125" and batch == 1 and not guided:
-                read = bytes_a_step(sides.generator.config, args.prompt_tokens + args.new_tokens // 2)
-                limit = bandwidth()
-                result["bandwidth_share"] = round(read / limit / step_s, 2)
-                print(f"  {read / 1e6:.0f} MB a step, memory gives {limit / 1e9:.1f} GB/s")
-        if name == "shipped":
-            writer = Job([sides.vocabulary.doc], Anything(sides.vocabulary.size, 120))
-            written = engine.run([replace(writer, seed=seed) for seed in range(16)])
-            sequences = [(sides.vocabulary.doc, *completion.tokens) for completion in written]
-            for weights in ("bfloat16", "int8"):
-                nats, agreed = divergence(sides, weights, sequences)
-                result[f"{weights}_divergence_nats"] = round(nats, 5)
-                print(f"  {weights} weights: divergence {nats:.5f} nats a token, the same best token {agreed:.1%}")
-            continue
-        for weights in ("bfloat16", "int8"):
-            small = Engine(sides.generator, sides.vocabulary, weights=weights)
-            for batch in (1, 8):
-                ids = torch.from_numpy(np.random.default_rng(batch).integers(38, 1000, (batch, args.prompt_tokens)))
-                speed = alternated(sides, engine, small, ids, args.new_tokens)
-                result[f"{weights}_b{batch}"] = round(speed, 2)
-                print(f"  {weights} weights, batch {batch}: {speed:.2f} x the speed of float32")
+    sides = shipped()
+    result = measure("shipped", sides, args.prompt_tokens, args.new_tokens, args.rounds)
+    writer = Job([sides.vocabulary.doc], Codes(sides.vocabulary, 120, every=True))
+    written = Engine(sides.generator, sides.vocabulary).run([replace(writer, seed=seed) for seed in range(16)])
+    for weights in ("bfloat16", "int8"):
+        ids = [(sides.vocabulary.doc, *completion.tokens) for completion in written]
+        nats, agreed = divergence(sides, weights, ids)
+        result[f"{weights}_divergence_nats"] = round(nats, 5)
+        print(f"  {weights} weights: divergence {nats:.5f} nats a token, the same best token {agreed:.1%}")
+    # Steps of the large model are long: fewer of them are known as well.
+    result |= measure("m125", m125(), args.prompt_tokens, max(2, args.new_tokens // 2), min(args.rounds, 3))
     result["guided"] = result["shipped_b1_guided"]
     print(json.dumps(result))
-
-
-def replace_rounds(args: argparse.Namespace, name: str) -> argparse.Namespace:
-    """Fewer rounds and tokens for the large model: its steps are long, so their time is known better."""
-    if name == "shipped":
-        return args
-    return argparse.Namespace(**{**vars(args), "rounds": min(args.rounds, 3), "new_tokens": min(args.new_tokens, 32)})
-
-
-def alternated(sides: Sides, exact: Engine, small: Engine, ids: torch.Tensor, new: int) -> float:
-    """How much faster the second engine decodes."""
-    new = min(new, 32)
-    times: dict[Engine, list[float]] = {exact: [], small: []}
-    for engine in (exact, small):
-        sides.ours(engine, ids, None, 2)
-    for _ in range(3):
-        for engine, own in times.items():
-            prompt = seconds(lambda engine=engine: sides.ours(engine, ids, None, 1))
-            own.append(seconds(lambda engine=engine: sides.ours(engine, ids, None, new)) - prompt)
-    return statistics.median(times[exact]) / statistics.median(times[small])
 
 
 if __name__ == "__main__":

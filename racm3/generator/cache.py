@@ -172,8 +172,8 @@ class Rows:
         lengths = torch.tensor(self.lengths, device=device)  # (R,)
         tokens = torch.arange(rounded(max(self.lengths) + 1), device=device)
         self._mask = _mask(tokens > lengths[:, None], self.keys.dtype)[:, None, None]  # (R, 1, 1, S)
-        heads = torch.arange(len(self.lengths) * groups, device=device)
-        self._target = heads * room + lengths.repeat_interleave(groups)  # (R G,), in rows x heads x tokens
+        heads = torch.arange(len(self.lengths) * groups, device=device).view(-1, groups)
+        self._target = (heads * room + lengths[:, None]).flatten()  # (R G,), in rows x heads x tokens
         shape = (len(self.lengths), len(tokens), room)
         if shape != self._viewed:
             self._viewed = shape

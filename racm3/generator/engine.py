@@ -530,8 +530,7 @@ def _choose(requests: Sequence[Request], logits: Tensor, allowed: Tensor) -> tup
         uniform = torch.tensor([one.uniform[one.steps] for one in requests], device=logits.device, dtype=torch.float64)
         greedy = torch.tensor([sampling.temperature == 0 for sampling in samplings], device=logits.device)
         chosen = choose(scores, uniform, greedy)
-    possible = keep_allowed(conditional, allowed)
-    return chosen, possible.gather(-1, chosen[:, None])[:, 0] - possible.logsumexp(-1)
+    return chosen, keep_allowed(conditional, allowed).log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
 
 
 def _filtered(

@@ -135,28 +135,31 @@ class Reader:
         angles = self.angles[positions][:, None]  # (N, 1, E/2)
         x = self.embedding[ids].float()  # (N, D)
         floor, head_floor = self.floors
-        inner, rotated = c.heads * c.head_dim, (c.heads + c.kv_heads) * c.head_dim
+        rows, both, narrow = len(x), c.heads + c.kv_heads, self.cache_dtype != torch.float32
         bounds = [0]
         for cache in caches:
             bounds.append(bounds[-1] + cache.pending)
         for layer, (qkv, scale, out, gate_up, down) in enumerate(self.layers):
             mixed = qkv(_unit(x, floor))
-            qk = _unit(mixed[:, :rotated].unflatten(1, (-1, c.head_dim)), head_floor).mul_(scale)  # (N, H + G, E)
-            turned = torch.view_as_real(torch.view_as_complex(qk.unflatten(2, (-1, 2))) * angles).flatten(2)
-            turned = turned.to(self.cache_dtype)
-            q, k = turned[:, : c.heads], turned[:, c.heads :]
-            v = mixed[:, rotated:].unflatten(1, (-1, c.head_dim)).to(self.cache_dtype)
-            parts = [
-                cache.attend(layer, q[a:b], k[a:b], v[a:b])
-                for cache, a, b in zip(caches, bounds, bounds[1:], strict=False)
-            ]
-            if count == 1:
-                parts *= 2
-            y = parts[0] if len(parts) == 1 else torch.cat(parts)  # (N, H, E)
-            x.add_(out(y.reshape(-1, inner).float()))
-            hidden = gate_up(_unit(x, floor))  # (N, 2 F)
-            gate, up = hidden[:, : c.mlp_width], hidden[:, c.mlp_width :]
-            x.add_(down(F.silu(gate, inplace=True) * up))
+            mixed = mixed.view(rows, -1, c.head_dim)  # (N, H + 2 G, E)
+            turned = _unit(mixed[:, :both], head_floor).mul_(scale)  # (N, H + G, E)
+            torch.view_as_complex(turned.view(rows, both, -1, 2)).mul_(angles)
+            q, k, v = turned[:, : c.heads], turned[:, c.heads :], mixed[:, both:]
+            if narrow:
+                q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+            if len(caches) == 1:
+                y = caches[0].attend(layer, q[:count], k[:count], v[:count])
+            else:
+                y = torch.cat(
+                    [
+                        cache.attend(layer, q[a:b], k[a:b], v[a:b])
+                        for cache, a, b in zip(caches, bounds, bounds[1:], strict=False)
+                    ]
+                )
+            y = y.reshape(count, -1).float()  # (N, H E)
+            x.add_(out(y if count > 1 else y.expand(2, -1)))
+            gate, up = gate_up(_unit(x, floor)).chunk(2, dim=1)  # (N, F)
+            x.add_(down(torch.mul(F.silu(gate), up)))
         for cache in caches:
             cache.advance()
         return x[:count]
