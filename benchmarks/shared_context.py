@@ -1,8 +1,8 @@
 """Sixteen samples of one prompt with two retrieved documents, against sixteen separate prompts of the same lengths.
 
-The engine reads the prompt of the samples once, and keeps it once. Peak memory is that of keys and values and all
-else that each run takes beyond the weights: every side runs in a process of its own, which reports the growth of its
-peak resident memory. Answers are compared first: the samples, each run alone, are the same.
+The engine reads the prompt of the samples once, and keeps it once. Memory is all that a run takes beyond the weights:
+each side runs in a process of its own, which reports by how much its resident memory grew at the peak (Linux only).
+Answers are compared first: the samples, each run alone, are the same.
 
 Ends with one JSON line: time and memory of the samples / of the separate prompts.
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,9 +47,16 @@ def peak_bytes(args: argparse.Namespace, separate: bool) -> int:
     """Growth of this process's peak memory while it runs the jobs."""
     engine = make_engine(args)
     engine.run(jobs(argparse.Namespace(**{**vars(args), "prompt_tokens": 8, "new_tokens": 2}), False)[:2])  # lays out
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = memory_bytes("VmRSS")
     engine.run(jobs(args, separate))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return memory_bytes("VmHWM") - before
+
+
+def memory_bytes(field: str) -> int:
+    """Resident memory of this process, now (VmRSS) or at its peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def main() -> None:
