@@ -523,14 +523,15 @@ def _choose(requests: Sequence[Request], logits: Tensor, allowed: Tensor) -> tup
         other.append(list(range(end - contexts, end)))
     conditional = _averaged(logits, own, allowed)  # (B, V)
     unconditional = _averaged(logits, other, allowed) if own != other else None
-    scores = _filtered(conditional, unconditional, allowed, samplings)
-    if all(sampling.temperature == 0 for sampling in samplings):
-        chosen = scores.argmax(-1)
+    possible = keep_allowed(conditional, allowed)
+    greedy = [sampling.temperature == 0 for sampling in samplings]
+    if all(greedy) and unconditional is None:
+        chosen = possible.argmax(-1)  # no filter excludes the most probable token
     else:
+        scores = _filtered(conditional, unconditional, allowed, samplings)
         uniform = torch.tensor([one.uniform[one.steps] for one in requests], device=logits.device, dtype=torch.float64)
-        greedy = torch.tensor([sampling.temperature == 0 for sampling in samplings], device=logits.device)
-        chosen = choose(scores, uniform, greedy)
-    return chosen, keep_allowed(conditional, allowed).log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+        chosen = choose(scores, uniform, torch.tensor(greedy, device=logits.device))
+    return chosen, possible.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
 
 
 def _filtered(
