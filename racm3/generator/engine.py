@@ -221,6 +221,7 @@ class Engine:
         self.weights: Weights = weights or as_held
         self.cache_bytes = cache_bytes if cache_bytes is not None else _free_bytes(self.device) * 3 // 4
         self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
         self._groups: list[_Group] = []
         self._numbers = itertools.count()
         self._reader: Reader | None = None
@@ -271,21 +272,23 @@ class Engine:
     def step(self) -> list[Event]:
         """One token for every job in the batch, after those that wait have joined and those that are done have left.
 
-        ``Event.job`` is the number of the request. Nothing is left to do when no event comes.
+        ``Event.job`` is the number of the request. Nothing is left to do when no event comes. A step that fails cancels
+        the whole batch.
         """
-        self._go_on()
-        self._admit()
-        requests: dict[int, Request] = {}
-        row = 0
-        for group in self._groups:
-            for request, stream in group.owners:
+        try:
+            self._go_on()
+            self._admit()
+            owners = [owner for group in self._groups for owner in group.owners]
+            for row, (request, stream) in enumerate(owners):
                 request.rows[stream] = row
-                requests[request.number] = request
-                row += 1
-        if not requests:
-            return []
-        states = [piece for group in self._groups for piece in group.states]
-        return self._draw(list(requests.values()), states[0] if len(states) == 1 else torch.cat(states))
+            if not owners:
+                return []
+            states = [piece for group in self._groups for piece in group.states]
+            return self._draw(self._running, states[0] if len(states) == 1 else torch.cat(states))
+        except BaseException:  # halfway through a step, rows and tokens disagree
+            for request in self._running:
+                request.cancel()
+            raise
 
     def estimated_bytes(self, jobs: Sequence[Job]) -> int:
         """The most memory that keys and values of these jobs can take if they run together and share nothing."""
@@ -377,8 +380,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Take on jobs that wait, in order, while rows and memory last."""
-        running = {request.number: request for group in self._groups for request, _ in group.owners}
-        sizes = [size for request in running.values() for size in request.sizes]
+        sizes = [size for request in self._running for size in request.sizes]
         new: list[Request] = []
         while self._waiting:
             request = self._waiting[0]
@@ -389,12 +391,14 @@ class Engine:
                 new.append(request)
             self._waiting.popleft()
         if new:
-            self._begin(new, self._current_reader(idle=not running))
+            reader = self._current_reader()
+            self._running += new
+            self._begin(new, reader)
 
-    def _current_reader(self, idle: bool) -> Reader:
+    def _current_reader(self) -> Reader:
         """The reader, made anew if the generator's weights have changed; not while jobs are on their way."""
         version = [(weight.data_ptr(), weight._version) for weight in self.generator.parameters()]
-        if self._reader is None or (idle and version != self._version):
+        if self._reader is None or (not self._running and version != self._version):
             self._reader = Reader(self.generator, self.vocabulary.image_start, self.weights)
             self._version = version
         return self._reader
@@ -486,6 +490,7 @@ class Engine:
             if done:
                 group.owners = [group.owners[row] for row in group.rows.drop(done)]
         self._groups = [group for group in self._groups if group.owners]
+        self._running = [request for request in self._running if not request.done]
 
     def _draw(self, requests: Sequence[Request], states: Tensor) -> list[Event]:
         """Draw one token for every request and push it. Those that want the same part of the vocabulary go together."""

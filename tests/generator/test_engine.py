@@ -402,8 +402,15 @@ def test_a_constraint_that_allows_nothing(engine: Engine) -> None:
         def allowed(self) -> np.ndarray:
             return np.zeros(V.size, dtype=bool)
 
+    good = Job(prompt(3, 1), image())
+    expected = engine.run([good])
+    mate = engine.submit(good)
+    engine.step()
     with pytest.raises(MarkupError, match="allows no id at all"):
         engine.run([Job(prompt(3, 0), Nothing(V, 2))])
+    assert mate.done  # a step that fails cancels the batch, and the next one starts afresh
+    assert engine.step() == []
+    assert engine.run([good]) == expected
 
 
 def test_log_probabilities_are_of_the_allowed_ids(engine: Engine) -> None:
