@@ -13,26 +13,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from racm3.document import Document, Hole, Image, Part, Text
-from racm3.errors import CheckpointError, ConfigError, DocumentError, MemoryStoreError
+from racm3.document import Document, Hole, Image, Text, is_open, modality_of
+from racm3.errors import CheckpointError, ConfigError, DocumentError, InputError, MemoryStoreError
 from racm3.generator.decoding import Sampling
 from racm3.generator.engine import Engine, Job
 from racm3.generator.model import Generator
-from racm3.generator.prompt import HiddenCodes, OpenPart, Prompt, answer_constraint, build_prompt
+from racm3.generator.prompt import HiddenCodes, HiddenText, OpenPart, Prompt, answer_constraint, build_prompt
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Hit, Retriever
 from racm3.tokens.documents import image_codes, token_documents
 from racm3.tokens.image import ImageTokenizer, load_image_tokenizer
-from racm3.tokens.markup import ImageCodes, Markup, TextIds
+from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
@@ -42,10 +43,13 @@ SCENES = Path(__file__).parent / "weights" / "scenes"
 
 @dataclass(frozen=True)
 class Settings:
-    """How to complete. ``k`` documents are retrieved (2 at inference in the paper); of ``samples`` the best is kept:
-    images by the encoder's score of picture and words (the paper keeps the best of 10), texts by likelihood."""
+    """How to complete. ``k`` documents are read at a time (2 at inference in the paper). With several ``contexts``, as
+    many times k are retrieved, each context reads k of them, and the predictions of all are averaged at every step.
+    Of ``samples`` the best is kept: images by the encoder's score of picture and words (the paper: of 10), texts by
+    perplexity (the paper: of 32). At temperature 0 all samples are the same, and one is drawn."""
 
     k: int = 2
+    contexts: int = 1
     samples: int = 1
     image: Sampling = Sampling(temperature=0.7, top_p=0.9, guidance=1.5)
     text: Sampling = Sampling(temperature=0.0)
@@ -53,20 +57,61 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.k < 0 or self.samples < 1 or self.max_text_tokens < 1 or self.seed < 0:
-            raise ConfigError(f"k >= 0, samples >= 1, max_text_tokens >= 1 and seed >= 0; given {self}")
+        if self.k < 0 or min(self.contexts, self.samples, self.max_text_tokens) < 1 or self.seed < 0:
+            raise ConfigError(f"k >= 0, contexts >= 1, samples >= 1, max_text_tokens >= 1 and seed >= 0; given {self}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated for one part of a document: the ``spans`` of the answer to ``prompts``, one a context.
+
+    ``log_probability``: of all ``steps`` tokens together, in nats.
+    """
+
+    prompts: tuple[Prompt, ...]
+    spans: tuple[tuple[int, ...], ...]
+    log_probability: float
+    steps: int
+
+    @property
+    def part(self) -> int:
+        return self.prompts[0].part
+
+    @property
+    def chosen(self) -> list[int]:
+        """The ids that were for the generator to choose."""
+        spans = zip(self.prompts[0].spans, self.spans, strict=True)
+        return [id_ for span, ids in spans for place, id_ in enumerate(ids) if place not in dict(span.given)]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The document with its holes filled, the sources it was given, and what reproduces it."""
+    """The document with its open parts filled, the sources it was given, and what reproduces it."""
 
     document: Document
     sources: tuple[Hit, ...]
     settings: Settings
     seed: int
-    score: float
-    """Mean log-probability of the generated tokens, in nats."""
+    answers: tuple[Answer, ...]
+
+    @property
+    def score(self) -> float:
+        """Mean log-probability of the generated tokens, in nats."""
+        return sum(a.log_probability for a in self.answers) / sum(a.steps for a in self.answers)
+
+
+@dataclass
+class _Draft:
+    """A document on its way: ``document`` with what is filled so far, ``parts`` the same as ids and codes."""
+
+    document: Document
+    parts: list[OpenPart]
+    contexts: list[list[TokenDocument]]
+    seed: int
+    answers: list[Answer] = field(default_factory=list)
+
+
+Control = Image | Document
 
 
 class RACM3:
@@ -150,34 +195,19 @@ class RACM3:
         """
         for number, document in enumerate(documents):
             if not document.holes:
-                raise DocumentError(f"document {number} has no hole; give it a Hole, or an image with a mask")
+                raise DocumentError(f"document {number} has no hole; give it a Hole, or a part that is partly hidden")
+        opened = [self._open_parts(document) for document in documents]
         sources = self._sources(documents, settings, memory, retrieved)
-        prompts = [
-            build_prompt(
-                token_documents([hit.document for hit in hits], self.text, self.image) if hits else [],
-                self._open_parts(document),
-                self.markup,
-                settings.max_text_tokens,
-            )
-            for document, hits in zip(documents, sources, strict=True)
+        drafts = [
+            _Draft(document, parts, self._contexts(hits, settings), settings.seed + number)
+            for number, (document, parts, hits) in enumerate(zip(documents, opened, sources, strict=True))
         ]
-        jobs: list[Job] = []
-        for number, (prompt, document) in enumerate(zip(prompts, documents, strict=True)):
-            sampling = settings.image if draws(document) else settings.text
-            constraint = answer_constraint(prompt.spans, self.markup.vocabulary)
-            unconditional = prompt.unconditional if sampling.guidance != 1 else None
-            seeds = np.random.SeedSequence([settings.seed + number]).generate_state(settings.samples).tolist()
-            jobs += [Job(prompt.ids, constraint, sampling, seed, unconditional) for seed in seeds]
-        results = self.engine.run(jobs, on_step=on_step)
-        completions = []
-        for number, (document, prompt) in enumerate(zip(documents, prompts, strict=True)):
-            own = results[number * settings.samples : (number + 1) * settings.samples]
-            candidates = [
-                (self._filled(document, prompt, result.spans), result.log_probability / result.steps) for result in own
-            ]
-            best, score = self._best(document, candidates)
-            completions.append(Completion(best, tuple(sources[number]), settings, settings.seed + number, score))
-        return completions
+        while unfinished := [draft for draft in drafts if draft.document.holes]:
+            self._complete_parts(unfinished, settings, on_step)
+        return [
+            Completion(draft.document, tuple(hits), settings, draft.seed, tuple(draft.answers))
+            for draft, hits in zip(drafts, sources, strict=True)
+        ]
 
     def generate_image(self, caption: str, settings: Settings = Settings(), **given: Any) -> Completion:
         """Caption -> image. Keyword arguments are those of ``complete``."""
@@ -188,12 +218,64 @@ class RACM3:
         return self.complete([Document.of(Hole("text"), image)], settings, **given)[0]
 
     def infill(
-        self, image: Image, text: str | None = None, settings: Settings = Settings(), **given: Any
+        self, part: Image | Text, text: str | None = None, settings: Settings = Settings(), **given: Any
     ) -> Completion:
-        """Fill the hidden region of ``image`` (its mask), optionally guided by a text."""
-        if image.mask is None or not image.mask.any():
-            raise DocumentError("infill needs an image with a mask that hides something; give Image(pixels, mask)")
-        return self.complete([Document.of(*([text] if text else []), image)], settings, **given)[0]
+        """Fill what is hidden of a picture (its mask) or of a text; the words ``text`` before it guide, if given."""
+        if not is_open(part):
+            raise DocumentError(
+                "infill needs a part that hides something: an image with a mask, such as image.hiding((0, 0, 32, 32)), "
+                "or Text(text, hidden=(start, end))"
+            )
+        return self.complete([Document.of(*([text] if text else []), part)], settings, **given)[0]
+
+    def edit(
+        self, image: Image, control: Control, text: str | None = None, settings: Settings = Settings(), **given: Any
+    ) -> Completion:
+        """Fill the hidden region of ``image`` after ``control``, a picture or a document with one, which is read as if
+        it had been retrieved: what it shows is what the region becomes."""
+        shown = control if isinstance(control, Document) else Document.of(control)
+        return self.infill(image, text, settings, retrieved=[[shown]], **given)
+
+    def classify(self, images: Sequence[Image], examples: Mapping[str, Sequence[Image]]) -> list[dict[str, float]]:
+        """How probable each label is for each picture, the most probable first, from examples of every label.
+
+        A context holds one example of each of two labels, as the generator was trained to read two documents. In it the
+        labels are compared by the probability that each is the picture's text; labels may be any words. The result is
+        the mean over contexts: over the examples (one-shot classification with one each), and over all pairs of labels.
+        Raises InputError if there are fewer than two labels, or not equally many examples of each.
+        """
+        counts = {label: len(shown) for label, shown in examples.items()}
+        if len(counts) < 2 or len(set(counts.values())) != 1 or 0 in counts.values():
+            raise InputError(f"give two labels or more, with equally many pictures of each, 1 or more; not {counts}")
+        if not images:
+            return []
+        shown = {
+            label: token_documents([Document.of(label, image) for image in own], self.text, self.image)
+            for label, own in examples.items()
+        }
+        end = self.markup.vocabulary.eos
+        fillings = {label: [*self._text_ids(label), end] for label in examples}
+        (shots,) = set(counts.values())
+        # Shots take turns at which label's example is read last.
+        contexts = [
+            (pair[:: 1 if shot % 2 else -1], shot) for pair in combinations(examples, 2) for shot in range(shots)
+        ]
+        pairs = []
+        for codes in image_codes(images, self.image).tolist():
+            for labels, shot in contexts:
+                context = [shown[label][shot] for label in labels]
+                prompt = build_prompt(context, [Hole("text"), ImageCodes(tuple(codes))], self.markup, 1)
+                pairs += [(prompt.ids, fillings[label]) for label in labels]
+        scores = self.engine.score(*zip(*pairs, strict=True))
+        totals = torch.tensor([score.sum() for score in scores]).view(len(images), len(contexts), 2)
+        results = []
+        for shares in (totals.softmax(-1) / len(contexts)).tolist():
+            mean = dict.fromkeys(examples, 0.0)
+            for (labels, _), share in zip(contexts, shares, strict=True):
+                for label, probability in zip(labels, share, strict=True):
+                    mean[label] += probability
+            results.append(dict(sorted(mean.items(), key=lambda item: -item[1])))
+        return results
 
     # The steps of complete ------------------------------------------------------------------------------------------
 
@@ -215,7 +297,16 @@ class RACM3:
             return [[] for _ in documents]
         if len(memory) == 0:
             raise MemoryStoreError("the memory is empty; add documents to it, or use k=0 to generate without it")
-        return Retriever(memory, self.encoder).retrieve(documents, settings.k)
+        return Retriever(memory, self.encoder).retrieve(documents, settings.k * settings.contexts)
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Ids of the one vocabulary."""
+        return [self.markup.vocabulary.text_start + id_ for id_ in self.text.encode(text)]
+
+    def _contexts(self, hits: Sequence[Hit], settings: Settings) -> list[list[TokenDocument]]:
+        """The documents of every context; the best ones go to different contexts."""
+        documents = token_documents([hit.document for hit in hits], self.text, self.image)
+        return [documents[i :: settings.contexts] for i in range(settings.contexts)]
 
     def _open_parts(self, document: Document) -> list[OpenPart]:
         """The document as ids, codes and holes; a hidden region is snapped outward to whole codes."""
@@ -224,11 +315,47 @@ class RACM3:
             if isinstance(part, Hole):
                 parts.append(part)
             elif isinstance(part, Text):
-                parts.append(TextIds(tuple(self.text.encode(part.text))))
+                before, after = (tuple(self.text.encode(side)) for side in part.around)
+                parts.append(TextIds(before) if part.hidden is None else HiddenText(before, after))
             else:
-                codes = tuple(image_codes([part], self.image)[0].tolist())
-                parts.append(ImageCodes(codes) if part.mask is None else HiddenCodes(codes, self.hidden_codes(part)))
+                codes, hidden = tuple(image_codes([part], self.image)[0].tolist()), self.hidden_codes(part)
+                if part.mask is not None and not any(hidden):
+                    raise DocumentError(
+                        "nothing of a picture is hidden: its mask is empty, or outside the middle square of the "
+                        "picture, all that is looked at; move it"
+                    )
+                parts.append(ImageCodes(codes) if part.mask is None else HiddenCodes(codes, hidden))
         return parts
+
+    def _complete_parts(
+        self, drafts: Sequence[_Draft], settings: Settings, on_step: Callable[[int, int], None] | None
+    ) -> None:
+        """Fill the first open part of every draft, all as one batch."""
+        jobs: list[Job] = []
+        asked: list[tuple[tuple[Prompt, ...], int]] = []  # the prompts of each draft, and how many samples
+        for draft in drafts:
+            prompts = tuple(
+                build_prompt(context, draft.parts, self.markup, settings.max_text_tokens) for context in draft.contexts
+            )
+            part = prompts[0].part
+            sampling = settings.image if modality_of(draft.document.parts[part]) == "image" else settings.text
+            seeds = np.random.SeedSequence([draft.seed, part]).generate_state(
+                settings.samples if sampling.temperature else 1
+            )
+            constraint = answer_constraint(prompts[0].spans, self.markup.vocabulary)
+            unconditional = prompts[0].unconditional if sampling.unconditional else None
+            jobs += [Job(prompts[0].ids, constraint, sampling, seed, unconditional) for seed in seeds.tolist()]
+            asked.append((prompts, len(seeds)))
+        results = iter(self.engine.run(jobs, on_step=on_step))
+        for draft, (prompts, samples) in zip(drafts, asked, strict=True):
+            own = [next(results) for _ in range(samples)]
+            answers = [Answer(prompts, result.spans, result.log_probability, result.steps) for result in own]
+            filled = [self._filled(draft, answer) for answer in answers]
+            best = self._best(draft.document, answers, [part for part, _ in filled])
+            number = answers[best].part
+            answered, draft.parts[number] = filled[best]
+            draft.document = draft.document.filled({number: answered})
+            draft.answers.append(answers[best])
 
     def hidden_codes(self, image: Image) -> tuple[bool, ...]:
         """Which codes of the grid, row by row, a picture's mask touches."""
@@ -239,29 +366,23 @@ class RACM3:
         cells = mask.reshape(rows, mask.shape[0] // rows, columns, mask.shape[1] // columns).any(axis=(1, 3))
         return tuple(bool(flag) for flag in cells.flatten())
 
-    def _filled(self, document: Document, prompt: Prompt, spans: Sequence[Sequence[int]]) -> Document:
-        """Put the answers of the spans back where they belong."""
+    def _filled(self, draft: _Draft, answer: Answer) -> tuple[Text | Image, TextIds | ImageCodes]:
+        """The part that was asked for, complete, and the same as ids or codes."""
         v = self.markup.vocabulary
-        answers: dict[int, Part] = {}
-        written: dict[int, list[int]] = {}
-        for span, answer in zip(prompt.spans, spans, strict=True):
-            written.setdefault(span.part, []).extend(answer)
-        for number, ids in written.items():
-            part = document.parts[number]
-            if isinstance(part, Hole) and part.modality == "text":
-                text = self.text.decode([id_ - v.text_start for id_ in ids])
-                answers[number] = Text(text) if text.strip() else Text("(nothing)")
-                continue
-            codes = np.array([id_ - v.image_start for id_ in ids])
-            if isinstance(part, Image):
-                whole = image_codes([part], self.image)[0]
-                whole[np.array(self.hidden_codes(part))] = codes
-                codes = whole
-            picture = self.pixels(codes)
-            if isinstance(part, Image):
-                picture = self._outside_kept(part, picture)
-            answers[number] = Image(picture)
-        return document.filled(answers)
+        given, part = draft.parts[answer.part], draft.document.parts[answer.part]
+        if modality_of(part) == "text":
+            written = tuple(id_ - v.text_start for id_ in answer.spans[0])
+            text = self.text.decode(written)
+            if isinstance(part, Text) and isinstance(given, HiddenText):
+                before, after = part.around
+                return Text(f"{before}{text}{after}"), TextIds((*given.before, *written, *given.after))
+            return Text(text if text.strip() else "(nothing)"), TextIds(written)
+        codes = np.array([id_ - v.image_start for id_ in answer.chosen])
+        if isinstance(part, Image) and isinstance(given, HiddenCodes):
+            whole = np.array(given.codes)
+            whole[np.array(given.hidden)] = codes
+            return Image(self._outside_kept(part, self.pixels(whole))), ImageCodes(tuple(whole.tolist()))
+        return Image(self.pixels(codes)), ImageCodes(tuple(codes.tolist()))
 
     def pixels(self, codes: np.ndarray) -> np.ndarray:
         """(N,) codes to an (H, W, 3) uint8 picture."""
@@ -277,18 +398,12 @@ class RACM3:
         hidden = cells.repeat(height // rows, 0).repeat(width // columns, 1)
         return np.where(hidden[..., None], picture, given.pixels)
 
-    def _best(self, document: Document, candidates: list[tuple[Document, float]]) -> tuple[Document, float]:
-        if len(candidates) == 1:
-            return candidates[0]
-        if draws(document) and document.text:
-            gap = document.holes[0]
-            pictures = [picture for candidate, _ in candidates for picture in Document((candidate.parts[gap],)).images]
+    def _best(self, document: Document, answers: Sequence[Answer], parts: Sequence[Text | Image]) -> int:
+        """Which of the answers to keep: the picture nearest to the words, if there are any, or else the likeliest."""
+        pictures = [part for part in parts if isinstance(part, Image)]
+        if len(answers) == 1:
+            return 0
+        if pictures and document.text:
             scores = self.encoder.embed_images(pictures) @ self.encoder.embed_texts([document.text])[0]
-            return candidates[int(scores.argmax())]
-        return max(candidates, key=lambda candidate: candidate[1])
-
-
-def draws(document: Document) -> bool:
-    """Whether the document's first gap is a picture."""
-    first = document.parts[document.holes[0]]
-    return isinstance(first, Image) or (isinstance(first, Hole) and first.modality == "image")
+            return int(scores.argmax())
+        return int(np.argmax([answer.log_probability / answer.steps for answer in answers]))

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from racm3.errors import CacheLimitError, ConfigError, InputError, MarkupError, PromptTooLongError
 from racm3.generator.cache import Passage, Rows, rounded, token_bytes
-from racm3.generator.decoding import Constraint, Sampling, choose, guide, keep_allowed, keep_top_k, keep_top_p, temper
+from racm3.generator.decoding import Constraint, Sampling, choose, keep_allowed, shape
 from racm3.generator.model import Generator
 from racm3.generator.reader import Reader, Weights
 from racm3.tokens.vocabulary import Vocabulary
@@ -62,11 +62,11 @@ class Context:
 class Job:
     """One sequence to be generated. The same job gives the same completion every time.
 
-    ``prompt``: ids, at least one. ``unconditional``: the prompt of the guidance stream, of any length; needed if
-    ``sampling.guidance`` is not 1. ``others``: further contexts, an ensemble: at every step the probabilities that all
+    ``prompt``: ids, at least one. ``unconditional``: the prompt of the guidance stream, of any length; needed for
+    guidance and contrastive decoding. ``others``: further contexts, an ensemble: at every step the probabilities that all
     contexts give are averaged, and those of the unconditional prompts likewise. ``constraint`` is copied, so that jobs
     may share one.
-    Raises InputError if a prompt is empty, ConfigError if guidance has no unconditional prompt, or the seed is
+    Raises InputError if a prompt is empty, ConfigError if one needs an unconditional prompt and has none, or the seed is
     out of range.
     """
 
@@ -82,16 +82,17 @@ class Job:
             if not len(context.prompt) or (context.unconditional is not None and not len(context.unconditional)):
                 raise InputError("a prompt has at least one token, but an empty one was given; begin with <doc>")
             if self.guided and context.unconditional is None:
+                name = "guidance" if self.sampling.contrast_k is None else "contrast_k"
                 raise ConfigError(
-                    f"sampling.guidance is {self.sampling.guidance}, but the job has no unconditional prompt; "
-                    "give one to every context, or set guidance to 1"
+                    f"sampling.{name} is {getattr(self.sampling, name)}, but the job has no unconditional prompt; "
+                    "give one to every context, or leave it out"
                 )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; it must be 0 or above and below 2**63")
 
     @property
     def guided(self) -> bool:
-        return self.sampling.guidance != 1
+        return self.sampling.unconditional
 
     @property
     def contexts(self) -> list[Context]:
@@ -533,29 +534,10 @@ def _choose(requests: Sequence[Request], logits: Tensor, allowed: Tensor) -> tup
     if all(greedy) and unconditional is None:
         chosen = possible.argmax(-1)  # no filter excludes the most probable token
     else:
-        scores = _filtered(conditional, unconditional, allowed, samplings)
+        scores = shape(conditional, unconditional, allowed, samplings)
         uniform = torch.tensor([one.uniform[one.steps] for one in requests], device=logits.device, dtype=torch.float64)
         chosen = choose(scores, uniform, torch.tensor(greedy, device=logits.device))
     return chosen, possible.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
-
-
-def _filtered(
-    conditional: Tensor, unconditional: Tensor | None, allowed: Tensor, samplings: Sequence[Sampling]
-) -> Tensor:
-    """All filters in their order: logits (B, V) to logits (B, V)."""
-
-    def each(values: Sequence[float]) -> Tensor:  # (B,)
-        return torch.tensor(values, device=conditional.device)
-
-    scores = conditional
-    if unconditional is not None:
-        scores = guide(conditional, unconditional, each([s.guidance for s in samplings]))
-    scores = temper(keep_allowed(scores, allowed), each([s.temperature for s in samplings]))
-    if any(s.top_k is not None for s in samplings):
-        scores = keep_top_k(scores, each([s.top_k or scores.shape[-1] for s in samplings]))
-    if any(s.top_p < 1 for s in samplings):
-        scores = keep_top_p(scores, each([s.top_p for s in samplings]))
-    return scores
 
 
 def _averaged(logits: Tensor, rows: Sequence[Sequence[int]], allowed: Tensor) -> Tensor:
