@@ -15,13 +15,16 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 
+from racm3.attribution import Attribution, attribute, overlay
 from racm3.document import Document, Hole, Image, Text, is_open, modality_of
 from racm3.errors import CheckpointError, ConfigError, DocumentError, InputError, MemoryStoreError
 from racm3.generator.decoding import Sampling
@@ -78,10 +81,26 @@ class Answer:
         return self.prompts[0].part
 
     @property
-    def chosen(self) -> list[int]:
-        """The ids that were for the generator to choose."""
+    def chosen(self) -> dict[int, int]:
+        """What the generator chose of a picture: codes (ids of the one vocabulary) by their place in it."""
         spans = zip(self.prompts[0].spans, self.spans, strict=True)
-        return [id_ for span, ids in spans for place, id_ in enumerate(ids) if place not in dict(span.given)]
+        return {span.start + place: ids[place] for span, ids in spans for place in span.chosen}
+
+
+@dataclass(frozen=True, eq=False)
+class PartAttribution:
+    """What a generated part drew on. The K documents of ``attribution`` are the completion's sources, its tokens those
+    of a picture's ``cells`` (places on the grid, row by row), or of a text.
+
+    ``words``: each word of a text and what it drew on each source, (K,) in nats. ``overlay``: a picture and its sources
+    side by side, coloured by what was drawn from where; None if there is no source.
+    """
+
+    part: int
+    attribution: Attribution
+    cells: tuple[int, ...] = ()
+    words: tuple[tuple[str, np.ndarray], ...] = ()
+    overlay: PIL.Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,15 @@ class Completion:
     settings: Settings
     seed: int
     answers: tuple[Answer, ...]
+    model: RACM3 = field(repr=False, compare=False)
+
+    @cached_property
+    def attribution(self) -> tuple[PartAttribution, ...]:
+        """How much each generated code and word drew on each source, and where in it, of every generated part.
+
+        Computed when first asked for: racm3/attribution.py says how.
+        """
+        return tuple(self.model.attribute(self, answer) for answer in self.answers)
 
     @property
     def score(self) -> float:
@@ -205,7 +233,7 @@ class RACM3:
         while unfinished := [draft for draft in drafts if draft.document.holes]:
             self._complete_parts(unfinished, settings, on_step)
         return [
-            Completion(draft.document, tuple(hits), settings, draft.seed, tuple(draft.answers))
+            Completion(draft.document, tuple(hits), settings, draft.seed, tuple(draft.answers), self)
             for draft, hits in zip(drafts, sources, strict=True)
         ]
 
@@ -276,6 +304,54 @@ class RACM3:
                     mean[label] += probability
             results.append(dict(sorted(mean.items(), key=lambda item: -item[1])))
         return results
+
+    def attribute(self, done: Completion, answer: Answer) -> PartAttribution:
+        """The attribution of one generated part of a completion of this model."""
+        v, count = self.markup.vocabulary, done.settings.contexts
+        spans = answer.prompts[0].spans
+        ids = [id_ for i, own in enumerate(answer.spans) for id_ in [*([v.infill(i)] if i else []), *own]]
+        starts = np.cumsum([0, *(len(own) + 1 for own in answer.spans)]).tolist()  # of the spans in ids
+        gains = np.zeros((len(ids), len(done.sources)))
+        places: list[np.ndarray] = [np.zeros(0)] * len(done.sources)
+        for i, context in enumerate(self._contexts(done.sources, done.settings)):
+            documents = [self.markup.to_ids(document) for document in context]
+            found = attribute(self.engine, documents, answer.prompts[i].ids, ids)
+            gains[:, i::count] = found.gains / count
+            places[i::count] = found.places
+        whole = Attribution(gains, tuple(places))
+        if spans[0].stop:
+            return PartAttribution(answer.part, whole, words=self._words(answer.spans[0], gains))
+        chosen = [(starts[i] + place, span.start + place) for i, span in enumerate(spans) for place in span.chosen]
+        own, cells = whole.of([token for token, _ in chosen]), tuple(cell for _, cell in chosen)
+        return PartAttribution(answer.part, own, cells, overlay=self._overlay(done, answer.part, own, cells))
+
+    def _words(self, ids: Sequence[int], gains: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
+        """Whole words, and the sums of their tokens' gains."""
+        words: list[tuple[list[int], np.ndarray]] = []
+        for id_, gain in zip((id_ - self.markup.vocabulary.text_start for id_ in ids), gains, strict=True):
+            if words and not self.text.decode([id_])[:1].isspace():
+                words[-1] = ([*words[-1][0], id_], words[-1][1] + gain)
+            else:
+                words.append(([id_], gain))
+        return tuple((self.text.decode(word).strip(), gain) for word, gain in words)
+
+    def _overlay(self, done: Completion, part: int, own: Attribution, cells: Sequence[int]) -> PIL.Image.Image | None:
+        picture = done.document.parts[part]
+        if not done.sources or not isinstance(picture, Image):
+            return None
+        gains = np.zeros((self.markup.codes_per_image, len(done.sources)))
+        gains[list(cells)] = own.gains
+        shown: list[tuple[Image | None, np.ndarray]] = []
+        documents = token_documents([hit.document for hit in done.sources], self.text, self.image)
+        for hit, document, drawn in zip(done.sources, documents, own.drawn, strict=True):
+            ids = self.markup.to_ids(document)
+            if hit.document.images:
+                first = ids.index(self.markup.vocabulary.image) + 1
+                grid = drawn[first : first + self.markup.codes_per_image].reshape(self.image.grid)
+                shown.append((hit.document.images[0].resized(self.image.image_size_px), grid))
+            else:
+                shown.append((None, np.zeros(self.image.grid)))
+        return overlay(picture, gains.reshape(*self.image.grid, -1), shown)
 
     # The steps of complete ------------------------------------------------------------------------------------------
 
@@ -377,12 +453,13 @@ class RACM3:
                 before, after = part.around
                 return Text(f"{before}{text}{after}"), TextIds((*given.before, *written, *given.after))
             return Text(text if text.strip() else "(nothing)"), TextIds(written)
-        codes = np.array([id_ - v.image_start for id_ in answer.chosen])
-        if isinstance(part, Image) and isinstance(given, HiddenCodes):
-            whole = np.array(given.codes)
-            whole[np.array(given.hidden)] = codes
-            return Image(self._outside_kept(part, self.pixels(whole))), ImageCodes(tuple(whole.tolist()))
-        return Image(self.pixels(codes)), ImageCodes(tuple(codes.tolist()))
+        codes = np.array(given.codes if isinstance(given, HiddenCodes) else [0] * self.markup.codes_per_image)
+        for place, id_ in answer.chosen.items():
+            codes[place] = id_ - v.image_start
+        picture = self.pixels(codes)
+        if isinstance(part, Image):
+            picture = self._outside_kept(part, picture)
+        return Image(picture), ImageCodes(tuple(codes.tolist()))
 
     def pixels(self, codes: np.ndarray) -> np.ndarray:
         """(N,) codes to an (H, W, 3) uint8 picture."""

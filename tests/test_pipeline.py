@@ -12,6 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from racm3.attribution import attribute
 from racm3.document import Document, Hole, Image, Text, modality_of
 from racm3.errors import (
     CheckpointError,
@@ -272,6 +273,43 @@ def test_a_region_of_more_gaps_than_there_are_masks(model: RACM3) -> None:
         given, filled = asked.images[number], done.document.images[number]
         assert len(answer.chosen) == 8
         assert (given.pixels == filled.pixels)[~mask].all()
+
+
+# Attribution
+
+
+def test_every_generated_code_and_word_is_attributed_to_the_sources(model: RACM3) -> None:
+    done = model.complete([EVERY_KIND["everything"]], SETTINGS)[0]
+    text, region, whole = done.attribution
+    assert [part.part for part in done.attribution] == [0, 1, 3]
+    first = done.document.parts[0]
+    assert isinstance(first, Text)
+    assert " ".join(word for word, _ in text.words).split() == first.text.split()
+    assert sum(gains for _, gains in text.words) == pytest.approx(text.attribution.gains.sum(axis=0))
+    assert (region.cells, whole.cells) == ((0,), tuple(range(CODES)))
+    for part in (region, whole):
+        assert part.attribution.gains.shape == (len(part.cells), 2)
+        assert part.overlay is not None
+    assert done.attribution is done.attribution  # computed once
+
+
+def test_gains_of_a_region_are_those_of_its_own_codes(model: RACM3) -> None:
+    """Two rows of two codes: the sentinel between them is left out."""
+    done = model.infill(masked(picture(8), slice(8, 24), slice(0, 16)), "a fox", SETTINGS)
+    (part,) = done.attribution
+    assert part.cells == (4, 5, 8, 9)
+    prompt, (one, two) = done.answers[0].prompts[0], done.answers[0].spans
+    documents = [
+        model.markup.to_ids(d) for d in token_documents([h.document for h in done.sources], model.text, model.image)
+    ]
+    found = attribute(model.engine, documents, prompt.ids, [*one, model.markup.vocabulary.infill(1), *two])
+    assert part.attribution.gains == pytest.approx(np.delete(found.gains, 2, axis=0), abs=1e-5)
+
+
+def test_without_sources_nothing_is_attributed(model: RACM3) -> None:
+    (part,) = model.generate_image("a fox", replace(SETTINGS, k=0)).attribution
+    assert part.attribution.gains.shape == (CODES, 0)
+    assert part.overlay is None
 
 
 def test_an_edit_reads_the_control_as_a_retrieved_document(model: RACM3) -> None:

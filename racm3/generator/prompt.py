@@ -47,12 +47,19 @@ OpenPart = TextIds | HiddenText | ImageCodes | HiddenCodes | Hole
 class Span:
     """A stretch of the answer: ``count`` image codes, or text of free length up to ``count`` ids if ``stop`` is given.
 
-    ``given``: (place, code) of codes in it that are not the generator's to choose.
+    ``start`` is the place of its first code in the picture; ``given`` holds (place in the span, code) of codes that are
+    not the generator's to choose.
     """
 
     count: int
     stop: tuple[int, ...] = ()
+    start: int = 0
     given: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def chosen(self) -> list[int]:
+        """The places in the span that are the generator's to choose."""
+        return [place for place in range(self.count) if place not in dict(self.given)]
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,7 @@ def _written(
             if hidden:
                 ids.append(v.mask(gap + len(spans)))
                 given = [(i - start, part.codes[i]) for i in range(start, end) if not part.hidden[i]]
-                spans.append(Span(end - start, given=tuple(given)))
+                spans.append(Span(end - start, start=start, given=tuple(given)))
             else:
                 ids += [v.image_start + code for code in part.codes[start:end]]
     return ids, ids, spans

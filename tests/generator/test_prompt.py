@@ -71,7 +71,7 @@ def test_a_hidden_region() -> None:
     prompt = build([WORDS, HiddenCodes(PICTURE.codes, (False, True, True, False))])
     assert prompt.ids == [V.doc, V.text, *T, V.image, C[0], V.mask(0), C[3], V.end, V.infill(0)]
     assert prompt.unconditional == [V.doc, V.image, C[0], V.mask(0), C[3], V.end, V.infill(0)]
-    assert (prompt.part, prompt.spans) == (1, (Span(2),))
+    assert (prompt.part, prompt.spans) == (1, (Span(2, start=1),))
 
 
 def test_words_hidden_in_a_text() -> None:
@@ -88,7 +88,7 @@ def test_gaps_are_numbered_through_the_document_and_the_first_part_is_asked_for(
     assert prompt.ids == [V.doc, *body, V.end, V.infill(0)]
     assert (prompt.part, prompt.spans) == (0, (Span(MOST_TEXT, stop=(V.infill(1),)),))
     prompt = build([WORDS, region, Hole("image")])
-    assert (prompt.part, prompt.spans) == (1, (Span(1), Span(2)))
+    assert (prompt.part, prompt.spans) == (1, (Span(1), Span(2, start=2)))
 
 
 def test_holes_at_the_end_are_written_on_one_after_the_other() -> None:
