@@ -570,9 +570,9 @@ def evaluate_scenes(
     from rich.console import Console
 
     from racm3.config import override
-    from racm3.evaluation.scenes import QUICK, Protocol, evaluate_scenes, tables
+    from racm3.evaluation.scenes import QUICK, QUICK_TRIALS, Protocol, evaluate_scenes, tables
 
-    protocol = override(replace(Protocol(), n=QUICK) if quick else Protocol(), set)
+    protocol = override(replace(Protocol(), n=QUICK, trials=QUICK_TRIALS) if quick else Protocol(), set)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
     results = evaluate_scenes(models or "scenes", memory, protocol)

@@ -267,43 +267,45 @@ class RACM3:
     def classify(self, images: Sequence[Image], examples: Mapping[str, Sequence[Image]]) -> list[dict[str, float]]:
         """How probable each label is for each picture, the most probable first, from examples of every label.
 
-        A context holds one example of each of two labels, as the generator was trained to read two documents. In it the
-        labels are compared by the probability that each is the picture's text; labels may be any words. The result is
-        the mean over contexts: over the examples (one-shot classification with one each), and over all pairs of labels.
+        One example each is one-shot classification; of more, the predictions are averaged. Labels may be any words.
         Raises InputError if there are fewer than two labels, or not equally many examples of each.
+        """
+        means = self.compare(images, examples).mean(1).tolist()
+        labelled = [zip(examples, row, strict=True) for row in means]
+        return [dict(sorted(own, key=lambda item: -item[1])) for own in labelled]
+
+    def compare(self, images: Sequence[Image], examples: Mapping[str, Sequence[Image]]) -> np.ndarray:
+        """The same for each shot by itself: (images, shots, labels), sums of 1 over the labels.
+
+        A context holds one example of each of two labels, as the generator was trained to read two documents, and the
+        labels are compared by the probability of each as the text of the picture. Of more than two labels every pair has
+        a context, and these are averaged.
         """
         counts = {label: len(shown) for label, shown in examples.items()}
         if len(counts) < 2 or len(set(counts.values())) != 1 or 0 in counts.values():
             raise InputError(f"give two labels or more, with equally many pictures of each, 1 or more; not {counts}")
-        if not images:
-            return []
-        shown = {
-            label: token_documents([Document.of(label, image) for image in own], self.text, self.image)
-            for label, own in examples.items()
-        }
-        end = self.markup.vocabulary.eos
-        fillings = {label: [*self._text_ids(label), end] for label in examples}
         (shots,) = set(counts.values())
-        # Shots take turns at which label's example is read last.
-        contexts = [
-            (pair[:: 1 if shot % 2 else -1], shot) for pair in combinations(examples, 2) for shot in range(shots)
+        shares = np.zeros((len(images), shots, len(examples)))
+        shown = [
+            token_documents([Document.of(label, image) for image in own], self.text, self.image)
+            for label, own in examples.items()
         ]
-        pairs = []
-        for codes in image_codes(images, self.image).tolist():
-            for labels, shot in contexts:
-                context = [shown[label][shot] for label in labels]
-                prompt = build_prompt(context, [Hole("text"), ImageCodes(tuple(codes))], self.markup, 1)
-                pairs += [(prompt.ids, fillings[label]) for label in labels]
-        scores = self.engine.score(*zip(*pairs, strict=True))
-        totals = torch.tensor([score.sum() for score in scores]).view(len(images), len(contexts), 2)
-        results = []
-        for shares in (totals.softmax(-1) / len(contexts)).tolist():
-            mean = dict.fromkeys(examples, 0.0)
-            for (labels, _), share in zip(contexts, shares, strict=True):
-                for label, probability in zip(labels, share, strict=True):
-                    mean[label] += probability
-            results.append(dict(sorted(mean.items(), key=lambda item: -item[1])))
-        return results
+        fillings = [[*self._text_ids(label), self.markup.vocabulary.eos] for label in examples]
+        places, prompts, asked = [], [], []
+        for number, codes in enumerate(image_codes(images, self.image).tolist() if images else []):
+            for shot in range(shots):
+                for pair in combinations(range(len(examples)), 2):
+                    # Shots take turns at which label's example is read last.
+                    context = [shown[label][shot] for label in (pair if shot % 2 else pair[::-1])]
+                    prompt = build_prompt(context, [Hole("text"), ImageCodes(tuple(codes))], self.markup, 1)
+                    places.append((number, shot, list(pair)))
+                    prompts += [prompt.ids] * 2
+                    asked += [fillings[label] for label in pair]
+        scores = [float(score.sum()) for score in self.engine.score(prompts, asked)]
+        pairs = torch.tensor(scores).view(-1, 2).softmax(-1).numpy()
+        for place, own in zip(places, pairs, strict=True):
+            shares[place] += own
+        return shares / math.comb(len(examples), 2)
 
     def attribute(self, done: Completion, answer: Answer) -> PartAttribution:
         """The attribution of one generated part of a completion of this model."""
