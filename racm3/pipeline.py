@@ -278,8 +278,8 @@ class RACM3:
         """The same for each shot by itself: (images, shots, labels), sums of 1 over the labels.
 
         A context holds one example of each of two labels, as the generator was trained to read two documents, and the
-        labels are compared by the probability of each as the text of the picture. Of more than two labels every pair has
-        a context, and these are averaged.
+        labels are compared by the probability of each as the text of the picture. Of more than two labels every pair
+        has a context, and these are averaged.
         """
         counts = {label: len(shown) for label, shown in examples.items()}
         if len(counts) < 2 or len(set(counts.values())) != 1 or 0 in counts.values():

@@ -77,8 +77,8 @@ Steps = Callable[[str, int, int], None]
 class Protocol:
     """``n``: at most so many pictures of each test split, its first. ``drawing`` and ``captioning`` hold for both
     generators, but that vanilla has k = 0. Of 4 drawings the best by the encoder's score of picture and words is kept
-    (ours; the paper draws 10); captions are greedy. ``filling``: of the tasks in ``tasks.py``, with ``trials`` of one-shot
-    classification."""
+    (ours; the paper draws 10); captions are greedy. ``filling`` is for the tasks of ``tasks.py``, of which one-shot
+    classification has so many ``trials``."""
 
     n: int = 600
     trials: int = 300
@@ -118,17 +118,8 @@ def evaluate_scenes(
         }
         for name, own in tests.items():
             results[name] = examine(own, retrieval, vanilla, judge, protocol, _within(on_step, name))
-        models_by_row = {"retrieval": retrieval, "vanilla": vanilla}
-        results["tasks"] = examine_tasks(
-            tests["seen"],
-            tests["novel"],
-            models_by_row,
-            judge,
-            protocol.world,
-            protocol.filling,
-            protocol.trials,
-            on_step,
-        )
+        rows, world = {"retrieval": retrieval, "vanilla": vanilla}, protocol.world
+        results["tasks"] = examine_tasks(tests, rows, judge, world, protocol.filling, protocol.trials, on_step)
         documents = len(retrieval.memory)
     return results | {
         "protocol": to_dict(protocol)
@@ -319,9 +310,8 @@ def _task_tables(results: dict[str, Any]) -> list[RenderableType]:
     for task in ("infill", "edit", "style"):
         for split, rows in results[task].items():
             for row, scores in rows.items():
-                shares = [
-                    f"{100 * scores[key]:.1f}" if key in scores else "" for key in ("entity", "style", "untouched")
-                ]
+                found = [scores.get(key) for key in ("entity", "style", "untouched")]
+                shares = ["" if share is None else f"{100 * share:.1f}" for share in found]
                 filled.add_row(task, split, row, *shares)
     shots = Table(title="One-shot classification, and averages of several, % right", caption="chance is 50")
     shots.add_column("model")

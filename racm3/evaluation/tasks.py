@@ -12,7 +12,7 @@ of a hidden region no pixel may change: ``untouched`` is the share of pictures i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -93,20 +93,20 @@ def untouched(asked: Sequence[Document], done: Sequence[Completion]) -> float:
 
 
 def examine_tasks(
-    seen: Tests,
-    novel: Tests,
-    models: dict[str, RACM3],
+    tests: Mapping[str, Tests],
+    models: Mapping[str, RACM3],
     judge: Judge,
     world: World,
     settings: Settings,
     trials: int,
     on_step: Steps = lambda *_: None,
 ) -> dict[str, Any]:
-    """Shares by task, then by split, then by model: "retrieval", which has its memory, and "vanilla"."""
+    """Shares by task, then by split ("seen" and "novel", as in ``tests``), then by model: "retrieval", which has its
+    memory, and "vanilla"."""
     tasks = {
-        "infill": {"seen": infill(seen), "novel": infill(novel)},
-        "edit": {"novel": edit(novel, world)},
-        "style": {"seen": style(seen, world)},
+        "infill": {"seen": infill(tests["seen"]), "novel": infill(tests["novel"])},
+        "edit": {"novel": edit(tests["novel"], world)},
+        "style": {"seen": style(tests["seen"], world)},
     }
     results: dict[str, Any] = {}
     for name, splits in tasks.items():
@@ -126,10 +126,10 @@ def scored(name: str, task: Task, done: Sequence[Completion], judge: Judge) -> d
     verdict = judge.verdict(np.stack([completion.document.images[-1].pixels for completion in done]))
     entity = np.mean([one == scene.entities[0] for one, scene in zip(verdict.entity, task.scenes, strict=True)])
     if name == "style":
-        other = {"style": np.mean([one == HELD_OUT_STYLE for one in verdict.style])}
+        name, other = "style", float(np.mean([one == HELD_OUT_STYLE for one in verdict.style]))
     else:
-        other = {"untouched": untouched(task.documents, done)}
-    return {key: round(float(share), 4) for key, share in ({"entity": entity} | other).items()}
+        name, other = "untouched", untouched(task.documents, done)
+    return {"entity": round(float(entity), 4), name: round(other, 4)}
 
 
 def one_shot(model: RACM3, world: World, trials: int, on_step: Steps = lambda *_: None) -> dict[str, float]:
@@ -147,10 +147,9 @@ def one_shot(model: RACM3, world: World, trials: int, on_step: Steps = lambda *_
             label: [Image(draw(example(world, name, shot))) for shot in range(max(SHOTS))]
             for label, name in zip(LABELS, pair, strict=True)
         }
-        shares = model.compare([asked], examples)[0]  # (shots, 2)
+        found = model.compare([asked], examples)[0]  # (shots, 2)
         for column, shots in enumerate(SHOTS):
-            right[trial, column] = shares[:shots].mean(0).argmax() == truth
+            right[trial, column] = found[:shots].mean(0).argmax() == truth
         on_step("novel: one-shot", trial + 1, trials)
-    return {str(shots): round(float(share), 4) for shots, share in zip(SHOTS, right.mean(0), strict=True)} | {
-        "n": trials
-    }
+    shares = right.mean(0).tolist()
+    return {str(shots): round(share, 4) for shots, share in zip(SHOTS, shares, strict=True)} | {"n": trials}

@@ -109,10 +109,10 @@ def test_returned_is_the_best_ranked_hit(retrieval: RACM3) -> None:
     assert [best_retrieved(d) for d in done] == [own[0].document.images[0] for own in hits]
 
 
-def test_nothing_retrieved_is_an_error() -> None:
+def test_nothing_retrieved_is_an_error(retrieval: RACM3) -> None:
     text_only = Hit("t", 1.0, Document.of("a fox"), {}, "test")
     with pytest.raises(InputError, match="no picture was retrieved for 'a fox'"):
-        best_retrieved(Completion(Document.of("a fox"), (text_only,), Settings(), 0, 0.0))
+        best_retrieved(Completion(Document.of("a fox"), (text_only,), Settings(), 0, (), retrieval))
 
 
 def test_every_row_is_what_it_claims(retrieval: RACM3, vanilla: RACM3, judge: Judge) -> None:
