@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -25,10 +25,11 @@ import PIL.Image
 import torch
 
 from racm3.attribution import Attribution, attribute, overlay
-from racm3.document import Document, Hole, Image, Text, is_open, modality_of
+from racm3.document import Document, Hole, Image, Part, Text, is_open, modality_of
 from racm3.errors import CheckpointError, ConfigError, DocumentError, InputError, MemoryStoreError
 from racm3.generator.decoding import Sampling
-from racm3.generator.engine import Engine, Job
+from racm3.generator.engine import Completion as EngineCompletion
+from racm3.generator.engine import Context, Engine, Job
 from racm3.generator.model import Generator
 from racm3.generator.prompt import HiddenCodes, HiddenText, OpenPart, Prompt, answer_constraint, build_prompt
 from racm3.memory.memory import Memory
@@ -39,6 +40,9 @@ from racm3.tokens.image import ImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
+
+GREY = 128
+"""Of a streamed picture's codes that are still to come."""
 
 SCENES = Path(__file__).parent / "weights" / "scenes"
 """The shipped models of the built-in world."""
@@ -81,10 +85,19 @@ class Answer:
         return self.prompts[0].part
 
     @property
+    def is_text(self) -> bool:
+        return bool(self.prompts[0].spans[0].stop)
+
+    @property
+    def places(self) -> list[int]:
+        """The places in the picture for which the generator chooses codes, in its order."""
+        return [span.start + place for span in self.prompts[0].spans for place in span.chosen]
+
+    @property
     def chosen(self) -> dict[int, int]:
-        """What the generator chose of a picture: codes (ids of the one vocabulary) by their place in it."""
-        spans = zip(self.prompts[0].spans, self.spans, strict=True)
-        return {span.start + place: ids[place] for span, ids in spans for place in span.chosen}
+        """What it chose so far: codes, as ids of the one vocabulary, by their place in the picture."""
+        spans = zip(self.prompts[0].spans, self.spans, strict=False)
+        return {span.start + i: ids[i] for span, ids in spans for i in span.chosen if i < len(ids)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +141,23 @@ class Completion:
         return sum(a.log_probability for a in self.answers) / sum(a.steps for a in self.answers)
 
 
+@dataclass(frozen=True)
+class Partial:
+    """How far a part of a document is: a text so far, or a picture whose codes still to come are grey. The last one
+    of a stream has the ``completion``."""
+
+    part: int
+    content: Part
+    completion: Completion | None = None
+
+
 @dataclass
 class _Draft:
     """A document on its way: ``document`` with what is filled so far, ``parts`` the same as ids and codes."""
 
     document: Document
     parts: list[OpenPart]
+    sources: list[Hit]
     contexts: list[list[TokenDocument]]
     seed: int
     answers: list[Answer] = field(default_factory=list)
@@ -221,21 +245,47 @@ class RACM3:
         its result does not depend on the others.
         Raises DocumentError if a document has no hole, PromptTooLongError if it does not fit the context.
         """
-        for number, document in enumerate(documents):
-            if not document.holes:
-                raise DocumentError(f"document {number} has no hole; give it a Hole, or a part that is partly hidden")
-        opened = [self._open_parts(document) for document in documents]
-        sources = self._sources(documents, settings, memory, retrieved)
-        drafts = [
-            _Draft(document, parts, self._contexts(hits, settings), settings.seed + number)
-            for number, (document, parts, hits) in enumerate(zip(documents, opened, sources, strict=True))
-        ]
+        drafts = self._drafts(documents, settings, memory, retrieved)
         while unfinished := [draft for draft in drafts if draft.document.holes]:
-            self._complete_parts(unfinished, settings, on_step)
-        return [
-            Completion(draft.document, tuple(hits), settings, draft.seed, tuple(draft.answers), self)
-            for draft, hits in zip(drafts, sources, strict=True)
-        ]
+            asked = [self._jobs(draft, settings) for draft in unfinished]
+            results = iter(self.engine.run([job for _, jobs in asked for job in jobs], on_step=on_step))
+            for draft, (prompts, jobs) in zip(unfinished, asked, strict=True):
+                self._accept(draft, prompts, [next(results) for _ in jobs])
+        return [self._completion(draft, settings) for draft in drafts]
+
+    def stream(
+        self,
+        document: Document,
+        settings: Settings = Settings(),
+        *,
+        memory: Memory | None = None,
+        retrieved: Sequence[Document] | None = None,
+    ) -> Iterator[Partial]:
+        """``complete`` for one document, as it comes: each text as it grows, each picture row by row, at last the
+        completion, which is the one that ``complete`` gives. Closing the iterator cancels the request.
+
+        Raises as ``complete`` does, and ConfigError if there is more than one sample to choose from.
+        """
+        if settings.samples != 1:
+            raise ConfigError(f"a stream shows one sample, but samples is {settings.samples}; give 1, or use complete")
+        (draft,) = self._drafts([document], settings, memory, None if retrieved is None else [retrieved])
+        while draft.document.holes:
+            prompts, (job,) = self._jobs(draft, settings)
+            request, shown = self.engine.submit(job), 0
+            try:
+                while not request.done:
+                    self.engine.step()
+                    answer = Answer(prompts, request.completion.spans, 0.0, 0)
+                    now = self._shown(answer)
+                    if now > shown:
+                        shown = now
+                        yield Partial(answer.part, self._content(draft, answer))
+            finally:
+                request.cancel()
+            self._accept(draft, prompts, [request.completion])
+        done = self._completion(draft, settings)
+        part = done.answers[-1].part
+        yield Partial(part, done.document.parts[part], done)
 
     def generate_image(self, caption: str, settings: Settings = Settings(), **given: Any) -> Completion:
         """Caption -> image. Keyword arguments are those of ``complete``."""
@@ -321,7 +371,7 @@ class RACM3:
             gains[:, i::count] = found.gains / count
             places[i::count] = found.places
         whole = Attribution(gains, tuple(places))
-        if spans[0].stop:
+        if answer.is_text:
             return PartAttribution(answer.part, whole, words=self._words(answer.spans[0], gains))
         chosen = [(starts[i] + place, span.start + place) for i, span in enumerate(spans) for place in span.chosen]
         own, cells = whole.of([token for token, _ in chosen]), tuple(cell for _, cell in chosen)
@@ -405,36 +455,6 @@ class RACM3:
                 parts.append(ImageCodes(codes) if part.mask is None else HiddenCodes(codes, hidden))
         return parts
 
-    def _complete_parts(
-        self, drafts: Sequence[_Draft], settings: Settings, on_step: Callable[[int, int], None] | None
-    ) -> None:
-        """Fill the first open part of every draft, all as one batch."""
-        jobs: list[Job] = []
-        asked: list[tuple[tuple[Prompt, ...], int]] = []  # the prompts of each draft, and how many samples
-        for draft in drafts:
-            prompts = tuple(
-                build_prompt(context, draft.parts, self.markup, settings.max_text_tokens) for context in draft.contexts
-            )
-            part = prompts[0].part
-            sampling = settings.image if modality_of(draft.document.parts[part]) == "image" else settings.text
-            seeds = np.random.SeedSequence([draft.seed, part]).generate_state(
-                settings.samples if sampling.temperature else 1
-            )
-            constraint = answer_constraint(prompts[0].spans, self.markup.vocabulary)
-            unconditional = prompts[0].unconditional if sampling.unconditional else None
-            jobs += [Job(prompts[0].ids, constraint, sampling, seed, unconditional) for seed in seeds.tolist()]
-            asked.append((prompts, len(seeds)))
-        results = iter(self.engine.run(jobs, on_step=on_step))
-        for draft, (prompts, samples) in zip(drafts, asked, strict=True):
-            own = [next(results) for _ in range(samples)]
-            answers = [Answer(prompts, result.spans, result.log_probability, result.steps) for result in own]
-            filled = [self._filled(draft, answer) for answer in answers]
-            best = self._best(draft.document, answers, [part for part, _ in filled])
-            number = answers[best].part
-            answered, draft.parts[number] = filled[best]
-            draft.document = draft.document.filled({number: answered})
-            draft.answers.append(answers[best])
-
     def hidden_codes(self, image: Image) -> tuple[bool, ...]:
         """Which codes of the grid, row by row, a picture's mask touches."""
         rows, columns = self.image.grid
@@ -444,24 +464,96 @@ class RACM3:
         cells = mask.reshape(rows, mask.shape[0] // rows, columns, mask.shape[1] // columns).any(axis=(1, 3))
         return tuple(bool(flag) for flag in cells.flatten())
 
-    def _filled(self, draft: _Draft, answer: Answer) -> tuple[Text | Image, TextIds | ImageCodes]:
+    def _drafts(
+        self,
+        documents: Sequence[Document],
+        settings: Settings,
+        memory: Memory | None,
+        retrieved: Sequence[Sequence[Document]] | None,
+    ) -> list[_Draft]:
+        for number, document in enumerate(documents):
+            if not document.holes:
+                raise DocumentError(f"document {number} has no hole; give it a Hole, or a part that is partly hidden")
+        opened = [self._open_parts(document) for document in documents]
+        sources = self._sources(documents, settings, memory, retrieved)
+        return [
+            _Draft(document, parts, hits, self._contexts(hits, settings), settings.seed + number)
+            for number, (document, parts, hits) in enumerate(zip(documents, opened, sources, strict=True))
+        ]
+
+    def _jobs(self, draft: _Draft, settings: Settings) -> tuple[tuple[Prompt, ...], list[Job]]:
+        """What to ask the engine for the first open part of a draft: the prompt of each context, a job a sample."""
+        prompts = tuple(
+            build_prompt(context, draft.parts, self.markup, settings.max_text_tokens) for context in draft.contexts
+        )
+        part = prompts[0].part
+        sampling = settings.image if modality_of(draft.document.parts[part]) == "image" else settings.text
+        samples = settings.samples if sampling.temperature else 1
+        constraint = answer_constraint(prompts[0].spans, self.markup.vocabulary)
+        first, *others = (Context(p.ids, p.unconditional if sampling.unconditional else None) for p in prompts)
+        seeds = np.random.SeedSequence([draft.seed, part]).generate_state(samples).tolist()
+        return prompts, [
+            Job(first.prompt, constraint, sampling, seed, first.unconditional, tuple(others)) for seed in seeds
+        ]
+
+    def _accept(self, draft: _Draft, prompts: tuple[Prompt, ...], results: Sequence[EngineCompletion]) -> None:
+        """Fill the first open part of a draft with the best of the results."""
+        answers = [Answer(prompts, result.spans, result.log_probability, result.steps) for result in results]
+        parts = [self._filled(draft, answer) for answer in answers]
+        best = self._best(draft.document, answers, [part for part, _ in parts])
+        number = answers[best].part
+        answered, draft.parts[number] = parts[best]
+        draft.document = draft.document.filled({number: answered})
+        draft.answers.append(answers[best])
+
+    def _completion(self, draft: _Draft, settings: Settings) -> Completion:
+        return Completion(draft.document, tuple(draft.sources), settings, draft.seed, tuple(draft.answers), self)
+
+    def _filled(self, draft: _Draft, answer: Answer) -> tuple[Part, TextIds | ImageCodes]:
         """The part that was asked for, complete, and the same as ids or codes."""
-        v = self.markup.vocabulary
-        given, part = draft.parts[answer.part], draft.document.parts[answer.part]
-        if modality_of(part) == "text":
-            written = tuple(id_ - v.text_start for id_ in answer.spans[0])
-            text = self.text.decode(written)
-            if isinstance(part, Text) and isinstance(given, HiddenText):
-                before, after = part.around
-                return Text(f"{before}{text}{after}"), TextIds((*given.before, *written, *given.after))
-            return Text(text if text.strip() else "(nothing)"), TextIds(written)
-        codes = np.array(given.codes if isinstance(given, HiddenCodes) else [0] * self.markup.codes_per_image)
-        for place, id_ in answer.chosen.items():
-            codes[place] = id_ - v.image_start
-        picture = self.pixels(codes)
+        given = draft.parts[answer.part]
+        if answer.is_text:
+            ids = tuple(id_ - self.markup.vocabulary.text_start for id_ in answer.spans[0])
+            before, after = (given.before, given.after) if isinstance(given, HiddenText) else ((), ())
+            return self._content(draft, answer), TextIds((*before, *ids, *after))
+        return self._content(draft, answer), ImageCodes(tuple(self._codes(draft, answer).tolist()))
+
+    def _content(self, draft: _Draft, answer: Answer) -> Part:
+        """The part that was asked for, as far as it is generated; codes still to come are grey."""
+        v, part = self.markup.vocabulary, draft.document.parts[answer.part]
+        if answer.is_text:
+            text = self.text.decode([id_ - v.text_start for id_ in answer.spans[0]])
+            before, after = part.around if isinstance(part, Text) else ("", "")
+            return Text(f"{before}{text}{after}" if f"{before}{text}{after}".strip() else "(nothing)")
+        picture = self.pixels(self._codes(draft, answer))
         if isinstance(part, Image):
             picture = self._outside_kept(part, picture)
-        return Image(picture), ImageCodes(tuple(codes.tolist()))
+        if missing := answer.places[len(answer.chosen) :]:
+            picture = np.where(self._cells(missing)[..., None], np.uint8(GREY), picture)
+        return Image(picture)
+
+    def _codes(self, draft: _Draft, answer: Answer) -> np.ndarray:
+        """(N,) codes of the picture that was asked for, as far as they are generated."""
+        given = draft.parts[answer.part]
+        codes = np.array(given.codes if isinstance(given, HiddenCodes) else [0] * self.markup.codes_per_image)
+        codes[list(answer.chosen)] = [id_ - self.markup.vocabulary.image_start for id_ in answer.chosen.values()]
+        return codes
+
+    def _shown(self, answer: Answer) -> int:
+        """How many ids of an unfinished answer are fit to be shown: up to whole characters and whole rows."""
+        if answer.is_text:
+            ids = [id_ - self.markup.vocabulary.text_start for id_ in answer.spans[0]]
+            return 0 if self.text.decode(ids).endswith("\ufffd") else len(ids)
+        rows = [place // self.image.grid[1] for place in answer.places]
+        count = len(answer.chosen)
+        return count if count == len(rows) or rows[count - 1] != rows[count] else 0
+
+    def _cells(self, places: Sequence[int]) -> np.ndarray:
+        """(H, W) bool: the pixels of the codes at these places."""
+        rows, columns = self.image.grid
+        cells, side = np.zeros(rows * columns, dtype=bool), self.image.image_size_px
+        cells[list(places)] = True
+        return cells.reshape(rows, columns).repeat(side // rows, 0).repeat(side // columns, 1)
 
     def pixels(self, codes: np.ndarray) -> np.ndarray:
         """(N,) codes to an (H, W, 3) uint8 picture."""
@@ -471,13 +563,10 @@ class RACM3:
     def _outside_kept(self, part: Image, picture: np.ndarray) -> np.ndarray:
         """The infilled picture with every pixel outside the hidden codes as it was given."""
         given = part.resized(self.image.image_size_px)
-        rows, columns = self.image.grid
-        cells = np.array(self.hidden_codes(part)).reshape(rows, columns)
-        height, width = given.pixels.shape[:2]
-        hidden = cells.repeat(height // rows, 0).repeat(width // columns, 1)
+        hidden = self._cells(np.flatnonzero(self.hidden_codes(part)).tolist())
         return np.where(hidden[..., None], picture, given.pixels)
 
-    def _best(self, document: Document, answers: Sequence[Answer], parts: Sequence[Text | Image]) -> int:
+    def _best(self, document: Document, answers: Sequence[Answer], parts: Sequence[Part]) -> int:
         """Which of the answers to keep: the picture nearest to the words, if there are any, or else the likeliest."""
         pictures = [part for part in parts if isinstance(part, Image)]
         if len(answers) == 1:

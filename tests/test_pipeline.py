@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -273,6 +274,58 @@ def test_a_region_of_more_gaps_than_there_are_masks(model: RACM3) -> None:
         given, filled = asked.images[number], done.document.images[number]
         assert len(answer.chosen) == 8
         assert (given.pixels == filled.pixels)[~mask].all()
+
+
+def test_contexts_share_what_is_retrieved_and_are_averaged(model: RACM3) -> None:
+    document = EVERY_KIND["caption to image"]
+    settings = replace(SETTINGS, k=1, contexts=2)
+    (done,) = model.complete([document], settings)
+    (together,) = model.complete([document], SETTINGS)
+    assert [hit.id for hit in done.sources] == [hit.id for hit in together.sources]
+    first, second = done.answers[0].prompts
+    contexts = [model.complete([document], SETTINGS, retrieved=[[hit.document]])[0] for hit in done.sources]
+    assert [first.ids, second.ids] == [one.answers[0].prompts[0].ids for one in contexts]
+    assert not same(done, together)
+    twice = [[contexts[0].sources[0].document] * 2]
+    assert same(model.complete([document], settings, retrieved=twice)[0], contexts[0])
+    (part,) = done.attribution
+    assert part.attribution.gains.shape == (CODES, 2)
+
+
+# Streams
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_a_stream_ends_with_what_complete_gives(model: RACM3, name: str) -> None:
+    *partials, last = model.stream(EVERY_KIND[name], SETTINGS)
+    (expected,) = model.complete([EVERY_KIND[name]], SETTINGS)
+    assert last.completion is not None
+    assert same(last.completion, expected)
+    assert all(partial.completion is None for partial in partials)
+    assert list(dict.fromkeys(partial.part for partial in partials)) == list(EVERY_KIND[name].holes)
+
+
+def test_a_picture_comes_row_by_row(model: RACM3) -> None:
+    *partials, last = model.stream(EVERY_KIND["caption to image"], SETTINGS)
+    pictures = [partial.content for partial in partials]
+    assert [(picture.pixels == 128).all(axis=(1, 2)).sum() for picture in pictures] == [24, 16, 8, 0]  # type: ignore[union-attr]
+    assert pictures[-1] == last.content
+
+
+def test_a_text_comes_word_by_word(model: RACM3) -> None:
+    *partials, last = model.stream(EVERY_KIND["image to caption"], SETTINGS)
+    texts = [partial.content.text for partial in partials if isinstance(partial.content, Text)]
+    assert last.content == Text(texts[-1])
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts) if earlier != "(nothing)")
+
+
+def test_a_closed_stream_leaves_the_engine_idle(model: RACM3) -> None:
+    stream = model.stream(EVERY_KIND["caption to image"], SETTINGS)
+    next(stream)
+    stream.close()
+    assert model.engine.step() == []
+    with pytest.raises(ConfigError, match="a stream shows one sample"):
+        next(model.stream(EVERY_KIND["caption to image"], replace(SETTINGS, samples=2)))
 
 
 # Attribution

@@ -63,11 +63,11 @@ class Job:
     """One sequence to be generated. The same job gives the same completion every time.
 
     ``prompt``: ids, at least one. ``unconditional``: the prompt of the guidance stream, of any length; needed for
-    guidance and contrastive decoding. ``others``: further contexts, an ensemble: at every step the probabilities that all
-    contexts give are averaged, and those of the unconditional prompts likewise. ``constraint`` is copied, so that jobs
-    may share one.
-    Raises InputError if a prompt is empty, ConfigError if one needs an unconditional prompt and has none, or the seed is
-    out of range.
+    guidance and contrastive decoding. ``others``: further contexts, an ensemble: at every step the probabilities that
+    all contexts give are averaged, and those of the unconditional prompts likewise. ``constraint`` is copied, so that
+    jobs may share one.
+    Raises InputError if a prompt is empty, ConfigError if one needs an unconditional prompt and has none, or the seed
+    is out of range.
     """
 
     prompt: Sequence[int]
