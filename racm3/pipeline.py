@@ -304,7 +304,7 @@ class RACM3:
                 "infill needs a part that hides something: an image with a mask, such as image.hiding((0, 0, 32, 32)), "
                 "or Text(text, hidden=(start, end))"
             )
-        return self.complete([Document.of(*([text] if text else []), part)], settings, **given)[0]
+        return self.complete([Document.of(*([] if text is None else [text]), part)], settings, **given)[0]
 
     def edit(
         self, image: Image, control: Control, text: str | None = None, settings: Settings = Settings(), **given: Any
