@@ -359,7 +359,7 @@ class RACM3:
 
     def attribute(self, done: Completion, answer: Answer) -> PartAttribution:
         """The attribution of one generated part of a completion of this model."""
-        v, count = self.markup.vocabulary, done.settings.contexts
+        v, every = self.markup.vocabulary, done.settings.contexts  # source i was read in context i % every
         spans = answer.prompts[0].spans
         ids = [id_ for i, own in enumerate(answer.spans) for id_ in [*([v.infill(i)] if i else []), *own]]
         starts = np.cumsum([0, *(len(own) + 1 for own in answer.spans)]).tolist()  # of the spans in ids
@@ -368,8 +368,8 @@ class RACM3:
         for i, context in enumerate(self._contexts(done.sources, done.settings)):
             documents = [self.markup.to_ids(document) for document in context]
             found = attribute(self.engine, documents, answer.prompts[i].ids, ids)
-            gains[:, i::count] = found.gains / count
-            places[i::count] = found.places
+            gains[:, i::every] = found.gains / len(answer.prompts)
+            places[i::every] = found.places
         whole = Attribution(gains, tuple(places))
         if answer.is_text:
             return PartAttribution(answer.part, whole, words=self._words(answer.spans[0], gains))
@@ -432,9 +432,9 @@ class RACM3:
         return [self.markup.vocabulary.text_start + id_ for id_ in self.text.encode(text)]
 
     def _contexts(self, hits: Sequence[Hit], settings: Settings) -> list[list[TokenDocument]]:
-        """The documents of every context; the best ones go to different contexts."""
+        """The documents of every context; the best ones go to different contexts, and none stays empty beside others."""
         documents = token_documents([hit.document for hit in hits], self.text, self.image)
-        return [documents[i :: settings.contexts] for i in range(settings.contexts)]
+        return [documents[i :: settings.contexts] for i in range(min(settings.contexts, len(documents)) or 1)]
 
     def _open_parts(self, document: Document) -> list[OpenPart]:
         """The document as ids, codes and holes; a hidden region is snapped outward to whole codes."""

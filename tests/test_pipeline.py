@@ -290,6 +290,8 @@ def test_contexts_share_what_is_retrieved_and_are_averaged(model: RACM3) -> None
     assert same(model.complete([document], settings, retrieved=twice)[0], contexts[0])
     (part,) = done.attribution
     assert part.attribution.gains.shape == (CODES, 2)
+    (more,) = model.complete([document], replace(SETTINGS, contexts=9), retrieved=twice)  # than documents
+    assert same(more, contexts[0])
 
 
 # Streams
