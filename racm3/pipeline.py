@@ -432,7 +432,7 @@ class RACM3:
         return [self.markup.vocabulary.text_start + id_ for id_ in self.text.encode(text)]
 
     def _contexts(self, hits: Sequence[Hit], settings: Settings) -> list[list[TokenDocument]]:
-        """The documents of every context; the best ones go to different contexts, and none stays empty beside others."""
+        """The documents of every context; the best go to different ones, and none stays empty beside others."""
         documents = token_documents([hit.document for hit in hits], self.text, self.image)
         return [documents[i :: settings.contexts] for i in range(min(settings.contexts, len(documents)) or 1)]
 
