@@ -163,9 +163,6 @@ class _Draft:
     answers: list[Answer] = field(default_factory=list)
 
 
-Control = Image | Document
-
-
 class RACM3:
     """A generator with its tokenizers, an encoder, and a memory that can be changed at any time.
 
@@ -307,7 +304,12 @@ class RACM3:
         return self.complete([Document.of(*([] if text is None else [text]), part)], settings, **given)[0]
 
     def edit(
-        self, image: Image, control: Control, text: str | None = None, settings: Settings = Settings(), **given: Any
+        self,
+        image: Image,
+        control: Image | Document,
+        text: str | None = None,
+        settings: Settings = Settings(),
+        **given: Any,
     ) -> Completion:
         """Fill the hidden region of ``image`` after ``control``, a picture or a document with one, which is read as if
         it had been retrieved: what it shows is what the region becomes."""
@@ -340,7 +342,8 @@ class RACM3:
             token_documents([Document.of(label, image) for image in own], self.text, self.image)
             for label, own in examples.items()
         ]
-        fillings = [[*self._text_ids(label), self.markup.vocabulary.eos] for label in examples]
+        v = self.markup.vocabulary
+        fillings = [[*(v.text_start + id_ for id_ in self.text.encode(label)), v.eos] for label in examples]
         places, prompts, asked = [], [], []
         for number, codes in enumerate(image_codes(images, self.image).tolist() if images else []):
             for shot in range(shots):
@@ -426,10 +429,6 @@ class RACM3:
         if len(memory) == 0:
             raise MemoryStoreError("the memory is empty; add documents to it, or use k=0 to generate without it")
         return Retriever(memory, self.encoder).retrieve(documents, settings.k * settings.contexts)
-
-    def _text_ids(self, text: str) -> list[int]:
-        """Ids of the one vocabulary."""
-        return [self.markup.vocabulary.text_start + id_ for id_ in self.text.encode(text)]
 
     def _contexts(self, hits: Sequence[Hit], settings: Settings) -> list[list[TokenDocument]]:
         """The documents of every context; the best go to different ones, and none stays empty beside others."""
