@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
@@ -17,8 +17,6 @@ from tyro.extras import SubcommandApp
 from racm3.errors import InputError, RACM3Error
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from racm3.document import Image
     from racm3.generator.decoding import Sampling
     from racm3.memory.memory import Memory
@@ -39,6 +37,8 @@ OptionalFile = Annotated[Path | None, arg(metavar="FILE")]
 OptionalNumber = Annotated[float | None, arg(metavar="NUMBER")]
 File = Annotated[Path, arg(metavar="FILE")]
 Picture = Positional[Annotated[Path, arg(metavar="PICTURE")]]
+Boxes = Annotated[tuple[tuple[int, int, int, int], ...], arg(metavar="[LEFT TOP WIDTH HEIGHT ...]")]
+Format = Literal["transformers"]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]
 
 PICTURES_OUT = (".png", ".jpg", ".jpeg", ".webp")
@@ -374,6 +374,8 @@ def generate(
     seed: int = 0,
     guidance: OptionalNumber = None,
     temperature: OptionalNumber = None,
+    contexts: int = 1,
+    overlay: OptionalFile = None,
 ) -> None:
     """Draw the picture that a text describes, and print the documents that it was drawn from.
 
@@ -387,14 +389,17 @@ def generate(
         seed: The same one gives the same picture.
         guidance: How much more than usual the text counts; 1 is as usual. By default what racm3.pipeline.Settings says.
         temperature: 0 takes the most probable codes, 1 draws as the model believes. By default as guidance.
+        contexts: Retrieve so many times k documents, and average the predictions from k of them at a time.
+        overlay: Where to draw what the picture took from which source: a .png, .jpg or .webp file.
     """
     from racm3.document import Document, Hole
 
-    asked, chosen = Document.of(text, Hole("image")), _picture_settings(k, samples, seed, guidance, temperature)
-    _checked_out(out)
+    asked = Document.of(text, Hole("image"))
+    chosen = _picture_settings(k, samples, seed, guidance, temperature, contexts)
+    _checked_out(out, overlay)
     done = _model(models, memory).complete([asked], chosen)[0]
     _print_sources(done)
-    _save(done, out)
+    _save(done, out, overlay)
 
 
 def caption(
@@ -403,8 +408,10 @@ def caption(
     memory: OptionalFolder = None,
     models: str = "scenes",
     k: int = 2,
+    samples: int = 1,
     seed: int = 0,
     temperature: OptionalNumber = None,
+    contexts: int = 1,
 ) -> None:
     """Print a caption for a picture, below the documents that it was written from.
 
@@ -413,15 +420,19 @@ def caption(
         memory: The memory to retrieve from; without one, nothing is retrieved.
         models: A folder with image-tokenizer, encoder and generator, or scenes, the shipped one.
         k: Retrieve so many documents.
+        samples: Write so many captions and keep the likeliest.
         seed: The same one gives the same caption.
-        temperature: 0 takes the most probable words, 1 draws as the model believes. By default what
-            racm3.pipeline.Settings says.
+        temperature: 0 takes the most probable words, 1 draws as the model believes. By default 0, or 1 for several.
+        contexts: Retrieve so many times k documents, and average the predictions from k of them at a time.
     """
     from racm3.document import Image
     from racm3.pipeline import Settings
 
-    image, usual = Image.open(picture), Settings()
-    chosen = Settings(k=k, seed=seed, text=_sampling(usual.text, temperature=temperature))
+    image = Image.open(picture)
+    if temperature is None:
+        temperature = 0.0 if samples == 1 else 1.0
+    text = _sampling(Settings().text, temperature=temperature)
+    chosen = Settings(k=k, contexts=contexts, samples=samples, seed=seed, text=text)
     done = _model(models, memory).caption(image, chosen)
     _print_sources(done)
     print(done.document.text)
@@ -431,7 +442,7 @@ def infill(
     picture: Picture,
     *,
     out: File,
-    box: Annotated[tuple[int, int, int, int] | None, arg(metavar="LEFT TOP WIDTH HEIGHT")] = None,
+    box: Boxes = (),
     mask: OptionalFile = None,
     text: OptionalText = None,
     memory: OptionalFolder = None,
@@ -441,13 +452,15 @@ def infill(
     seed: int = 0,
     guidance: OptionalNumber = None,
     temperature: OptionalNumber = None,
+    contexts: int = 1,
+    overlay: OptionalFile = None,
 ) -> None:
     """Hide a region of a picture and fill it in, and print the documents that it was filled from.
 
     Args:
         picture: A picture of any size: the middle square of it is looked at.
         out: Where the filled picture goes: a .png, .jpg or .webp file.
-        box: The region, in px of the picture; it grows to whole codes.
+        box: The region, as one or more boxes in px of the picture; they grow to whole codes.
         mask: The region as a picture of the same size instead, white where hidden, black elsewhere.
         text: What the whole picture shows.
         memory: The memory to retrieve from; without one, nothing is retrieved.
@@ -457,20 +470,114 @@ def infill(
         seed: The same one gives the same picture.
         guidance: How much more than usual the text counts; 1 is as usual. By default what racm3.pipeline.Settings says.
         temperature: 0 takes the most probable codes, 1 draws as the model believes. By default as guidance.
+        contexts: Retrieve so many times k documents, and average the predictions from k of them at a time.
+        overlay: Where to draw what the region took from which source: a .png, .jpg or .webp file.
     """
-    from racm3.document import Document, Image
+    from racm3.document import Image
 
-    image = Image.open(picture)
-    hidden = Image(image.pixels, _hidden(image, box, mask))
-    asked = Document.of(*([] if text is None else [text]), hidden)
-    chosen = _picture_settings(k, samples, seed, guidance, temperature)
-    _checked_out(out)
-    model = _model(models, memory)
-    if not any(model.hidden_codes(hidden)):
-        raise InputError(f"the hidden region is outside the middle square of {picture}, all that is looked at; move it")
-    done = model.complete([asked], chosen)[0]
+    hidden = _hidden(Image.open(picture), box, mask)
+    chosen = _picture_settings(k, samples, seed, guidance, temperature, contexts)
+    _checked_out(out, overlay)
+    done = _model(models, memory).infill(hidden, text, chosen)
     _print_sources(done)
-    _save(done, out)
+    _save(done, out, overlay)
+
+
+def edit(
+    picture: Picture,
+    *,
+    control: File,
+    out: File,
+    box: Boxes = (),
+    mask: OptionalFile = None,
+    text: OptionalText = None,
+    models: str = "scenes",
+    samples: int = 1,
+    seed: int = 0,
+    guidance: OptionalNumber = None,
+    temperature: OptionalNumber = None,
+    overlay: OptionalFile = None,
+) -> None:
+    """Hide a region of a picture and fill it in after another picture, which is read as if it had been retrieved.
+
+    Args:
+        picture: A picture of any size: the middle square of it is looked at.
+        control: The picture of what the region is to become.
+        out: Where the filled picture goes: a .png, .jpg or .webp file.
+        box: The region, as one or more boxes in px of the picture; they grow to whole codes.
+        mask: The region as a picture of the same size instead, white where hidden, black elsewhere.
+        text: What the whole picture is to show.
+        models: A folder with image-tokenizer, encoder and generator, or scenes, the shipped one.
+        samples: Fill it so many times and keep the one that the encoder finds nearest to the text, or the likeliest.
+        seed: The same one gives the same picture.
+        guidance: How much more than usual the text counts; 1 is as usual. By default what racm3.pipeline.Settings says.
+        temperature: 0 takes the most probable codes, 1 draws as the model believes. By default as guidance.
+        overlay: Where to draw what the region took from where: a .png, .jpg or .webp file.
+    """
+    from racm3.document import Image
+    from racm3.pipeline import RACM3
+
+    hidden, shown = _hidden(Image.open(picture), box, mask), Image.open(control)
+    chosen = _picture_settings(0, samples, seed, guidance, temperature, 1)
+    _checked_out(out, overlay)
+    _save(RACM3.from_pretrained(models).edit(hidden, shown, text, chosen), out, overlay)
+
+
+def classify(
+    picture: Picture,
+    *,
+    example: Annotated[tuple[str, ...], arg(metavar="LABEL=PICTURE ...")],
+    models: str = "scenes",
+) -> None:
+    """Tell which of some labels a picture has, from an example or more of each, and print how probable each is.
+
+    Args:
+        picture: A picture of any size: the middle square of it is looked at.
+        example: Pictures with their labels, any words; equally many of each label.
+        models: A folder with image-tokenizer, encoder and generator, or scenes, the shipped one.
+    """
+    from racm3.document import Image
+    from racm3.pipeline import RACM3
+
+    shown: dict[str, list[Image]] = {}
+    for one in example:
+        label, _, path = one.rpartition("=")
+        if not label.strip():
+            raise InputError(f"the example {one!r} has no label; give LABEL=PICTURE, such as fox=out/fox.png")
+        shown.setdefault(label, []).append(Image.open(path))
+    (found,) = RACM3.from_pretrained(models).classify([Image.open(picture)], shown)
+    for label, probability in found.items():
+        print(f"{probability:.3f}  {label}")
+
+
+def export(*, out: Out, models: str = "scenes", generator: str = "generator", format: Format = "transformers") -> None:
+    """Write a generator for other tools to open: docs/interop.md says how.
+
+    Args:
+        out: Where to; a folder that is empty or not there yet.
+        models: A folder with the generator, or scenes, the shipped one.
+        generator: The name of the generator's folder in it.
+        format: What opens it: AutoModelForCausalLM of transformers, and vLLM.
+    """
+    from racm3.export import export_transformers
+    from racm3.pipeline import SCENES
+
+    export_transformers((SCENES if models == "scenes" else Path(models)) / generator, out)
+    print(f"wrote {out}")
+
+
+def import_(folder: Folder, *, image_tokenizer: Annotated[Path, arg(metavar="FOLDER")], out: Out) -> None:
+    """Make a generator of a Qwen3 language model, to be trained: its words stay, codes and special tokens are new.
+
+    Args:
+        folder: The language model: config.json, safetensors and tokenizer.json.
+        image_tokenizer: The model whose codes the generator is to write: racm3 train image-tokenizer, or a JanusVQVAE.
+        out: Where the generator goes.
+    """
+    from racm3.export import import_qwen3
+
+    import_qwen3(folder, image_tokenizer, out)
+    print(f"wrote {out}")
 
 
 def _model(models: str, memory: Path | None) -> RACM3:
@@ -482,11 +589,13 @@ def _model(models: str, memory: Path | None) -> RACM3:
     return model
 
 
-def _picture_settings(k: int, samples: int, seed: int, guidance: float | None, temperature: float | None) -> Settings:
+def _picture_settings(
+    k: int, samples: int, seed: int, guidance: float | None, temperature: float | None, contexts: int
+) -> Settings:
     from racm3.pipeline import Settings
 
     image = _sampling(Settings().image, guidance=guidance, temperature=temperature)
-    return Settings(k=k, samples=samples, seed=seed, image=image)
+    return Settings(k=k, contexts=contexts, samples=samples, seed=seed, image=image)
 
 
 def _sampling(usual: Sampling, **given: float | None) -> Sampling:
@@ -496,37 +605,31 @@ def _sampling(usual: Sampling, **given: float | None) -> Sampling:
     return replace(usual, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
-def _hidden(image: Image, box: tuple[int, int, int, int] | None, mask: Path | None) -> np.ndarray:
-    """The region that is hidden, (H, W) bool. Raises InputError if it is not one region inside the picture."""
-    import numpy as np
-
+def _hidden(image: Image, boxes: Sequence[tuple[int, int, int, int]], mask: Path | None) -> Image:
+    """The picture with its region hidden. Raises InputError unless exactly one way to say which is given."""
     from racm3.document import Image
 
     height, width = image.pixels.shape[:2]
-    if (box is None) == (mask is None):
+    if (not boxes) == (mask is None):
         raise InputError("say what to hide: give either --box LEFT TOP WIDTH HEIGHT or --mask FILE")
-    if mask is not None:
-        white = Image.open(mask).pixels.mean(axis=2) > 127
-        if white.shape != (height, width):
-            size = f"{white.shape[1]} x {white.shape[0]}"
-            raise InputError(f"the mask {mask} is {size} px, the picture {width} x {height}; make them the same size")
-        if not white.any():
-            raise InputError(f"the mask {mask} hides nothing; paint white what is to be filled in")
-        return white
-    assert box is not None
-    left, top, across, down = box
-    if min(left, top) < 0 or min(across, down) < 1 or left + across > width or top + down > height:
-        raise InputError(
-            f"the box {left} {top} {across} {down} is not inside the picture, which is {width} x {height} px; give "
-            "LEFT and TOP from 0, and WIDTH and HEIGHT from 1, that stay inside"
-        )
-    hidden = np.zeros((height, width), dtype=bool)
-    hidden[top : top + down, left : left + across] = True
-    return hidden
+    if mask is None:
+        return image.hiding(*boxes)
+    white = Image.open(mask).pixels.mean(axis=2) > 127
+    if white.shape != (height, width):
+        size = f"{white.shape[1]} x {white.shape[0]}"
+        raise InputError(f"the mask {mask} is {size} px, the picture {width} x {height}; make them the same size")
+    if not white.any():
+        raise InputError(f"the mask {mask} hides nothing; paint white what is to be filled in")
+    return Image(image.pixels, white)
 
 
-def _checked_out(out: Path) -> None:
+def _checked_out(*paths: Path | None) -> None:
     """Raises InputError if no picture can be written there: before the work, not after it."""
+    for out in filter(None, paths):
+        _check_out(out)
+
+
+def _check_out(out: Path) -> None:
     if out.suffix.lower() not in PICTURES_OUT:
         raise InputError(f"a picture cannot be written as {out}; end its name with {', '.join(PICTURES_OUT)}")
     if out.is_dir() or (out.parent.exists() and not out.parent.is_dir()):
@@ -540,11 +643,19 @@ def _print_sources(done: Completion) -> None:
         print(f"source  {source_line(hit)}")
 
 
-def _save(done: Completion, out: Path) -> None:
-    """Write the picture of a completion."""
+def _save(done: Completion, out: Path, overlay: Path | None) -> None:
+    """Write the picture of a completion, and what it drew on."""
     out.parent.mkdir(parents=True, exist_ok=True)
     done.document.images[-1].pil.save(out)
     print(f"wrote {out}")
+    if overlay is None:
+        return
+    drawn = done.attribution[-1].overlay
+    if drawn is None:
+        raise InputError("there is no source to draw an overlay of; give --memory, and --k above 0")
+    overlay.parent.mkdir(parents=True, exist_ok=True)
+    drawn.save(overlay)
+    print(f"wrote {overlay}")
 
 
 def evaluate_scenes(
@@ -570,9 +681,9 @@ def evaluate_scenes(
     from rich.console import Console
 
     from racm3.config import override
-    from racm3.evaluation.scenes import QUICK, Protocol, evaluate_scenes, tables
+    from racm3.evaluation.scenes import QUICK, QUICK_TRIALS, Protocol, evaluate_scenes, tables
 
-    protocol = override(replace(Protocol(), n=QUICK) if quick else Protocol(), set)
+    protocol = override(replace(Protocol(), n=QUICK, trials=QUICK_TRIALS) if quick else Protocol(), set)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
     results = evaluate_scenes(models or "scenes", memory, protocol)
@@ -588,6 +699,8 @@ VERBS: Verbs = {
     "generate": generate,
     "caption": caption,
     "infill": infill,
+    "edit": edit,
+    "classify": classify,
     "doctor": doctor,
     "train": {
         "image-tokenizer": train_image_tokenizer,
@@ -598,6 +711,8 @@ VERBS: Verbs = {
     "memory": {"create": memory_create, "add": memory_add, "search": memory_search, "info": memory_info},
     "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
     "evaluate": {"scenes": evaluate_scenes},
+    "export": export,
+    "import": import_,
 }
 
 GROUPS = {

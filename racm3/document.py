@@ -27,18 +27,42 @@ MAX_PIXELS = 64_000_000
 
 @dataclass(frozen=True)
 class Text:
-    """A stretch of text, not blank.
+    """A stretch of text, not blank, and optionally the stretch of it that is hidden and to be infilled.
 
-    Raises DocumentError if ``text`` is not a string or is blank.
+    ``hidden``: (start, end) in characters; where the two are equal, words are to be put in.
+
+        >>> Text("a red fox in the snow", hidden=(2, 9)).around
+        ('a', ' in the snow')
+
+    Raises DocumentError if ``text`` is not a string or is blank, or ``hidden`` leaves it or leaves nothing of it.
     """
 
     text: str
+    hidden: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise DocumentError(f"a Text part holds a string, but {type(self.text).__name__} was given")
         if not self.text.strip():
             raise DocumentError("the text is empty; give at least one visible character, or use Hole('text')")
+        if self.hidden is not None:
+            start, end = self.hidden
+            if not 0 <= start <= end <= len(self.text):
+                raise DocumentError(f"hidden is {self.hidden}; it lies within the text's {len(self.text)} characters")
+            if not "".join(self.around).strip():
+                raise DocumentError("all of the text is hidden; use Hole('text') instead")
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What is visible before and after the hidden stretch. The blanks before it are hidden too: a word and the
+        blank before it are one token."""
+        start, end = self.hidden or (len(self.text), len(self.text))
+        return (self.text[:start].rstrip() if self.hidden else self.text), self.text[end:]
+
+    @property
+    def visible(self) -> str:
+        """The text without what is hidden."""
+        return "".join(self.around)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +131,22 @@ class Image:
         self.pil.save(buffer, format="PNG")
         return buffer.getvalue()
 
+    def hiding(self, *boxes: tuple[int, int, int, int]) -> Image:
+        """The picture with rectangles of it hidden, each (left, top, width, height) in px, beside what was hidden.
+
+        Raises ImageError if one is empty or not inside the picture.
+        """
+        height, width = self.pixels.shape[:2]
+        mask = np.zeros((height, width), dtype=bool) if self.mask is None else self.mask.copy()
+        for left, top, across, down in boxes:
+            if min(left, top) < 0 or min(across, down) < 1 or left + across > width or top + down > height:
+                raise ImageError(
+                    f"the box {left} {top} {across} {down} is not inside the picture, which is {width} x {height} px; "
+                    "give LEFT and TOP from 0, and WIDTH and HEIGHT from 1, that stay inside"
+                )
+            mask[top : top + down, left : left + across] = True
+        return Image(self.pixels, mask)
+
     def resized(self, size_px: int) -> Image:
         """Scale the short side to ``size_px`` and crop the centre square; the mask follows."""
         height, width = self.pixels.shape[:2]
@@ -148,6 +188,20 @@ class Hole:
 Part = Text | Image | Hole
 
 
+def is_open(part: Part) -> bool:
+    """Whether there is something to be generated in a part."""
+    if isinstance(part, Text):
+        return part.hidden is not None
+    return isinstance(part, Hole) or part.mask is not None
+
+
+def modality_of(part: Part) -> Modality:
+    """What a part is, or will be."""
+    if isinstance(part, Hole):
+        return part.modality
+    return "text" if isinstance(part, Text) else "image"
+
+
 @dataclass(frozen=True)
 class Document:
     """An ordered, non-empty mix of parts.
@@ -172,8 +226,8 @@ class Document:
 
     @property
     def text(self) -> str | None:
-        """The text parts joined by a space, or None if there is none."""
-        texts = [part.text for part in self.parts if isinstance(part, Text)]
+        """The text parts joined by a space, without what is hidden, or None if there is none."""
+        texts = [part.visible for part in self.parts if isinstance(part, Text)]
         return " ".join(texts) if texts else None
 
     @property
@@ -182,12 +236,8 @@ class Document:
 
     @property
     def holes(self) -> tuple[int, ...]:
-        """Indices of the parts to be generated: holes, and images with a hidden region."""
-        return tuple(
-            i
-            for i, part in enumerate(self.parts)
-            if isinstance(part, Hole) or (isinstance(part, Image) and part.mask is not None)
-        )
+        """Indices of the parts to be generated: holes, texts with a hidden stretch, images with a hidden region."""
+        return tuple(i for i, part in enumerate(self.parts) if is_open(part))
 
     def only(self, modality: Modality) -> Document | None:
         """The document with the parts of one modality only, holes left out; None if nothing remains."""

@@ -8,6 +8,7 @@
     │   └── PromptTooLongError    a prompt and its answer that exceed the generator's context
     ├── ConfigError           an unknown key or preset, or a value out of range
     ├── CheckpointError       a model folder that is missing, incomplete or damaged
+    ├── CacheLimitError       a generation job that needs more memory than there is
     ├── MarkupError           token ids that break the grammar of documents
     └── MemoryStoreError      a memory that is missing, damaged or locked
         └── EncoderMismatchError  a memory made by another encoder than the one it is opened with
@@ -21,6 +22,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CacheLimitError",
     "CheckpointError",
     "ConfigError",
     "DocumentError",
@@ -62,6 +64,10 @@ class ConfigError(RACM3Error, ValueError):
 
 class CheckpointError(RACM3Error):
     """A model folder that is missing, incomplete or damaged."""
+
+
+class CacheLimitError(RACM3Error):
+    """A generation job that needs more memory than there is."""
 
 
 class MarkupError(RACM3Error, ValueError):

@@ -13,28 +13,36 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 
-from racm3.document import Document, Hole, Image, Part, Text
-from racm3.errors import CheckpointError, ConfigError, DocumentError, MemoryStoreError
+from racm3.attribution import Attribution, attribute, overlay
+from racm3.document import Document, Hole, Image, Part, Text, is_open, modality_of
+from racm3.errors import CheckpointError, ConfigError, DocumentError, InputError, MemoryStoreError
 from racm3.generator.decoding import Sampling
-from racm3.generator.engine import Engine, Job
+from racm3.generator.engine import Completion as EngineCompletion
+from racm3.generator.engine import Context, Engine, Job
 from racm3.generator.model import Generator
-from racm3.generator.prompt import HiddenCodes, OpenPart, Prompt, answer_constraint, build_prompt
+from racm3.generator.prompt import HiddenCodes, HiddenText, OpenPart, Prompt, answer_constraint, build_prompt
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Hit, Retriever
 from racm3.tokens.documents import image_codes, token_documents
 from racm3.tokens.image import ImageTokenizer, load_image_tokenizer
-from racm3.tokens.markup import ImageCodes, Markup, TextIds
+from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
+
+GREY = 128
+"""Of a streamed picture's codes that are still to come."""
 
 SCENES = Path(__file__).parent / "weights" / "scenes"
 """The shipped models of the built-in world."""
@@ -42,10 +50,13 @@ SCENES = Path(__file__).parent / "weights" / "scenes"
 
 @dataclass(frozen=True)
 class Settings:
-    """How to complete. ``k`` documents are retrieved (2 at inference in the paper); of ``samples`` the best is kept:
-    images by the encoder's score of picture and words (the paper keeps the best of 10), texts by likelihood."""
+    """How to complete. ``k`` documents are read at a time (2 at inference in the paper). With several ``contexts``, as
+    many times k are retrieved, each context reads k of them, and the predictions of all are averaged at every step.
+    Of ``samples`` the best is kept: images by the encoder's score of picture and words (the paper: of 10), texts by
+    perplexity (the paper: of 32). At temperature 0 all samples are the same, and one is drawn."""
 
     k: int = 2
+    contexts: int = 1
     samples: int = 1
     image: Sampling = Sampling(temperature=0.7, top_p=0.9, guidance=1.5)
     text: Sampling = Sampling(temperature=0.0)
@@ -53,20 +64,103 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.k < 0 or self.samples < 1 or self.max_text_tokens < 1 or self.seed < 0:
-            raise ConfigError(f"k >= 0, samples >= 1, max_text_tokens >= 1 and seed >= 0; given {self}")
+        if self.k < 0 or min(self.contexts, self.samples, self.max_text_tokens) < 1 or self.seed < 0:
+            raise ConfigError(f"k >= 0, contexts >= 1, samples >= 1, max_text_tokens >= 1 and seed >= 0; given {self}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated for one part of a document: the ``spans`` of the answer to ``prompts``, one a context.
+
+    ``log_probability``: of all ``steps`` tokens together, in nats.
+    """
+
+    prompts: tuple[Prompt, ...]
+    spans: tuple[tuple[int, ...], ...]
+    log_probability: float
+    steps: int
+
+    @property
+    def part(self) -> int:
+        return self.prompts[0].part
+
+    @property
+    def is_text(self) -> bool:
+        return bool(self.prompts[0].spans[0].stop)
+
+    @property
+    def places(self) -> list[int]:
+        """The places in the picture for which the generator chooses codes, in its order."""
+        return [span.start + place for span in self.prompts[0].spans for place in span.chosen]
+
+    @property
+    def chosen(self) -> dict[int, int]:
+        """What it chose so far: codes, as ids of the one vocabulary, by their place in the picture."""
+        spans = zip(self.prompts[0].spans, self.spans, strict=False)
+        return {span.start + i: ids[i] for span, ids in spans for i in span.chosen if i < len(ids)}
+
+
+@dataclass(frozen=True, eq=False)
+class PartAttribution:
+    """What a generated part drew on. The K documents of ``attribution`` are the completion's sources, its tokens those
+    of a picture's ``cells`` (places on the grid, row by row), or of a text.
+
+    ``words``: each word of a text and what it drew on each source, (K,) in nats. ``overlay``: a picture and its sources
+    side by side, coloured by what was drawn from where; None if there is no source.
+    """
+
+    part: int
+    attribution: Attribution
+    cells: tuple[int, ...] = ()
+    words: tuple[tuple[str, np.ndarray], ...] = ()
+    overlay: PIL.Image.Image | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The document with its holes filled, the sources it was given, and what reproduces it."""
+    """The document with its open parts filled, the sources it was given, and what reproduces it."""
 
     document: Document
     sources: tuple[Hit, ...]
     settings: Settings
     seed: int
-    score: float
-    """Mean log-probability of the generated tokens, in nats."""
+    answers: tuple[Answer, ...]
+    model: RACM3 = field(repr=False, compare=False)
+
+    @cached_property
+    def attribution(self) -> tuple[PartAttribution, ...]:
+        """How much each generated code and word drew on each source, and where in it, of every generated part.
+
+        Computed when first asked for: racm3/attribution.py says how.
+        """
+        return tuple(self.model.attribute(self, answer) for answer in self.answers)
+
+    @property
+    def score(self) -> float:
+        """Mean log-probability of the generated tokens, in nats."""
+        return sum(a.log_probability for a in self.answers) / sum(a.steps for a in self.answers)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """How far a part of a document is: a text so far, or a picture whose codes still to come are grey. The last one
+    of a stream has the ``completion``."""
+
+    part: int
+    content: Part
+    completion: Completion | None = None
+
+
+@dataclass
+class _Draft:
+    """A document on its way: ``document`` with what is filled so far, ``parts`` the same as ids and codes."""
+
+    document: Document
+    parts: list[OpenPart]
+    sources: list[Hit]
+    contexts: list[list[TokenDocument]]
+    seed: int
+    answers: list[Answer] = field(default_factory=list)
 
 
 class RACM3:
@@ -148,36 +242,47 @@ class RACM3:
         its result does not depend on the others.
         Raises DocumentError if a document has no hole, PromptTooLongError if it does not fit the context.
         """
-        for number, document in enumerate(documents):
-            if not document.holes:
-                raise DocumentError(f"document {number} has no hole; give it a Hole, or an image with a mask")
-        sources = self._sources(documents, settings, memory, retrieved)
-        prompts = [
-            build_prompt(
-                token_documents([hit.document for hit in hits], self.text, self.image) if hits else [],
-                self._open_parts(document),
-                self.markup,
-                settings.max_text_tokens,
-            )
-            for document, hits in zip(documents, sources, strict=True)
-        ]
-        jobs: list[Job] = []
-        for number, (prompt, document) in enumerate(zip(prompts, documents, strict=True)):
-            sampling = settings.image if draws(document) else settings.text
-            constraint = answer_constraint(prompt.spans, self.markup.vocabulary)
-            unconditional = prompt.unconditional if sampling.guidance != 1 else None
-            seeds = np.random.SeedSequence([settings.seed + number]).generate_state(settings.samples).tolist()
-            jobs += [Job(prompt.ids, constraint, sampling, seed, unconditional) for seed in seeds]
-        results = self.engine.run(jobs, on_step=on_step)
-        completions = []
-        for number, (document, prompt) in enumerate(zip(documents, prompts, strict=True)):
-            own = results[number * settings.samples : (number + 1) * settings.samples]
-            candidates = [
-                (self._filled(document, prompt, result.spans), result.log_probability / result.steps) for result in own
-            ]
-            best, score = self._best(document, candidates)
-            completions.append(Completion(best, tuple(sources[number]), settings, settings.seed + number, score))
-        return completions
+        drafts = self._drafts(documents, settings, memory, retrieved)
+        while unfinished := [draft for draft in drafts if draft.document.holes]:
+            asked = [self._jobs(draft, settings) for draft in unfinished]
+            results = iter(self.engine.run([job for _, jobs in asked for job in jobs], on_step=on_step))
+            for draft, (prompts, jobs) in zip(unfinished, asked, strict=True):
+                self._accept(draft, prompts, [next(results) for _ in jobs])
+        return [self._completion(draft, settings) for draft in drafts]
+
+    def stream(
+        self,
+        document: Document,
+        settings: Settings = Settings(),
+        *,
+        memory: Memory | None = None,
+        retrieved: Sequence[Document] | None = None,
+    ) -> Iterator[Partial]:
+        """``complete`` for one document, as it comes: each text as it grows, each picture row by row, at last the
+        completion, which is the one that ``complete`` gives. Closing the iterator cancels the request.
+
+        Raises as ``complete`` does, and ConfigError if there is more than one sample to choose from.
+        """
+        if settings.samples != 1:
+            raise ConfigError(f"a stream shows one sample, but samples is {settings.samples}; give 1, or use complete")
+        (draft,) = self._drafts([document], settings, memory, None if retrieved is None else [retrieved])
+        while draft.document.holes:
+            prompts, (job,) = self._jobs(draft, settings)
+            request, shown = self.engine.submit(job), 0
+            try:
+                while not request.done:
+                    self.engine.step()
+                    answer = Answer(prompts, request.completion.spans, 0.0, 0)
+                    now = self._shown(answer)
+                    if now > shown:
+                        shown = now
+                        yield Partial(answer.part, self._content(draft, answer))
+            finally:
+                request.cancel()
+            self._accept(draft, prompts, [request.completion])
+        done = self._completion(draft, settings)
+        part = done.answers[-1].part
+        yield Partial(part, done.document.parts[part], done)
 
     def generate_image(self, caption: str, settings: Settings = Settings(), **given: Any) -> Completion:
         """Caption -> image. Keyword arguments are those of ``complete``."""
@@ -188,12 +293,120 @@ class RACM3:
         return self.complete([Document.of(Hole("text"), image)], settings, **given)[0]
 
     def infill(
-        self, image: Image, text: str | None = None, settings: Settings = Settings(), **given: Any
+        self, part: Image | Text, text: str | None = None, settings: Settings = Settings(), **given: Any
     ) -> Completion:
-        """Fill the hidden region of ``image`` (its mask), optionally guided by a text."""
-        if image.mask is None or not image.mask.any():
-            raise DocumentError("infill needs an image with a mask that hides something; give Image(pixels, mask)")
-        return self.complete([Document.of(*([text] if text else []), image)], settings, **given)[0]
+        """Fill what is hidden of a picture (its mask) or of a text; the words ``text`` before it guide, if given."""
+        if not is_open(part):
+            raise DocumentError(
+                "infill needs a part that hides something: an image with a mask, such as image.hiding((0, 0, 32, 32)), "
+                "or Text(text, hidden=(start, end))"
+            )
+        return self.complete([Document.of(*([] if text is None else [text]), part)], settings, **given)[0]
+
+    def edit(
+        self,
+        image: Image,
+        control: Image | Document,
+        text: str | None = None,
+        settings: Settings = Settings(),
+        **given: Any,
+    ) -> Completion:
+        """Fill the hidden region of ``image`` after ``control``, a picture or a document with one, which is read as if
+        it had been retrieved: what it shows is what the region becomes."""
+        shown = control if isinstance(control, Document) else Document.of(control)
+        return self.infill(image, text, settings, retrieved=[[shown]], **given)
+
+    def classify(self, images: Sequence[Image], examples: Mapping[str, Sequence[Image]]) -> list[dict[str, float]]:
+        """How probable each label is for each picture, the most probable first, from examples of every label.
+
+        One example each is one-shot classification; of more, the predictions are averaged. Labels may be any words.
+        Raises InputError if there are fewer than two labels, or not equally many examples of each.
+        """
+        means = self.compare(images, examples).mean(1).tolist()
+        labelled = [zip(examples, row, strict=True) for row in means]
+        return [dict(sorted(own, key=lambda item: -item[1])) for own in labelled]
+
+    def compare(self, images: Sequence[Image], examples: Mapping[str, Sequence[Image]]) -> np.ndarray:
+        """The same for each shot by itself: (images, shots, labels), sums of 1 over the labels.
+
+        A context holds one example of each of two labels, as the generator was trained to read two documents, and the
+        labels are compared by the probability of each as the text of the picture. Of more than two labels every pair
+        has a context, and these are averaged.
+        """
+        counts = {label: len(shown) for label, shown in examples.items()}
+        if len(counts) < 2 or len(set(counts.values())) != 1 or 0 in counts.values():
+            raise InputError(f"give two labels or more, with equally many pictures of each, 1 or more; not {counts}")
+        (shots,) = set(counts.values())
+        shares = np.zeros((len(images), shots, len(examples)))
+        shown = [
+            token_documents([Document.of(label, image) for image in own], self.text, self.image)
+            for label, own in examples.items()
+        ]
+        v = self.markup.vocabulary
+        fillings = [[*(v.text_start + id_ for id_ in self.text.encode(label)), v.eos] for label in examples]
+        places, prompts, asked = [], [], []
+        for number, codes in enumerate(image_codes(images, self.image).tolist() if images else []):
+            for shot in range(shots):
+                for pair in combinations(range(len(examples)), 2):
+                    # Shots take turns at which label's example is read last.
+                    context = [shown[label][shot] for label in (pair if shot % 2 else pair[::-1])]
+                    prompt = build_prompt(context, [Hole("text"), ImageCodes(tuple(codes))], self.markup, 1)
+                    places.append((number, shot, list(pair)))
+                    prompts += [prompt.ids] * 2
+                    asked += [fillings[label] for label in pair]
+        scores = [float(score.sum()) for score in self.engine.score(prompts, asked)]
+        pairs = torch.tensor(scores).view(-1, 2).softmax(-1).numpy()
+        for place, own in zip(places, pairs, strict=True):
+            shares[place] += own
+        return shares / math.comb(len(examples), 2)
+
+    def attribute(self, done: Completion, answer: Answer) -> PartAttribution:
+        """The attribution of one generated part of a completion of this model."""
+        v, every = self.markup.vocabulary, done.settings.contexts  # source i was read in context i % every
+        spans = answer.prompts[0].spans
+        ids = [id_ for i, own in enumerate(answer.spans) for id_ in [*([v.infill(i)] if i else []), *own]]
+        starts = np.cumsum([0, *(len(own) + 1 for own in answer.spans)]).tolist()  # of the spans in ids
+        gains = np.zeros((len(ids), len(done.sources)))
+        places: list[np.ndarray] = [np.zeros(0)] * len(done.sources)
+        for i, context in enumerate(self._contexts(done.sources, done.settings)):
+            documents = [self.markup.to_ids(document) for document in context]
+            found = attribute(self.engine, documents, answer.prompts[i].ids, ids)
+            gains[:, i::every] = found.gains / len(answer.prompts)
+            places[i::every] = found.places
+        whole = Attribution(gains, tuple(places))
+        if answer.is_text:
+            return PartAttribution(answer.part, whole, words=self._words(answer.spans[0], gains))
+        chosen = [(starts[i] + place, span.start + place) for i, span in enumerate(spans) for place in span.chosen]
+        own, cells = whole.of([token for token, _ in chosen]), tuple(cell for _, cell in chosen)
+        return PartAttribution(answer.part, own, cells, overlay=self._overlay(done, answer.part, own, cells))
+
+    def _words(self, ids: Sequence[int], gains: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
+        """Whole words, and the sums of their tokens' gains."""
+        words: list[tuple[list[int], np.ndarray]] = []
+        for id_, gain in zip((id_ - self.markup.vocabulary.text_start for id_ in ids), gains, strict=True):
+            if words and not self.text.decode([id_])[:1].isspace():
+                words[-1] = ([*words[-1][0], id_], words[-1][1] + gain)
+            else:
+                words.append(([id_], gain))
+        return tuple((self.text.decode(word).strip(), gain) for word, gain in words)
+
+    def _overlay(self, done: Completion, part: int, own: Attribution, cells: Sequence[int]) -> PIL.Image.Image | None:
+        picture = done.document.parts[part]
+        if not done.sources or not isinstance(picture, Image):
+            return None
+        gains = np.zeros((self.markup.codes_per_image, len(done.sources)))
+        gains[list(cells)] = own.gains
+        shown: list[tuple[Image | None, np.ndarray]] = []
+        documents = token_documents([hit.document for hit in done.sources], self.text, self.image)
+        for hit, document, drawn in zip(done.sources, documents, own.drawn, strict=True):
+            ids = self.markup.to_ids(document)
+            if hit.document.images:
+                first = ids.index(self.markup.vocabulary.image) + 1
+                grid = drawn[first : first + self.markup.codes_per_image].reshape(self.image.grid)
+                shown.append((hit.document.images[0].resized(self.image.image_size_px), grid))
+            else:
+                shown.append((None, np.zeros(self.image.grid)))
+        return overlay(picture, gains.reshape(*self.image.grid, -1), shown)
 
     # The steps of complete ------------------------------------------------------------------------------------------
 
@@ -215,7 +428,12 @@ class RACM3:
             return [[] for _ in documents]
         if len(memory) == 0:
             raise MemoryStoreError("the memory is empty; add documents to it, or use k=0 to generate without it")
-        return Retriever(memory, self.encoder).retrieve(documents, settings.k)
+        return Retriever(memory, self.encoder).retrieve(documents, settings.k * settings.contexts)
+
+    def _contexts(self, hits: Sequence[Hit], settings: Settings) -> list[list[TokenDocument]]:
+        """The documents of every context; the best go to different ones, and none stays empty beside others."""
+        documents = token_documents([hit.document for hit in hits], self.text, self.image)
+        return [documents[i :: settings.contexts] for i in range(min(settings.contexts, len(documents)) or 1)]
 
     def _open_parts(self, document: Document) -> list[OpenPart]:
         """The document as ids, codes and holes; a hidden region is snapped outward to whole codes."""
@@ -224,10 +442,16 @@ class RACM3:
             if isinstance(part, Hole):
                 parts.append(part)
             elif isinstance(part, Text):
-                parts.append(TextIds(tuple(self.text.encode(part.text))))
+                before, after = (tuple(self.text.encode(side)) for side in part.around)
+                parts.append(TextIds(before) if part.hidden is None else HiddenText(before, after))
             else:
-                codes = tuple(image_codes([part], self.image)[0].tolist())
-                parts.append(ImageCodes(codes) if part.mask is None else HiddenCodes(codes, self.hidden_codes(part)))
+                codes, hidden = tuple(image_codes([part], self.image)[0].tolist()), self.hidden_codes(part)
+                if part.mask is not None and not any(hidden):
+                    raise DocumentError(
+                        "nothing of a picture is hidden: its mask is empty, or outside the middle square of the "
+                        "picture, all that is looked at; move it"
+                    )
+                parts.append(ImageCodes(codes) if part.mask is None else HiddenCodes(codes, hidden))
         return parts
 
     def hidden_codes(self, image: Image) -> tuple[bool, ...]:
@@ -239,29 +463,96 @@ class RACM3:
         cells = mask.reshape(rows, mask.shape[0] // rows, columns, mask.shape[1] // columns).any(axis=(1, 3))
         return tuple(bool(flag) for flag in cells.flatten())
 
-    def _filled(self, document: Document, prompt: Prompt, spans: Sequence[Sequence[int]]) -> Document:
-        """Put the answers of the spans back where they belong."""
-        v = self.markup.vocabulary
-        answers: dict[int, Part] = {}
-        written: dict[int, list[int]] = {}
-        for span, answer in zip(prompt.spans, spans, strict=True):
-            written.setdefault(span.part, []).extend(answer)
-        for number, ids in written.items():
-            part = document.parts[number]
-            if isinstance(part, Hole) and part.modality == "text":
-                text = self.text.decode([id_ - v.text_start for id_ in ids])
-                answers[number] = Text(text) if text.strip() else Text("(nothing)")
-                continue
-            codes = np.array([id_ - v.image_start for id_ in ids])
-            if isinstance(part, Image):
-                whole = image_codes([part], self.image)[0]
-                whole[np.array(self.hidden_codes(part))] = codes
-                codes = whole
-            picture = self.pixels(codes)
-            if isinstance(part, Image):
-                picture = self._outside_kept(part, picture)
-            answers[number] = Image(picture)
-        return document.filled(answers)
+    def _drafts(
+        self,
+        documents: Sequence[Document],
+        settings: Settings,
+        memory: Memory | None,
+        retrieved: Sequence[Sequence[Document]] | None,
+    ) -> list[_Draft]:
+        for number, document in enumerate(documents):
+            if not document.holes:
+                raise DocumentError(f"document {number} has no hole; give it a Hole, or a part that is partly hidden")
+        opened = [self._open_parts(document) for document in documents]
+        sources = self._sources(documents, settings, memory, retrieved)
+        return [
+            _Draft(document, parts, hits, self._contexts(hits, settings), settings.seed + number)
+            for number, (document, parts, hits) in enumerate(zip(documents, opened, sources, strict=True))
+        ]
+
+    def _jobs(self, draft: _Draft, settings: Settings) -> tuple[tuple[Prompt, ...], list[Job]]:
+        """What to ask the engine for the first open part of a draft: the prompt of each context, a job a sample."""
+        prompts = tuple(
+            build_prompt(context, draft.parts, self.markup, settings.max_text_tokens) for context in draft.contexts
+        )
+        part = prompts[0].part
+        sampling = settings.image if modality_of(draft.document.parts[part]) == "image" else settings.text
+        samples = settings.samples if sampling.temperature else 1
+        constraint = answer_constraint(prompts[0].spans, self.markup.vocabulary)
+        first, *others = (Context(p.ids, p.unconditional if sampling.unconditional else None) for p in prompts)
+        seeds = np.random.SeedSequence([draft.seed, part]).generate_state(samples).tolist()
+        return prompts, [
+            Job(first.prompt, constraint, sampling, seed, first.unconditional, tuple(others)) for seed in seeds
+        ]
+
+    def _accept(self, draft: _Draft, prompts: tuple[Prompt, ...], results: Sequence[EngineCompletion]) -> None:
+        """Fill the first open part of a draft with the best of the results."""
+        answers = [Answer(prompts, result.spans, result.log_probability, result.steps) for result in results]
+        parts = [self._filled(draft, answer) for answer in answers]
+        best = self._best(draft.document, answers, [part for part, _ in parts])
+        number = answers[best].part
+        answered, draft.parts[number] = parts[best]
+        draft.document = draft.document.filled({number: answered})
+        draft.answers.append(answers[best])
+
+    def _completion(self, draft: _Draft, settings: Settings) -> Completion:
+        return Completion(draft.document, tuple(draft.sources), settings, draft.seed, tuple(draft.answers), self)
+
+    def _filled(self, draft: _Draft, answer: Answer) -> tuple[Part, TextIds | ImageCodes]:
+        """The part that was asked for, complete, and the same as ids or codes."""
+        given = draft.parts[answer.part]
+        if answer.is_text:
+            ids = tuple(id_ - self.markup.vocabulary.text_start for id_ in answer.spans[0])
+            before, after = (given.before, given.after) if isinstance(given, HiddenText) else ((), ())
+            return self._content(draft, answer), TextIds((*before, *ids, *after))
+        return self._content(draft, answer), ImageCodes(tuple(self._codes(draft, answer).tolist()))
+
+    def _content(self, draft: _Draft, answer: Answer) -> Part:
+        """The part that was asked for, as far as it is generated; codes still to come are grey."""
+        v, part = self.markup.vocabulary, draft.document.parts[answer.part]
+        if answer.is_text:
+            text = self.text.decode([id_ - v.text_start for id_ in answer.spans[0]])
+            before, after = part.around if isinstance(part, Text) else ("", "")
+            return Text(f"{before}{text}{after}" if f"{before}{text}{after}".strip() else "(nothing)")
+        picture = self.pixels(self._codes(draft, answer))
+        if isinstance(part, Image):
+            picture = self._outside_kept(part, picture)
+        if missing := answer.places[len(answer.chosen) :]:
+            picture = np.where(self._cells(missing)[..., None], np.uint8(GREY), picture)
+        return Image(picture)
+
+    def _codes(self, draft: _Draft, answer: Answer) -> np.ndarray:
+        """(N,) codes of the picture that was asked for, as far as they are generated."""
+        given = draft.parts[answer.part]
+        codes = np.array(given.codes if isinstance(given, HiddenCodes) else [0] * self.markup.codes_per_image)
+        codes[list(answer.chosen)] = [id_ - self.markup.vocabulary.image_start for id_ in answer.chosen.values()]
+        return codes
+
+    def _shown(self, answer: Answer) -> int:
+        """How many ids of an unfinished answer are fit to be shown: up to whole characters and whole rows."""
+        if answer.is_text:
+            ids = [id_ - self.markup.vocabulary.text_start for id_ in answer.spans[0]]
+            return 0 if self.text.decode(ids).endswith("\ufffd") else len(ids)
+        rows = [place // self.image.grid[1] for place in answer.places]
+        count = len(answer.chosen)
+        return count if count == len(rows) or rows[count - 1] != rows[count] else 0
+
+    def _cells(self, places: Sequence[int]) -> np.ndarray:
+        """(H, W) bool: the pixels of the codes at these places."""
+        rows, columns = self.image.grid
+        cells, side = np.zeros(rows * columns, dtype=bool), self.image.image_size_px
+        cells[list(places)] = True
+        return cells.reshape(rows, columns).repeat(side // rows, 0).repeat(side // columns, 1)
 
     def pixels(self, codes: np.ndarray) -> np.ndarray:
         """(N,) codes to an (H, W, 3) uint8 picture."""
@@ -271,24 +562,15 @@ class RACM3:
     def _outside_kept(self, part: Image, picture: np.ndarray) -> np.ndarray:
         """The infilled picture with every pixel outside the hidden codes as it was given."""
         given = part.resized(self.image.image_size_px)
-        rows, columns = self.image.grid
-        cells = np.array(self.hidden_codes(part)).reshape(rows, columns)
-        height, width = given.pixels.shape[:2]
-        hidden = cells.repeat(height // rows, 0).repeat(width // columns, 1)
+        hidden = self._cells(np.flatnonzero(self.hidden_codes(part)).tolist())
         return np.where(hidden[..., None], picture, given.pixels)
 
-    def _best(self, document: Document, candidates: list[tuple[Document, float]]) -> tuple[Document, float]:
-        if len(candidates) == 1:
-            return candidates[0]
-        if draws(document) and document.text:
-            gap = document.holes[0]
-            pictures = [picture for candidate, _ in candidates for picture in Document((candidate.parts[gap],)).images]
+    def _best(self, document: Document, answers: Sequence[Answer], parts: Sequence[Part]) -> int:
+        """Which of the answers to keep: the picture nearest to the words, if there are any, or else the likeliest."""
+        pictures = [part for part in parts if isinstance(part, Image)]
+        if len(answers) == 1:
+            return 0
+        if pictures and document.text:
             scores = self.encoder.embed_images(pictures) @ self.encoder.embed_texts([document.text])[0]
-            return candidates[int(scores.argmax())]
-        return max(candidates, key=lambda candidate: candidate[1])
-
-
-def draws(document: Document) -> bool:
-    """Whether the document's first gap is a picture."""
-    first = document.parts[document.holes[0]]
-    return isinstance(first, Image) or (isinstance(first, Hole) and first.modality == "image")
+            return int(scores.argmax())
+        return int(np.argmax([answer.log_probability / answer.steps for answer in answers]))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from racm3 import cli, errors
 from racm3.document import Document, Image
@@ -39,7 +40,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 def test_functions_are_named_after_their_commands() -> None:
     for command, function in COMMANDS.items():
-        assert getattr(function, "__name__", "") == command.replace(" ", "_").replace("-", "_")
+        name = getattr(function, "__name__", "").removesuffix("_")  # import is a word of Python
+        assert name == command.replace(" ", "_").replace("-", "_")
 
 
 def test_the_help_page_is_the_help() -> None:
@@ -343,6 +345,56 @@ def test_a_box_is_the_same_as_its_mask(models: Path, memory: Path, picture: Path
     assert Image.open(places["out"]) == boxed
 
 
+def test_several_boxes_and_an_overlay(
+    models: Path, memory: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"models": models, "memory": memory, "picture": picture}
+    places |= {"out": tmp_path / "a.png", "overlay": tmp_path / "new" / "b.png"}
+    command = "infill {picture} --models {models} --memory {memory} --out {out} --overlay {overlay}"
+    assert run(command + " --box 10 0 4 4 26 16 4 4 --contexts 2 --k 1", **places) == 0
+    filled = Image.open(places["out"]).pixels
+    assert (filled[16:, :16] == (255, 0, 0)).all()
+    assert not (filled[:16, :16] == (255, 0, 0)).all()
+    assert not (filled[16:, 16:] == (255, 0, 0)).all()
+    shown = len(sources(capsys.readouterr().out))
+    height, width = Image.open(places["overlay"]).pixels.shape[:2]
+    assert width == (1 + shown) * height
+    assert run("generate 'a red square' --models {models} --out {out} --overlay {overlay}", **places) == 2
+    assert "there is no source to draw an overlay of" in capsys.readouterr().err
+
+
+def test_an_edit_depends_on_its_control(models: Path, picture: Path, tmp_path: Path) -> None:
+    places = {"models": models, "picture": picture, "out": tmp_path / "a.png", "control": tmp_path / "control.png"}
+    Image(np.full((20, 20, 3), (0, 0, 255), np.uint8)).pil.save(places["control"])
+    command = "edit {picture} --box 10 0 20 20 --models {models} --out {out} --control"
+    assert run(command + " {control}", **places) == 0
+    blue = Image.open(places["out"])
+    assert run(command + " {picture}", **places) == 0
+    assert Image.open(places["out"]) != blue
+
+
+def test_classify_prints_labels_with_probabilities(
+    models: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "classify {picture} --models {models} --example 'a=b={picture}' Y={picture}"
+    assert run(command, models=models, picture=picture) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line[7:] for line in lines} == {"a=b", "Y"}
+    assert sum(float(line[:5]) for line in lines) == pytest.approx(1, abs=0.002)
+
+
+def test_an_exported_generator_opens_in_transformers(models: Path, tmp_path: Path) -> None:
+    assert run("export --models {models} --out {out}", models=models, out=tmp_path / "out") == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<eos>"
+
+
+def test_a_language_model_is_imported(models: Path, tmp_path: Path) -> None:
+    """The generator's own folder is one."""
+    places = {"models": models, "out": tmp_path / "out"}
+    assert run("import {models}/generator --image-tokenizer {models}/image-tokenizer --out {out}", **places) == 0
+    assert (tmp_path / "out" / "racm3.json").read_text() != ""
+
+
 @pytest.mark.parametrize(
     ("command", "printed"),
     [
@@ -352,7 +404,7 @@ def test_a_box_is_the_same_as_its_mask(models: Path, memory: Path, picture: Path
         ("generate fox --out {new}.png --models {new}", "error: there is no model folder {new}"),
         ("generate fox --out {new}.png --models {models} --memory {new}", "error: the memory {new} does not exist"),
         ("generate fox --out {new}.png --k -1", "error: k >= 0"),
-        ("generate fox --out {new}.png --seed -1", "error: k >= 0, samples >= 1, max_text_tokens >= 1 and seed >= 0"),
+        ("generate fox --out {new}.png --seed -1", "error: k >= 0, contexts >= 1, samples >= 1"),
         ("generate fox --out {new}.png --temperature -1", "error: sampling.temperature is -1.0"),
         ("caption {new}", "error: there is no file {new}"),
         ("caption {text}", "error: {text} is not a picture that can be read"),
@@ -363,12 +415,18 @@ def test_a_box_is_the_same_as_its_mask(models: Path, memory: Path, picture: Path
         ("infill {picture} --box 0 0 1 1 --mask {picture} --out {new}.png", "error: say what to hide"),
         ("infill {picture} --box 0 0 41 20 --out {new}.png", "error: the box 0 0 41 20 is not inside the picture"),
         ("infill {picture} --box 10 0 0 5 --out {new}.png", "error: the box 10 0 0 5 is not inside the picture"),
-        ("infill {picture} --box 0 0 5 20 --out {new}.png --models {models}", "error: the hidden region is outside"),
+        ("infill {picture} --box 0 0 5 20 --out {new}.png --models {models}", "error: nothing of a picture is hidden"),
         ("infill {picture} --mask {picture} --out {new}.png", "error: the mask {picture} hides nothing"),
         (
             "infill {picture} --mask {small} --out {new}.png",
             "error: the mask {small} is 10 x 10 px, the picture 40 x 20",
         ),
+        ("edit {picture} --control {new} --box 10 0 5 5 --out {new}.png", "error: there is no file {new}"),
+        ("edit {picture} --control {picture} --out {new}.png", "error: say what to hide"),
+        ("classify {picture} --example {picture}", "error: the example '{picture}' has no label"),
+        ("classify {picture} --models {models} --example a={picture}", "error: give two labels or more"),
+        ("export --models {new} --out {new}", "error: {new}/generator is not a generator folder"),
+        ("import {new} --image-tokenizer {new} --out {new}", "error: there is no text tokenizer {new}"),
         ("infill {picture} --box 10 0 5 5 --text= --out {new}.png", "error: the text is empty"),
     ],
 )

@@ -42,6 +42,23 @@ def test_text_is_a_string(text: object) -> None:
         Text(text)  # type: ignore[arg-type]
 
 
+def test_what_is_hidden_of_a_text_takes_the_blank_before_it() -> None:
+    text = Text("a red fox in the snow", hidden=(2, 9))
+    assert (text.around, text.visible) == (("a", " in the snow"), "a in the snow")
+    assert Text("a fox in snow", hidden=(5, 5)).around == ("a fox", " in snow")  # nothing there yet
+    assert Text("two foxes", hidden=(0, 3)).around == ("", " foxes")
+    assert Text("a fox ").visible == "a fox "
+    assert Document.of(text, Hole("image")).text == "a in the snow"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "message"), [((2, 9), "within the text's 5"), ((3, 2), "within"), ((0, 5), "all of the text is hidden")]
+)
+def test_what_can_be_hidden_of_a_text(hidden: tuple[int, int], message: str) -> None:
+    with pytest.raises(DocumentError, match=message):
+        Text("a fox", hidden=hidden)
+
+
 def test_a_hole_has_one_of_two_modalities() -> None:
     with pytest.raises(DocumentError, match="'text' or 'image', but 'sound' was given"):
         Hole("sound")  # type: ignore[arg-type]
@@ -70,6 +87,16 @@ def test_pixels_of_another_shape_or_type_are_refused(array: object) -> None:
 def test_a_mask_is_bool_and_of_the_pictures_size(mask: np.ndarray) -> None:
     with pytest.raises(ImageError, match=r"bool array of shape \(4, 4\)"):
         Image(pixels(4, 4), mask)
+
+
+def test_boxes_are_hidden_beside_what_is() -> None:
+    image = Image(pixels(4, 6)).hiding((0, 0, 2, 1)).hiding((4, 2, 2, 2), (5, 0, 1, 1))
+    expected = np.zeros((4, 6), dtype=bool)
+    expected[0, :2] = expected[2:, 4:] = expected[0, 5] = True
+    assert image == Image(pixels(4, 6), expected)
+    for box in ((-1, 0, 2, 2), (5, 0, 2, 2), (0, 0, 0, 2)):
+        with pytest.raises(ImageError, match="is not inside the picture, which is 6 x 4 px"):
+            image.hiding(box)
 
 
 def test_images_are_equal_by_content() -> None:
@@ -272,9 +299,10 @@ def test_a_part_of_another_type_is_refused() -> None:
         Document.of("a fox", 3)  # type: ignore[arg-type]
 
 
-def test_holes_are_holes_and_masked_pictures() -> None:
+def test_holes_are_holes_and_what_is_partly_hidden() -> None:
     whole, masked = Image(pixels(2, 2)), Image(pixels(2, 2), np.eye(2, dtype=bool))
     assert Document.of("a", Hole("image"), whole, masked, Hole("text")).holes == (1, 3, 4)
+    assert Document.of(Text("a fox", hidden=(2, 5)), whole).holes == (0,)
 
 
 def test_text_and_images_in_their_order() -> None:

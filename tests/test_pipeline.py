@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from racm3.document import Document, Hole, Image, Text
+from racm3.attribution import attribute
+from racm3.document import Document, Hole, Image, Text, modality_of
 from racm3.errors import (
     CheckpointError,
     ConfigError,
     DocumentError,
     EncoderMismatchError,
+    InputError,
     MemoryStoreError,
     PromptTooLongError,
     RACM3Error,
@@ -25,12 +29,12 @@ from racm3.generator.decoding import Sampling
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
-from racm3.pipeline import RACM3, Completion, Settings
+from racm3.pipeline import RACM3, Answer, Completion, Settings
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
-from racm3.tokens.documents import image_codes
+from racm3.tokens.documents import image_codes, token_documents
 from racm3.tokens.image import FSQConfig, FSQImageTokenizer
-from racm3.tokens.markup import Markup
+from racm3.tokens.markup import Markup, TokenDocument
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
@@ -110,6 +114,7 @@ EVERY_KIND = {
     "image to caption": Document.of(Hole("text"), picture(7)),
     "image, then caption": Document.of(picture(7), Hole("text")),
     "text in the middle": Document.of("a fox", Hole("text"), "in the snow"),
+    "words in a text": Document.of(Text("a red fox", hidden=(2, 5)), picture(7)),
     "region": Document.of("a fox", masked(picture(8), slice(8, 24), slice(0, 16))),
     "region without words": Document.of(masked(picture(8), slice(8, 24), slice(0, 16))),
     "image among images": Document.of(picture(1), "a fox", Hole("image"), picture(2)),
@@ -127,7 +132,7 @@ def test_every_kind_of_document_is_completed(model: RACM3, name: str, k: int) ->
     for i, (before, after) in enumerate(zip(document.parts, done.document.parts, strict=True)):
         if i not in document.holes:
             assert after == before
-        elif isinstance(before, Hole) and before.modality == "text":
+        elif modality_of(before) == "text":
             assert isinstance(after, Text)
         else:
             assert isinstance(after, Image)
@@ -195,33 +200,228 @@ def test_the_same_seed_gives_the_same_whoever_else_is_in_the_batch(model: RACM3)
     assert not any(same(one, two) for one, two in zip(together, other, strict=True))
 
 
-def test_the_best_of_several_pictures_fits_the_words_best(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
-    candidates: list[Document] = []
+def spied(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Answer, Text | Image]]:
+    """What is to be chosen from, as it comes."""
+    seen: list[tuple[Answer, Text | Image]] = []
     best = model._best
 
-    def spy(document: Document, given: list[tuple[Document, float]]) -> tuple[Document, float]:
-        candidates.extend(candidate for candidate, _ in given)
-        return best(document, given)
+    def spy(document: Document, answers: list[Answer], parts: list[Text | Image]) -> int:
+        seen.extend(zip(answers, parts, strict=True))
+        return best(document, answers, parts)
 
     monkeypatch.setattr(model, "_best", spy)
+    return seen
+
+
+def test_the_best_of_several_pictures_fits_the_words_best(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spied(model, monkeypatch)
     for document in (EVERY_KIND["caption to image"], EVERY_KIND["image among images"]):
-        candidates.clear()
+        seen.clear()
         (done,) = model.complete([document], replace(SETTINGS, samples=5))
-        gap = document.holes[0]
-        pictures = [candidate.parts[gap] for candidate in candidates]
-        assert len({image.png() for image in pictures if isinstance(image, Image)}) == 5
+        pictures = [part for _, part in seen if isinstance(part, Image)]
+        assert len({image.png() for image in pictures}) == 5
         words = model.encoder.embed_texts([document.text or ""])[0]
-        scores = model.encoder.embed_images([image for image in pictures if isinstance(image, Image)]) @ words
-        assert done.document == candidates[int(scores.argmax())]
+        best = int((model.encoder.embed_images(pictures) @ words).argmax())
+        assert done.document.parts[document.holes[0]] == pictures[best]
+        assert done.answers == (seen[best][0],)
 
 
-def test_the_best_of_several_texts_is_the_likeliest(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores: list[float] = []
-    best = model._best
-    monkeypatch.setattr(model, "_best", lambda d, given: scores.extend(s for _, s in given) or best(d, given))
+def test_the_best_of_several_texts_has_the_lowest_perplexity(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spied(model, monkeypatch)
     done = model.caption(picture(7), replace(SETTINGS, samples=4))
+    scores = [answer.log_probability / answer.steps for answer, _ in seen]
     assert len(set(scores)) == 4
     assert done.score == max(scores)
+    seen.clear()
+    model.caption(picture(7), replace(SETTINGS, samples=4, text=Sampling(temperature=0)))
+    assert len(seen) == 1  # all are the same
+
+
+def test_parts_are_generated_one_after_the_other(model: RACM3) -> None:
+    """Each as a request of its own, in which what was generated before it is given."""
+    asked = Document.of("a fox", Hole("image"), "at night", Hole("text"))
+    (done,) = model.complete([asked], SETTINGS)
+    assert [answer.part for answer in done.answers] == [1, 3]
+    first, second = (answer.prompts[0] for answer in done.answers)
+    codes = [id for id in first.ids if model.markup.vocabulary.is_image(id)]
+    drawn = [id for id in second.ids if model.markup.vocabulary.is_image(id)]
+    assert drawn == [*codes, *done.answers[0].spans[0]]  # as generated, not as encoded again
+
+
+def test_words_hidden_in_a_text_are_infilled(model: RACM3) -> None:
+    hidden = Text("a red fox in the snow", hidden=(2, 9))
+    done = model.infill(hidden, settings=SETTINGS)
+    (text,) = done.document.parts
+    assert isinstance(text, Text)
+    assert text.hidden is None
+    assert text.text.startswith("a")
+    assert text.text.endswith(" in the snow")
+    prompt = done.answers[0].prompts[0]
+    assert model.text.decode([i - 38 for i in prompt.ids if model.markup.vocabulary.is_text(i)]).endswith(
+        "a in the snow"
+    )
+    beside = model.complete([Document.of(hidden, picture(7))], SETTINGS)[0]
+    assert beside.document.images == (picture(7),)
+
+
+def test_a_region_of_more_gaps_than_there_are_masks(model: RACM3) -> None:
+    """A chequerboard of 8 gaps, twice, and a hole: 17."""
+    board = np.indices((4, 4)).sum(0) % 2 == 0
+    mask = board.repeat(8, 0).repeat(8, 1)
+    asked = Document.of(Image(picture(1).pixels, mask), Image(picture(2).pixels, mask), Hole("image"))
+    (done,) = model.complete([asked], SETTINGS)
+    for number, answer in enumerate(done.answers[:2]):
+        given, filled = asked.images[number], done.document.images[number]
+        assert len(answer.chosen) == 8
+        assert (given.pixels == filled.pixels)[~mask].all()
+
+
+def test_contexts_share_what_is_retrieved_and_are_averaged(model: RACM3) -> None:
+    document = EVERY_KIND["caption to image"]
+    settings = replace(SETTINGS, k=1, contexts=2)
+    (done,) = model.complete([document], settings)
+    (together,) = model.complete([document], SETTINGS)
+    assert [hit.id for hit in done.sources] == [hit.id for hit in together.sources]
+    first, second = done.answers[0].prompts
+    contexts = [model.complete([document], SETTINGS, retrieved=[[hit.document]])[0] for hit in done.sources]
+    assert [first.ids, second.ids] == [one.answers[0].prompts[0].ids for one in contexts]
+    assert not same(done, together)
+    twice = [[contexts[0].sources[0].document] * 2]
+    assert same(model.complete([document], settings, retrieved=twice)[0], contexts[0])
+    (part,) = done.attribution
+    assert part.attribution.gains.shape == (CODES, 2)
+    (more,) = model.complete([document], replace(SETTINGS, contexts=9), retrieved=twice)  # than documents
+    assert same(more, contexts[0])
+
+
+# Streams
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_a_stream_ends_with_what_complete_gives(model: RACM3, name: str) -> None:
+    *partials, last = model.stream(EVERY_KIND[name], SETTINGS)
+    (expected,) = model.complete([EVERY_KIND[name]], SETTINGS)
+    assert last.completion is not None
+    assert same(last.completion, expected)
+    assert all(partial.completion is None for partial in partials)
+    assert list(dict.fromkeys(partial.part for partial in partials)) == list(EVERY_KIND[name].holes)
+
+
+def test_a_picture_comes_row_by_row(model: RACM3) -> None:
+    *partials, last = model.stream(EVERY_KIND["caption to image"], SETTINGS)
+    pictures = [partial.content for partial in partials]
+    assert [(picture.pixels == 128).all(axis=(1, 2)).sum() for picture in pictures] == [24, 16, 8, 0]  # type: ignore[union-attr]
+    assert pictures[-1] == last.content
+
+
+def test_a_text_comes_word_by_word(model: RACM3) -> None:
+    *partials, last = model.stream(EVERY_KIND["image to caption"], SETTINGS)
+    texts = [partial.content.text for partial in partials if isinstance(partial.content, Text)]
+    assert last.content == Text(texts[-1])
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts) if earlier != "(nothing)")
+
+
+def test_a_closed_stream_leaves_the_engine_idle(model: RACM3) -> None:
+    stream = model.stream(EVERY_KIND["caption to image"], SETTINGS)
+    next(stream)
+    stream.close()
+    assert model.engine.step() == []
+    with pytest.raises(ConfigError, match="a stream shows one sample"):
+        next(model.stream(EVERY_KIND["caption to image"], replace(SETTINGS, samples=2)))
+
+
+# Attribution
+
+
+def test_every_generated_code_and_word_is_attributed_to_the_sources(model: RACM3) -> None:
+    done = model.complete([EVERY_KIND["everything"]], SETTINGS)[0]
+    text, region, whole = done.attribution
+    assert [part.part for part in done.attribution] == [0, 1, 3]
+    first = done.document.parts[0]
+    assert isinstance(first, Text)
+    assert " ".join(word for word, _ in text.words).split() == first.text.split()
+    assert sum(gains for _, gains in text.words) == pytest.approx(text.attribution.gains.sum(axis=0))
+    assert (region.cells, whole.cells) == ((0,), tuple(range(CODES)))
+    for part in (region, whole):
+        assert part.attribution.gains.shape == (len(part.cells), 2)
+        assert part.overlay is not None
+    assert done.attribution is done.attribution  # computed once
+
+
+def test_gains_of_a_region_are_those_of_its_own_codes(model: RACM3) -> None:
+    """Two rows of two codes: the sentinel between them is left out."""
+    done = model.infill(masked(picture(8), slice(8, 24), slice(0, 16)), "a fox", SETTINGS)
+    (part,) = done.attribution
+    assert part.cells == (4, 5, 8, 9)
+    prompt, (one, two) = done.answers[0].prompts[0], done.answers[0].spans
+    documents = [
+        model.markup.to_ids(d) for d in token_documents([h.document for h in done.sources], model.text, model.image)
+    ]
+    found = attribute(model.engine, documents, prompt.ids, [*one, model.markup.vocabulary.infill(1), *two])
+    assert part.attribution.gains == pytest.approx(np.delete(found.gains, 2, axis=0), abs=1e-5)
+
+
+def test_without_sources_nothing_is_attributed(model: RACM3) -> None:
+    (part,) = model.generate_image("a fox", replace(SETTINGS, k=0)).attribution
+    assert part.attribution.gains.shape == (CODES, 0)
+    assert part.overlay is None
+
+
+def test_an_edit_reads_the_control_as_a_retrieved_document(model: RACM3) -> None:
+    hole, control = masked(picture(8), slice(8, 24), slice(0, 16)), picture(9)
+    (expected,) = model.complete([Document.of("a fox", hole)], SETTINGS, retrieved=[[Document.of("an owl", control)]])
+    assert same(model.edit(hole, Document.of("an owl", control), "a fox", SETTINGS), expected)
+    assert not same(model.edit(hole, control, "a fox", SETTINGS), expected)
+
+
+# Classification
+
+
+def one_shot(model: RACM3, image: Image, context: list[tuple[str, Image]]) -> dict[str, float]:
+    """The same with one forward pass a label, written out."""
+    v = model.markup.vocabulary
+    before = [id for label, shown in context for id in model.markup.to_ids(model_ids(model, label, shown))]
+    codes = [v.image_start + int(code) for code in image_codes([image], model.image)[0]]
+    prompt = [*before, v.doc, v.text, v.mask(0), v.image, *codes, v.end, v.infill(0)]
+    likelihood = {}
+    for label, _ in context:
+        ids = [*prompt, *(v.text_start + id for id in model.text.encode(label)), v.eos]
+        with torch.inference_mode():
+            logits = model.generator.logits(model.generator(torch.tensor([ids])))[0].log_softmax(-1)
+        likelihood[label] = math.exp(sum(float(logits[i - 1, ids[i]]) for i in range(len(prompt), len(ids))))
+    return {label: value / sum(likelihood.values()) for label, value in likelihood.items()}
+
+
+def model_ids(model: RACM3, label: str, image: Image) -> TokenDocument:
+    return token_documents([Document.of(label, image)], model.text, model.image)[0]
+
+
+def test_one_shot_classification_compares_the_probabilities_of_the_labels(model: RACM3) -> None:
+    x, y, asked = picture(1), picture(2), [picture(3), picture(4)]
+    found = model.classify(asked, {"animal X": [x], "animal Y": [y]})
+    for image, shares in zip(asked, found, strict=True):
+        assert shares == pytest.approx(one_shot(model, image, [("animal Y", y), ("animal X", x)]), abs=1e-5)
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+
+
+def test_more_shots_and_more_labels_are_averaged_over_contexts(model: RACM3) -> None:
+    examples = {label: [picture(i), picture(i + 10)] for i, label in enumerate(("X", "Y", "Zed"))}
+    (found,) = model.classify([picture(30)], examples)
+    expected = dict.fromkeys(examples, 0.0)
+    for a, b in (("X", "Y"), ("X", "Zed"), ("Y", "Zed")):
+        for shot, labels in enumerate(((b, a), (a, b))):
+            shares = one_shot(model, picture(30), [(label, examples[label][shot]) for label in labels])
+            for label, share in shares.items():
+                expected[label] += share / 6
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def test_examples_that_do_not_do(model: RACM3) -> None:
+    assert model.classify([], {"X": [picture(1)], "Y": [picture(2)]}) == []
+    for examples in ({"X": [picture(1)]}, {"X": [picture(1)], "Y": []}, {"X": [picture(1)], "Y": [picture(2)] * 2}):
+        with pytest.raises(InputError, match="give two labels or more"):
+            model.classify([picture(3)], examples)
 
 
 # Sources
@@ -275,9 +475,9 @@ def test_documents_that_cannot_be_completed(model: RACM3, models: Path) -> None:
     seen = picture(5)
     for call, message in (
         (lambda: model.complete([EVERY_KIND["region"], Document.of("a fox")]), "document 1 has no hole"),
-        (lambda: model.complete([Document.of(masked(seen, slice(0), slice(0)))]), "nothing to generate"),
-        (lambda: model.infill(seen), "infill needs an image with a mask"),
-        (lambda: model.infill(masked(seen, slice(0), slice(0))), "infill needs an image with a mask"),
+        (lambda: model.complete([Document.of(masked(seen, slice(0), slice(0)))]), "nothing of a picture is hidden"),
+        (lambda: model.infill(seen), "infill needs a part that hides something"),
+        (lambda: model.infill(masked(picture(5, 48).resized(64), slice(0), slice(0))), "its mask is empty"),
         (lambda: model.complete([Document.of(Hole("image"))]), "holes only"),
         (lambda: model.generate_image(" "), "the text is empty"),
         (lambda: model.generate_image("a fox", retrieved=[]), "1 documents, but 0 lists"),

@@ -9,7 +9,8 @@ picture which entity stands there, on what and where:
     ceiling     the true picture, through the image tokenizer and back
     judge       the true picture itself: the judge's own accuracy
 
-Each test picture is also captioned, with and without retrieval. The generators never met an entity of the novel
+Each test picture is also captioned, with and without retrieval; ``tasks.py`` adds infill, edit, style and one-shot
+classification. The generators never met an entity of the novel
 split; image tokenizer and encoder, which count as pretrained, saw all entities.
 
 N pictures, H W pixels.
@@ -37,6 +38,7 @@ from racm3.config import to_dict
 from racm3.document import Document, Hole, Image
 from racm3.errors import ConfigError, InputError, MemoryStoreError
 from racm3.evaluation.cider import cider_d
+from racm3.evaluation.tasks import SHOTS, examine_tasks
 from racm3.generator.decoding import Sampling
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, SCENES, Completion, Settings
@@ -59,6 +61,7 @@ QUESTIONS = ("entity", "background", "position")
 WEIGHTS = ("generator", "vanilla", "image-tokenizer", "encoder", "judge")
 QUICK = 100
 """Pictures of each split in the quick run: a share then has a standard error of at most 5 points."""
+QUICK_TRIALS = 60
 AT_ONCE = 256  # pictures encoded together
 NOTE = (
     "The generators never saw the novel entities; image tokenizer, encoder and judge saw all glyphs. "
@@ -74,23 +77,28 @@ Steps = Callable[[str, int, int], None]
 class Protocol:
     """``n``: at most so many pictures of each test split, its first. ``drawing`` and ``captioning`` hold for both
     generators, but that vanilla has k = 0. Of 4 drawings the best by the encoder's score of picture and words is kept
-    (ours; the paper draws 10); captions are greedy."""
+    (ours; the paper draws 10); captions are greedy. ``filling`` is for the tasks of ``tasks.py``, of which one-shot
+    classification has so many ``trials``."""
 
     n: int = 600
+    trials: int = 300
     world: World = World()
     drawing: Settings = Settings(k=2, samples=4, image=Sampling(temperature=0.7, top_p=0.9, guidance=1.5), seed=0)
     captioning: Settings = Settings(k=2, samples=1, text=Sampling(temperature=0.0), max_text_tokens=48, seed=0)
+    filling: Settings = Settings(k=2, samples=1, image=Sampling(temperature=0.7, top_p=0.9, guidance=1.5), seed=0)
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= self.world.tests:
             raise ConfigError(f"n is {self.n}; each test split holds {self.world.tests} pictures: give 1 to that many")
+        if self.trials < 1:
+            raise ConfigError(f"trials is {self.trials}; it must be 1 or above")
 
 
 def evaluate_scenes(
     models: str | Path = "scenes", memory: Path | None = None, protocol: Protocol = Protocol()
 ) -> dict[str, Any]:
     """Examine a folder of models, "scenes" for the shipped ones, with progress on stderr; returns what ``examine`` does
-    for "seen" and "novel", and the "protocol".
+    for "seen" and "novel", what ``examine_tasks`` does as "tasks", and the "protocol".
 
     ``memory``: where the world's memory is, or is made if nothing is there; a temporary folder if not given.
     Raises CheckpointError, MemoryStoreError or EncoderMismatchError.
@@ -104,9 +112,14 @@ def evaluate_scenes(
         path = memory or Path(temporary) / "memory"
         retrieval.memory = world_memory(path, protocol.world, retrieval.encoder, on_step)
         results: dict[str, Any] = {}
-        for name, split in SPLITS.items():
-            tests = [(scene, caption) for _, scene, caption in islice(protocol.world.scenes(split), protocol.n)]
-            results[name] = examine(tests, retrieval, vanilla, judge, protocol, _within(on_step, name))
+        tests = {
+            name: [(scene, caption) for _, scene, caption in islice(protocol.world.scenes(split), protocol.n)]
+            for name, split in SPLITS.items()
+        }
+        for name, own in tests.items():
+            results[name] = examine(own, retrieval, vanilla, judge, protocol, _within(on_step, name))
+        rows, world = {"retrieval": retrieval, "vanilla": vanilla}, protocol.world
+        results["tasks"] = examine_tasks(tests, rows, judge, world, protocol.filling, protocol.trials, on_step)
         documents = len(retrieval.memory)
     return results | {
         "protocol": to_dict(protocol)
@@ -283,7 +296,30 @@ def tables(results: dict[str, Any]) -> list[RenderableType]:
             drawn.add_row(split, row, *(f"{100 * share:.1f}" for share in shares), end_section=row == ROWS[-1])
         for row, scores in results[split]["caption"].items():
             told.add_row(split, row, f"{100 * scores['entity_named']:.1f}", f"{scores['cider_d']:.2f}")
-    return [drawn, told]
+    return [drawn, told, *_task_tables(results["tasks"])]
+
+
+def _task_tables(results: dict[str, Any]) -> list[RenderableType]:
+    from rich.table import Table
+
+    filled = Table(title="Other tasks, %")
+    for column in ("task", "entities", "model"):
+        filled.add_column(column)
+    for column in ("entity", "style", "untouched"):
+        filled.add_column(column, justify="right")
+    for task in ("infill", "edit", "style"):
+        for split, rows in results[task].items():
+            for row, scores in rows.items():
+                found = [scores.get(key) for key in ("entity", "style", "untouched")]
+                shares = ["" if share is None else f"{100 * share:.1f}" for share in found]
+                filled.add_row(task, split, row, *shares)
+    shots = Table(title="One-shot classification, and averages of several, % right", caption="chance is 50")
+    shots.add_column("model")
+    for count in SHOTS:
+        shots.add_column(str(count), justify="right")
+    for row, scores in results["one_shot"]["novel"].items():
+        shots.add_row(row, *(f"{100 * scores[str(count)]:.1f}" for count in SHOTS))
+    return [filled, shots]
 
 
 def _within(on_step: Steps, split: str) -> Steps:

@@ -1,7 +1,7 @@
 """Decoding: from the logits of one step to one token a row.
 
 Small roles, put together by ``engine.py``: *constraints* say which ids may come next and when a job is done, *filters*
-are pure functions on logits, ``choose`` draws.
+are pure functions on logits, which ``shape`` puts in their order, ``choose`` draws.
 
 Letters in shapes: B rows, V vocabulary.
 """
@@ -9,7 +9,7 @@ Letters in shapes: B rows, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,10 +28,13 @@ __all__ = [
     "Sampling",
     "TextSpan",
     "choose",
+    "contrast",
     "guide",
     "keep_allowed",
+    "keep_min_p",
     "keep_top_k",
     "keep_top_p",
+    "shape",
     "temper",
 ]
 
@@ -41,25 +44,41 @@ class Sampling:
     """How tokens are drawn. The defaults draw from the model's own distribution.
 
     ``temperature`` 0 takes the most probable token. ``top_k`` keeps the k most probable tokens, ``top_p`` the fewest
-    that have this probability together. ``guidance`` g moves the logits away from the unconditional prompt's:
-    uncond + g * (cond - uncond); 1 is none and costs nothing.
-    Raises ConfigError if a value is out of range.
+    that have this probability together, ``min_p`` those at least this times as probable as the most probable one.
+    Two ways to move away from the unconditional prompt: ``guidance`` g makes the logits uncond + g * (cond - uncond),
+    1 is none and costs nothing; ``contrast_k`` k makes them log p_cond - log p_uncond, over tokens with p_cond at least
+    ``contrast_alpha`` times the k-th largest (CM3Leon's CD-K; its alpha is not known to us, 0.1 is the value of
+    contrastive decoding's own paper, Li et al. 2022).
+    Raises ConfigError if a value is out of range, or both ways are asked for.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    min_p: float = 0.0
     guidance: float = 1.0
+    contrast_k: int | None = None
+    contrast_alpha: float = 0.1
 
     def __post_init__(self) -> None:
         for name, value, fits, allowed in (
             ("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or above"),
             ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or above, or None"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
             ("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or above"),
+            ("contrast_k", self.contrast_k, self.contrast_k is None or self.contrast_k >= 1, "1 or above, or None"),
+            ("contrast_alpha", self.contrast_alpha, 0 < self.contrast_alpha <= 1, "above 0 and at most 1"),
         ):
             if not fits:
                 raise ConfigError(f"sampling.{name} is {value}; it must be {allowed}")
+        if self.contrast_k is not None and self.guidance != 1:
+            raise ConfigError(f"guidance is {self.guidance} and contrast_k {self.contrast_k}; leave one of them out")
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether the unconditional prompt is read as well."""
+        return self.guidance != 1 or self.contrast_k is not None
 
 
 # Filters: logits (B, V) to logits (B, V), -inf where a token is excluded.
@@ -70,6 +89,13 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tenso
     return unconditional + guidance[:, None] * (conditional - unconditional)
 
 
+def contrast(conditional: Tensor, unconditional: Tensor, k: Tensor, alpha: Tensor) -> Tensor:
+    """CD-K: log p_cond - log p_uncond, over tokens with p_cond >= alpha (B,) x the k-th largest p_cond (k (B,))."""
+    own, other = conditional.log_softmax(-1), unconditional.log_softmax(-1)
+    least = _ranked(own, k) + alpha.log()[:, None]  # (B, 1)
+    return (own - other).masked_fill((own < least) | own.isneginf(), -math.inf)
+
+
 def keep_allowed(logits: Tensor, allowed: Tensor) -> Tensor:
     """Exclude what is not allowed: (B, V), (B, V) bool -> (B, V)."""
     return logits.masked_fill(~allowed, -math.inf)
@@ -77,9 +103,13 @@ def keep_allowed(logits: Tensor, allowed: Tensor) -> Tensor:
 
 def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
     """Keep the k (B,) most probable tokens of each row, and those equal to the last of them."""
+    return logits.masked_fill(logits < _ranked(logits, k), -math.inf)
+
+
+def _ranked(logits: Tensor, k: Tensor) -> Tensor:
+    """The k-th (B,) largest value of each row, or the smallest if there are fewer: (B, 1)."""
     ranked = logits.sort(dim=-1, descending=True).values  # (B, V)
-    last = ranked.gather(-1, k.clamp(max=logits.shape[-1])[:, None] - 1)  # (B, 1)
-    return logits.masked_fill(logits < last, -math.inf)
+    return ranked.gather(-1, k.clamp(max=logits.shape[-1])[:, None] - 1)
 
 
 def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
@@ -91,10 +121,43 @@ def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
     return logits.masked_fill(torch.zeros_like(excluded).scatter(-1, order, excluded), -math.inf)
 
 
+def keep_min_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Keep the tokens of each row that are at least p (B,) times as probable as the most probable one."""
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + p.log()[:, None], -math.inf)
+
+
 def temper(logits: Tensor, temperature: Tensor) -> Tensor:
     """Set the largest logit of each row to 0 and divide by the temperature (B,); by 1 where that is 0, for greedy."""
     below = logits - logits.amax(-1, keepdim=True)  # so that no temperature is too small
     return below / temperature.where(temperature > 0, 1)[:, None]
+
+
+def shape(conditional: Tensor, unconditional: Tensor | None, allowed: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """All filters in their order, each only if a row asks for it: what ``choose`` draws from, (B, V).
+
+    ``unconditional`` (B, V) may be anything in rows that do not ask for it, and None if no row does.
+    """
+
+    def each(values: Iterable[float]) -> Tensor:  # (B,)
+        return torch.tensor(list(values), device=conditional.device)
+
+    scores = keep_allowed(conditional, allowed)
+    if unconditional is not None:
+        other = keep_allowed(unconditional, allowed)
+        guided = guide(conditional, unconditional, each(s.guidance for s in samplings))
+        contrasted = [s.contrast_k is not None for s in samplings]
+        if any(contrasted):
+            k, alpha = each(s.contrast_k or 1 for s in samplings), each(s.contrast_alpha for s in samplings)
+            guided = contrast(scores, other, k, alpha).where(each(contrasted)[:, None], guided)
+        scores = keep_allowed(guided, allowed)
+    scores = temper(scores, each(s.temperature for s in samplings))
+    if any(s.top_k is not None for s in samplings):
+        scores = keep_top_k(scores, each(s.top_k or conditional.shape[-1] for s in samplings))
+    if any(s.top_p < 1 for s in samplings):
+        scores = keep_top_p(scores, each(s.top_p for s in samplings))
+    if any(s.min_p > 0 for s in samplings):
+        scores = keep_min_p(scores, each(s.min_p for s in samplings))
+    return scores
 
 
 def choose(logits: Tensor, uniform: Tensor, greedy: Tensor) -> Tensor:
@@ -137,9 +200,9 @@ class Constraint(Protocol):
 def _ids(vocabulary: Vocabulary, *special: int, text: bool = False, image: bool = False) -> np.ndarray:
     """A set of ids as a (V,) bool array."""
     members = np.zeros(vocabulary.size, dtype=bool)
-    members[list(special)] = True
     members[vocabulary.text_start : vocabulary.image_start] = text
     members[vocabulary.image_start :] = image
+    members[list(special)] = True
     return members
 
 
@@ -182,25 +245,33 @@ class TextSpan:
 
 
 class ImageSpan:
-    """Exactly ``count`` image codes. Raises ConfigError if ``count`` is below 1."""
+    """Exactly ``count`` image codes; those at the places in ``given`` are the codes (from 0) that it says.
 
-    def __init__(self, vocabulary: Vocabulary, count: int) -> None:
+    Raises ConfigError if ``count`` is below 1 or a place is outside the span.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, count: int, given: Mapping[int, int] | None = None) -> None:
         if count < 1:
             raise ConfigError(f"an image span has at least one code, but count={count} was given")
+        self.given = dict(given or {})
+        if not all(0 <= place < count for place in self.given):
+            raise ConfigError(f"a span of {count} codes has places 0 to {count - 1}, but {given} was given")
         self.vocabulary = vocabulary
-        self.max_steps = self._left = count
+        self.max_steps = count
+        self._pushed = 0
         self._content = _ids(vocabulary, image=True)
 
     @property
     def done(self) -> bool:
-        return self._left == 0
+        return self._pushed == self.max_steps
 
     def allowed(self) -> np.ndarray:
-        return self._content
+        code = self.given.get(self._pushed)
+        return self._content if code is None else _ids(self.vocabulary, self.vocabulary.image_start + code)
 
     def push(self, id: int) -> bool:
         _check(self, self.vocabulary, id)
-        self._left -= 1
+        self._pushed += 1
         return True
 
 

@@ -4,7 +4,7 @@ Pre-norm RMSNorm, rotary positions, grouped-query attention with per-head RMS qu
 Names of weights are those of transformers' ``Qwen3ForCausalLM``, so a saved folder opens there and in vLLM as it is,
 and Qwen3 weights open here.
 
-Letters in shapes: B batch, T tokens, S tokens in the cache, V vocabulary, D width, H heads, G key/value heads,
+Letters in shapes: B batch, T tokens, V vocabulary, D width, H heads, G key/value heads,
 E width of a head, F width of the MLP, L layers.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from racm3.errors import CheckpointError, ConfigError, PromptTooLongError
 from racm3.generator.packing import packed_attention, positions
 
-__all__ = ["Generator", "GeneratorConfig", "KVCache"]
+__all__ = ["Generator", "GeneratorConfig"]
 
 INIT_STD = 0.02
 """Standard deviation of new weights: GPT-2's, also the default of Qwen3 (``initializer_range``)."""
@@ -114,50 +114,6 @@ class GeneratorConfig:
             raise CheckpointError(f"the model's config.json has no {error}; save the model again") from None
 
 
-class KVCache:
-    """Keys and values of the tokens read so far, in memory taken once.
-
-    Rows may hold different numbers of tokens: ``lengths`` says how many of each row count. What lies beyond is
-    never attended to, and the next tokens overwrite it.
-    """
-
-    def __init__(self, config: GeneratorConfig, rows: int, tokens: int, like: Tensor) -> None:
-        """Room for ``rows`` sequences of at most ``tokens`` tokens, on the device and in the type of ``like``."""
-        shape = (config.layers, rows, tokens, config.kv_heads, config.head_dim)
-        self.keys = like.new_zeros(shape)  # (L, B, S, G, E)
-        self.values = like.new_zeros(shape)  # (L, B, S, G, E)
-        self.lengths = [0] * rows
-
-    def begin(self, tokens: int) -> Tensor:
-        """Prepare a forward pass of ``tokens`` tokens a row; returns their positions (B, T)."""
-        device = self.keys.device
-        before = max(self.lengths)
-        self.until = before + tokens
-        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
-        self.positions = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(tokens, device=device)
-        # What each new token sees, (B, 1, T, S); None where the cache is empty and plain causal attention does.
-        self.visible = None
-        if before:
-            self.visible = (torch.arange(self.until, device=device) <= self.positions[..., None])[:, None]
-        return self.positions
-
-    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, T, G, E); returns those of all tokens so far, (B, S, G, E) each."""
-        self.keys[layer, self.rows, self.positions] = key.to(self.keys.dtype)
-        self.values[layer, self.rows, self.positions] = value.to(self.values.dtype)
-        return self.keys[layer, :, : self.until], self.values[layer, :, : self.until]
-
-    def advance(self, tokens: Sequence[int]) -> None:
-        """Count that many of the tokens just read in each row; fewer than were given where a row was padded."""
-        self.lengths = [length + more for length, more in zip(self.lengths, tokens, strict=True)]
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep only the given rows, in this order; a row given twice is copied."""
-        index = torch.tensor(rows, device=self.keys.device)
-        self.keys, self.values = self.keys[:, index], self.values[:, index]
-        self.lengths = [self.lengths[row] for row in rows]
-
-
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -169,18 +125,14 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + E/2) of each head of x (B, T, H, E) by the angles of its position.
-
-    The tables are (T, 1, E/2), or (B, T, 1, E/2) where the rows stand at different positions.
-    """
+    """Rotate the pairs (i, i + E/2) of each head of x (B, T, H, E) by the angles of its position, (T, 1, E/2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: GeneratorConfig, layer: int) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         self.grouped = config.heads != config.kv_heads
         inner, kv_inner = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -191,9 +143,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, packed: tuple[Tensor, int] | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], packed: tuple[Tensor, int] | None) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_dim)
         q = self.q_norm(self.q_proj(x).view(heads))  # (B, T, H, E)
         k = self.k_norm(self.k_proj(x).view(heads))  # (B, T, G, E)
@@ -203,17 +153,8 @@ class Attention(nn.Module):
         if packed is not None:
             q, k = q.to(v.dtype), k.to(v.dtype)  # some devices' autocast leaves a norm's output in 32 bits
             return self.o_proj(packed_attention(q[0], k[0], v[0], *packed).flatten(1)[None])
-        visible = None
-        if cache is not None:
-            k, v = cache.write(self.layer, k, v)
-            visible = cache.visible
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=visible,
-            is_causal=visible is None,
-            enable_gqa=self.grouped,
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=self.grouped
         )  # (B, H, T, E)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
@@ -230,21 +171,15 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: GeneratorConfig, layer: int) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        cache: KVCache | None = None,
-        packed: tuple[Tensor, int] | None = None,
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, cache, packed)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], packed: tuple[Tensor, int] | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, packed)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -254,7 +189,7 @@ class Decoder(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.width)
-        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
 
@@ -302,24 +237,21 @@ class Generator(nn.Module):
             else:
                 weight.normal_(std=residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, offsets: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, D) of the token ids (B, T); ``logits`` turns them into scores of the next token.
 
-        Without a cache a token sees itself and all before it, so rows that are padded on the right need no mask.
-        With one, the ids continue each row behind its ``cache.lengths``; the caller then calls ``cache.advance``.
+        A token sees itself and all before it, so rows that are padded on the right need no mask.
         With ``offsets`` (S + 1,) the one row is S sequences laid end to end, which do not see each other: sequence i
         is ``ids[0, offsets[i]:offsets[i + 1]]``. They are best left on the CPU, where they are read.
         Raises PromptTooLongError if the ids do not fit in the context.
         """
         if offsets is not None:
             return self._packed(ids, offsets)
-        tokens = ids.shape[1] if cache is None else max(cache.lengths) + ids.shape[1]
-        self._check_length(tokens)
-        places = slice(tokens) if cache is None else cache.begin(ids.shape[1])
-        rope = self.cos[places].unsqueeze(-2), self.sin[places].unsqueeze(-2)  # (T, 1, E/2) or (B, T, 1, E/2)
+        self._check_length(ids.shape[1])
+        rope = self.cos[: ids.shape[1], None], self.sin[: ids.shape[1], None]  # (T, 1, E/2)
         x = self.model.embed_tokens(ids)  # (B, T, D)
         for layer in self.model.layers:
-            x = layer(x, rope, cache)
+            x = layer(x, rope)
         return self.model.norm(x)
 
     def _check_length(self, tokens: int) -> None:
@@ -339,9 +271,9 @@ class Generator(nn.Module):
             torch._dynamo.maybe_mark_dynamic(tensor, axis)  # rows differ in length: compile once for all
         for layer in self.model.layers:
             if self.recompute_layers:
-                x = checkpoint(self.packed_layer, layer, x, rope, None, packed, use_reentrant=False)
+                x = checkpoint(self.packed_layer, layer, x, rope, packed, use_reentrant=False)
             else:
-                x = self.packed_layer(layer, x, rope, None, packed)
+                x = self.packed_layer(layer, x, rope, packed)
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

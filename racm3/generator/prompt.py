@@ -1,7 +1,8 @@
-"""Prompt: retrieved documents and a main document with holes -> the ids to read, and what the answer may be.
+"""Prompt: retrieved documents and a main document with open parts -> the ids to read, and what the answer may be.
 
-A hole at the end is written on causally. Any other hole, and a hidden region of a picture, is a CM3 infill: a mask
-stands in the gap, the document is closed, and the missing span is written after its sentinel:
+One prompt asks for one part, the first that is open; a document with several is completed part by part. A hole with
+nothing but holes behind it is written on causally. Any other, and the hidden stretch or region of a text or a picture,
+is a CM3 infill: a mask stands in each gap, the document is closed, and what is missing is written after its sentinel:
 
     <doc> <text> t t <image> | c c c c ...                                        caption -> image
     <doc> <text> <mask:0> <image> c c c ... </doc> <infill:0> | t t t ... <eos>   image -> caption
@@ -12,7 +13,7 @@ To the left of the bar stands the prompt, to the right the answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +25,14 @@ from racm3.tokens.vocabulary import MAX_MASKS, Vocabulary
 
 
 @dataclass(frozen=True)
+class HiddenText:
+    """A text part with a gap between ``before`` and ``after``, either of which may be empty."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class HiddenCodes:
     """An image part some of whose codes are to be generated: ``hidden`` (N,) bool beside the ``codes`` (N,)."""
 
@@ -31,124 +40,162 @@ class HiddenCodes:
     hidden: tuple[bool, ...]
 
 
-OpenPart = TextIds | ImageCodes | HiddenCodes | Hole
+OpenPart = TextIds | HiddenText | ImageCodes | HiddenCodes | Hole
 
 
 @dataclass(frozen=True)
 class Span:
     """A stretch of the answer: ``count`` image codes, or text of free length up to ``count`` ids if ``stop`` is given.
 
-    ``part`` is the index of the document's part that it belongs to.
+    ``start`` is the place of its first code in the picture; ``given`` holds (place in the span, code) of codes that are
+    not the generator's to choose.
     """
 
-    part: int
     count: int
     stop: tuple[int, ...] = ()
+    start: int = 0
+    given: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def chosen(self) -> list[int]:
+        """The places in the span that are the generator's to choose."""
+        return [place for place in range(self.count) if place not in dict(self.given)]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """``ids`` to read, ``unconditional`` the same without the main document's words, and the spans to write."""
+    """``ids`` to read, ``unconditional`` the same without the main document's words, and the spans to write into the
+    part number ``part`` of the document."""
 
     ids: list[int]
     unconditional: list[int]
+    part: int
     spans: tuple[Span, ...]
 
 
 def build_prompt(
     retrieved: Sequence[TokenDocument], main: Sequence[OpenPart], markup: Markup, max_text_tokens: int
 ) -> Prompt:
-    """The prompt of one request.
+    """The prompt for the first open part of a document.
 
     The unconditional stream keeps the retrieved documents; where it writes on causally the caption is hidden behind a
-    mask (CM3Leon), in an infill it is left out, so that the gaps keep their numbers.
-    Raises DocumentError if nothing is to be generated, or more than 16 spans are.
+    mask (CM3Leon), in an infill it is left out, so that the gaps keep their numbers. There are at most 16 masks: in
+    pictures with more gaps the nearest are bridged, and the codes between them are given in the answer.
+    Raises DocumentError if nothing is to be generated, or more than 16 parts are open.
     """
     before = [id_ for document in retrieved for id_ in markup.to_ids(document)]
-    if len(main) and isinstance(main[-1], Hole) and not any(isinstance(p, (Hole, HiddenCodes)) for p in main[:-1]):
-        return _causal(before, main, markup, max_text_tokens)
-    return _infill(before, main, markup, max_text_tokens)
+    gaps = [_gaps(part) for part in main]
+    opened = [number for number, count in enumerate(gaps) if count]
+    if not opened:
+        raise DocumentError("the document has nothing to generate; give it a Hole, or a part that is partly hidden")
+    if len(opened) > MAX_MASKS:
+        raise DocumentError(f"the document has {len(opened)} open parts, and at most {MAX_MASKS} can be; split it")
+    most = MAX_MASKS if sum(gaps) <= MAX_MASKS else MAX_MASKS // len(opened)  # of one part
+    if all(isinstance(part, Hole) for part in main[opened[0] :]):
+        return _causal(before, main, opened[0], markup, max_text_tokens)
+    return _infill(before, main, opened[0], most, markup, max_text_tokens)
 
 
-def _causal(before: list[int], main: Sequence[OpenPart], markup: Markup, max_text_tokens: int) -> Prompt:
-    v, last = markup.vocabulary, len(main) - 1
-    hole = main[last]
-    assert isinstance(hole, Hole)
-    given = [part for part in main[:last] if isinstance(part, (TextIds, ImageCodes))]
-    opened = markup.to_ids(tuple(given))[:-1] if given else [v.doc]
-    wordless = [v.doc]
-    masks = 0
-    for part in given:
-        if isinstance(part, TextIds):
-            wordless += [v.text, v.mask(masks)]
-            masks += 1
-        else:
-            wordless += markup.to_ids((part,))[1:-1]
-    if hole.modality == "image":
-        span = Span(last, markup.codes_per_image)
-        marker = v.image
-    else:
-        span = Span(last, max_text_tokens, stop=(v.end, v.text, v.image))
-        marker = v.text
-    return Prompt([*before, *opened, marker], [*before, *wordless, marker], (span,))
+def _gaps(part: OpenPart) -> int:
+    """How many masks a part needs."""
+    if isinstance(part, HiddenCodes):
+        return sum(hidden for _, _, hidden in runs(part.hidden))
+    return int(isinstance(part, (HiddenText, Hole)))
 
 
-def _infill(before: list[int], main: Sequence[OpenPart], markup: Markup, max_text_tokens: int) -> Prompt:
+def _causal(before: list[int], main: Sequence[OpenPart], number: int, markup: Markup, max_text_tokens: int) -> Prompt:
     v = markup.vocabulary
-    ids, wordless, gaps = [v.doc], [v.doc], 0
-    found: list[tuple[int, int, bool]] = []  # (part, count, is text) of every gap
-    for number, part in enumerate(main):
-        read = len(ids)
-        if isinstance(part, (TextIds, ImageCodes)):
-            ids += markup.to_ids((part,))[1:-1]
-        elif isinstance(part, Hole):
-            is_text = part.modality == "text"
-            ids += [v.text if is_text else v.image, v.mask(_checked(gaps))]
-            found.append((number, max_text_tokens if is_text else markup.codes_per_image, is_text))
-            gaps += 1
-        else:
-            ids.append(v.image)
-            for start, end, hidden in runs(part.hidden):
-                if hidden:
-                    ids.append(v.mask(_checked(gaps)))
-                    found.append((number, end - start, False))
-                    gaps += 1
-                else:
-                    ids += [v.image_start + code for code in part.codes[start:end]]
-        if not isinstance(part, TextIds):
-            wordless += ids[read:]
-    if not found:
-        raise DocumentError("the document has nothing to generate; give it a Hole, or an image with a mask")
-    ids.append(v.end)
+    ids, wordless, masks = [v.doc], [v.doc], 0
+    for part in main[:number]:
+        written, kept, _ = _written(part, 0, 1, markup, max_text_tokens)
+        if isinstance(part, TextIds):
+            kept = [v.text, v.mask(masks)] if masks < MAX_MASKS else []
+            masks += 1
+        ids += written
+        wordless += kept
+    (marker, _), _, (span,) = _written(main[number], 0, 1, markup, max_text_tokens)
+    if span.stop:
+        span = replace(span, stop=(v.end, v.text, v.image))
+    return Prompt([*before, *ids, marker], [*before, *wordless, marker], number, (span,))
+
+
+def _infill(
+    before: list[int], main: Sequence[OpenPart], number: int, most: int, markup: Markup, max_text_tokens: int
+) -> Prompt:
+    v = markup.vocabulary
+    ids, wordless = [v.doc], [v.doc]
+    spans: list[Span] = []
+    own: list[Span] = []
+    for part in main:
+        written, kept, more = _written(part, len(spans), most, markup, max_text_tokens)
+        ids += written
+        wordless += kept
+        spans += more
+        own = own or spans[:]  # of the first open part
+    if own[0].stop and len(spans) > 1:
+        own = [replace(own[0], stop=(v.infill(1),))]
+    end = [v.end, v.infill(0)]
+    return Prompt([*before, *ids, *end], [*before, *wordless, *end], number, tuple(own))
+
+
+def _written(
+    part: OpenPart, gap: int, most: int, markup: Markup, max_text_tokens: int
+) -> tuple[list[int], list[int], list[Span]]:
+    """A part as ids, its gaps numbered from ``gap``; the same without words; and what stands in its gaps."""
+    v = markup.vocabulary
+    text = Span(max_text_tokens, stop=(v.eos,))
+    if isinstance(part, TextIds):
+        return markup.to_ids((part,))[1:-1], [], []
+    if isinstance(part, HiddenText):
+        left, right = ([v.text_start + id_ for id_ in side] for side in (part.before, part.after))
+        return [v.text, *left, v.mask(gap), *right], [v.text, v.mask(gap)], [text]
     spans = []
-    for gap, (number, count, is_text) in enumerate(found):
-        after = v.infill(gap + 1) if gap + 1 < len(found) else v.eos
-        spans.append(Span(number, count, (after,) if is_text else ()))
-    return Prompt([*before, *ids, v.infill(0)], [*before, *wordless, v.end, v.infill(0)], tuple(spans))
+    if isinstance(part, Hole):
+        is_text = part.modality == "text"
+        ids = [v.text if is_text else v.image, v.mask(gap)]
+        spans = [text if is_text else Span(markup.codes_per_image)]
+    elif isinstance(part, ImageCodes):
+        ids = markup.to_ids((part,))[1:-1]
+    else:
+        ids = [v.image]
+        for start, end, hidden in bridged(runs(part.hidden), most):
+            if hidden:
+                ids.append(v.mask(gap + len(spans)))
+                given = [(i - start, part.codes[i]) for i in range(start, end) if not part.hidden[i]]
+                spans.append(Span(end - start, start=start, given=tuple(given)))
+            else:
+                ids += [v.image_start + code for code in part.codes[start:end]]
+    return ids, ids, spans
 
 
-def runs(flags: Sequence[bool]) -> list[tuple[int, int, bool]]:
-    """Stretches of equal flags: (start, end, flag)."""
+Run = tuple[int, int, bool]
+"""A stretch of equal flags: (start, end, flag)."""
+
+
+def runs(flags: Sequence[bool]) -> list[Run]:
+    """The stretches of equal flags, in order."""
     edges = [0, *(np.flatnonzero(np.diff(np.asarray(flags, dtype=np.int8))) + 1).tolist(), len(flags)]
     return [(start, end, bool(flags[start])) for start, end in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _checked(gap: int) -> int:
-    if gap >= MAX_MASKS:
-        raise DocumentError(
-            f"the document has more than {MAX_MASKS} gaps, counting each row of a hidden region; hide fewer rows"
-        )
-    return gap
+def bridged(stretches: Sequence[Run], most: int) -> list[Run]:
+    """The same with at most ``most`` that are True: the shortest between two of them become part of these."""
+    stretches = list(stretches)
+    while sum(flag for _, _, flag in stretches) > most:
+        between = [i for i in range(1, len(stretches) - 1) if not stretches[i][2]]
+        i = min(between, key=lambda i: stretches[i][1] - stretches[i][0])
+        stretches[i - 1 : i + 2] = [(stretches[i - 1][0], stretches[i + 1][1], True)]
+    return stretches
 
 
 def answer_constraint(spans: Sequence[Span], vocabulary: Vocabulary) -> Chain:
     """What the answer to a prompt may be: its spans, with the sentinels between them."""
     links: list[Constraint] = []
     for i, span in enumerate(spans):
+        if i:
+            links.append(Fixed(vocabulary, (vocabulary.infill(i),)))
         if span.stop:
             links.append(TextSpan(vocabulary, span.stop, span.count))
-            continue
-        links.append(ImageSpan(vocabulary, span.count))
-        if i + 1 < len(spans):
-            links.append(Fixed(vocabulary, (vocabulary.infill(i + 1),)))
+        else:
+            links.append(ImageSpan(vocabulary, span.count, dict(span.given)))
     return Chain(*links)

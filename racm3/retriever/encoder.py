@@ -1,7 +1,7 @@
-"""Encoder: documents to vectors, with CLIP (paper.md, "mixed-modal encoder").
+"""Encoder: documents to vectors, with CLIP or SigLIP (paper.md, "mixed-modal encoder").
 
-A document is split into its text and its picture part, CLIP encodes each, and the unit vectors are averaged and scaled
-to unit norm again. The same encoder serves queries and the memory, so that their dot product is the score.
+A document is split into its text and its picture part, the model encodes each, and the unit vectors are averaged and
+scaled to unit norm again. The same encoder serves queries and the memory, so that their dot product is the score.
 
 Letters: B batch, T tokens, D dimension, C H W pixels.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from racm3.errors import CheckpointError, ConfigError, DocumentError, unknown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import CLIPImageProcessorPil, CLIPModel
+    from transformers import CLIPImageProcessorPil, CLIPModel, SiglipImageProcessorPil, SiglipModel
 
 __all__ = ["REDUNDANCY_THRESHOLD", "Encoder"]
 
@@ -36,20 +37,30 @@ LEGACY_EOS = 2
 """CLIP configurations with this ``eos_token_id`` are pooled at the highest id of a text, the true end token."""
 
 
+@dataclass(frozen=True)
+class Padding:
+    """How SigLIP pads every text to the full length: with which id, and on which side."""
+
+    id: int
+    left: bool
+
+
 class Encoder:
-    """A frozen CLIP with its tokenizer and its image preprocessing."""
+    """A frozen CLIP, or SigLIP (which has a ``padding``), with its tokenizer and its image preprocessing."""
 
     def __init__(
         self,
-        model: CLIPModel,
+        model: CLIPModel | SiglipModel,
         tokenizer: Tokenizer,
-        processor: CLIPImageProcessorPil,
+        processor: CLIPImageProcessorPil | SiglipImageProcessorPil,
         redundancy_threshold: float = REDUNDANCY_THRESHOLD,
+        padding: Padding | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.processor = processor
         self.redundancy_threshold = redundancy_threshold
+        self.padding = padding
         config: Any = model.config
         text = config.text_config
         self._eos = text.vocab_size - 1 if text.eos_token_id == LEGACY_EOS else int(text.eos_token_id)
@@ -91,10 +102,13 @@ class Encoder:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
-        """Open a CLIP folder: config.json, safetensors, preprocessor_config.json, and tokenizer.json (or CLIP's
-        vocab.json with merges.txt). Raises CheckpointError if something is missing or damaged."""
+        """Open the folder of a CLIPModel or a SiglipModel: config.json, safetensors, preprocessor_config.json, and
+        tokenizer.json (or CLIP's vocab.json with merges.txt; SigLIP's tokenizer_config.json as well).
+
+        Raises CheckpointError if something is missing or damaged, or it is another kind of model.
+        """
         from safetensors import SafetensorError
-        from transformers import CLIPImageProcessorPil, CLIPModel
+        from transformers import CLIPImageProcessorPil, CLIPModel, SiglipImageProcessorPil, SiglipModel
 
         folder = Path(folder)
         needed = {"config.json", "preprocessor_config.json"}
@@ -102,15 +116,25 @@ class Encoder:
         if missing:
             what = f"lacks {', '.join(missing)}" if folder.is_dir() else "does not exist"
             raise CheckpointError(
-                f"the encoder folder {folder} {what}; give the folder of a CLIPModel, "
-                "made by `racm3 train encoder` or downloaded (for instance openai/clip-vit-large-patch14)"
+                f"the encoder folder {folder} {what}; give the folder of a CLIPModel or a SiglipModel, made by "
+                "`racm3 train encoder` or downloaded (for instance openai/clip-vit-large-patch14)"
             )
         settings = _settings(folder)
         try:
-            loaded: Any = CLIPModel.from_pretrained(
+            kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"the encoder in {folder} cannot be opened: {error}; fetch it again") from error
+        if kind not in ("clip", "siglip"):
+            raise CheckpointError(
+                f"{folder} has model_type {kind!r}; allowed: 'clip' (CLIPModel), 'siglip' (SiglipModel)"
+            )
+        model_class: Any = CLIPModel if kind == "clip" else SiglipModel
+        processor_class: Any = CLIPImageProcessorPil if kind == "clip" else SiglipImageProcessorPil
+        try:
+            loaded: Any = model_class.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
-            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            processor = processor_class.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"the encoder in {folder} cannot be opened: {error}; make or fetch it again"
@@ -120,7 +144,9 @@ class Encoder:
             raise CheckpointError(
                 f"the encoder in {folder} lacks {len(lost)} weights, among them {lost[0]}; fetch it again"
             )
-        return cls(model.to(device), _tokenizer(folder), processor, **settings)
+        tokenizer = _tokenizer(folder)
+        padding = _padding(folder, tokenizer) if kind == "siglip" else None
+        return cls(model.to(device), tokenizer, processor, padding=padding, **settings)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the encoder so that `from_pretrained`, and transformers, open it."""
@@ -128,6 +154,10 @@ class Encoder:
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         self.tokenizer.save(str(folder / "tokenizer.json"))
+        if self.padding:
+            names = {"pad_token": self.tokenizer.id_to_token(self.padding.id)}
+            names["padding_side"] = "left" if self.padding.left else "right"
+            (folder / "tokenizer_config.json").write_text(json.dumps(names) + "\n")
         (folder / SETTINGS).write_text(json.dumps({"redundancy_threshold": self.redundancy_threshold}) + "\n")
 
     # What it is ----------------------------------------------------------------------------------------------------
@@ -135,7 +165,8 @@ class Encoder:
     @property
     def dimension(self) -> int:
         """Length D of a vector."""
-        return int(self.model.config.projection_dim)
+        config: Any = self.model.config
+        return int(config.vision_config.hidden_size if self.padding else config.projection_dim)
 
     @property
     def fingerprint(self) -> str:
@@ -151,6 +182,7 @@ class Encoder:
         image = [list(processor.image_mean), list(processor.image_std), dict(processor.size), int(processor.resample)]
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         facts = [towers, self._eos, self._max_tokens, self.image_size_px, image, vocabulary]
+        facts += [asdict(self.padding)] if self.padding else []
         digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -163,8 +195,11 @@ class Encoder:
         """``{"input_ids": (B, T) int64}`` on the model's device: every text ends with, and is padded by, the end token.
 
         The model attends to the past only and pools at the first end token, so padding changes nothing. A text that is
-        too long loses its tail, never the end token.
+        too long loses its tail, never the end token. SigLIP looks at the padding too: every text has the full length
+        that it was trained with, and its tokenizer itself adds the end token.
         """
+        if self.padding:
+            return {"input_ids": torch.from_numpy(self._padded(texts, self.padding)).to(self.model.device)}
         rows = [
             [token for token in encoding.ids if token != self._eos][: self._max_tokens - 1]
             for encoding in self.tokenizer.encode_batch_fast(list(texts))
@@ -173,6 +208,16 @@ class Encoder:
         for row, tokens in zip(ids, rows, strict=True):
             row[: len(tokens)] = tokens
         return {"input_ids": torch.from_numpy(ids).to(self.model.device)}
+
+    def _padded(self, texts: Sequence[str], padding: Padding) -> np.ndarray:
+        """(B, T) ids of the full length T."""
+        ids = np.full((len(texts), self._max_tokens), padding.id)
+        for row, encoding in zip(ids, self.tokenizer.encode_batch_fast(list(texts)), strict=True):
+            tokens = encoding.ids
+            if len(tokens) > len(row):
+                tokens = [*tokens[: len(row) - 1], tokens[-1]]
+            row[len(row) - len(tokens) if padding.left else 0 :][: len(tokens)] = tokens
+        return ids
 
     def image_inputs(self, images: Sequence[Image]) -> Tensor:
         """(B, 3, H, W) float32 normalised pixels on the model's device; a hidden region becomes the mean colour.
@@ -271,6 +316,21 @@ def _tokenizer(folder: Path) -> Tokenizer:
         return _plain(AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer)
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}; fetch it again") from error
+
+
+def _padding(folder: Path, tokenizer: Tokenizer) -> Padding:
+    """From tokenizer_config.json: a SigLIP's config.json repeats CLIP's special ids, which are not its own."""
+    try:
+        names = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        token = names["pad_token"]
+        id_ = tokenizer.token_to_id(token if isinstance(token, str) else token["content"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} needs a tokenizer_config.json with a pad_token ({error!r}); fetch it"
+        ) from error
+    if id_ is None:
+        raise CheckpointError(f"the pad_token {token!r} of {folder} is not in its tokenizer.json; fetch both again")
+    return Padding(id_, names.get("padding_side") == "left")
 
 
 def _settings(folder: Path) -> dict[str, float]:

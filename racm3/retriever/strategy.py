@@ -56,7 +56,7 @@ def drop_query(document: Document, rate: float, rng: np.random.Generator) -> Doc
 
 def _drop(part: Part, rate: float, rng: np.random.Generator) -> Part:
     if isinstance(part, Text):
-        words = part.text.split()
+        words = part.visible.split()
         kept = _kept(len(words), rate, rng)
         return Text(" ".join(word for word, keep in zip(words, kept, strict=True) if keep))
     if isinstance(part, Image):

@@ -109,10 +109,10 @@ def test_returned_is_the_best_ranked_hit(retrieval: RACM3) -> None:
     assert [best_retrieved(d) for d in done] == [own[0].document.images[0] for own in hits]
 
 
-def test_nothing_retrieved_is_an_error() -> None:
+def test_nothing_retrieved_is_an_error(retrieval: RACM3) -> None:
     text_only = Hit("t", 1.0, Document.of("a fox"), {}, "test")
     with pytest.raises(InputError, match="no picture was retrieved for 'a fox'"):
-        best_retrieved(Completion(Document.of("a fox"), (text_only,), Settings(), 0, 0.0))
+        best_retrieved(Completion(Document.of("a fox"), (text_only,), Settings(), 0, (), retrieval))
 
 
 def test_every_row_is_what_it_claims(retrieval: RACM3, vanilla: RACM3, judge: Judge) -> None:
@@ -164,14 +164,14 @@ def test_the_command_prints_tables_and_ends_with_one_json_line(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     memory, out = tmp_path / "made" / "memory", tmp_path / "results" / "scenes.json"
-    sizes = ["world.memory=1", "world.train=1", "world.pretrain=1", "n=2", "world.tests=2"]
+    sizes = ["world.memory=1", "world.train=1", "world.pretrain=1", "n=2", "trials=2", "world.tests=2"]
     settings = [*sizes, "drawing.samples=1", "captioning.max_text_tokens=4"]
     command = ["evaluate", "scenes", "--models", str(models), "--memory", str(memory), "--out", str(out)]
     assert cli.main([*command, "--set", *settings]) == 0
     printed = capsys.readouterr().out
     results = json.loads(printed.splitlines()[-1])
     assert results == json.loads(out.read_text(encoding="utf-8"))
-    assert list(results) == ["seen", "novel", "protocol"]
+    assert list(results) == ["seen", "novel", "tasks", "protocol"]
     for split in ("seen", "novel"):
         assert list(results[split]) == [*ROWS, "caption"]
         for row in ROWS:
@@ -185,7 +185,9 @@ def test_the_command_prints_tables_and_ends_with_one_json_line(
     opened = Memory.open(memory, protocol["encoder"])
     assert protocol["memory"]["documents"] == len(opened) == len(TINY_WORLD.seen) + len(TINY_WORLD.novel)
     assert protocol["world"]["tests"] == protocol["n"] == 2
-    for shown in (*ROWS, "all correct", "CIDEr-D", "n = 2"):
+    assert list(results["tasks"]) == ["infill", "edit", "style", "one_shot"]
+    assert results["tasks"]["one_shot"]["novel"]["vanilla"]["n"] == 2
+    for shown in (*ROWS, "all correct", "CIDEr-D", "n = 2", "untouched", "One-shot"):
         assert shown in printed
 
     # The memory that is there is used again, but not for another world.

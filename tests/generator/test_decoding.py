@@ -22,10 +22,13 @@ from racm3.generator.decoding import (
     Sampling,
     TextSpan,
     choose,
+    contrast,
     guide,
     keep_allowed,
+    keep_min_p,
     keep_top_k,
     keep_top_p,
+    shape,
     temper,
 )
 from racm3.tokens.vocabulary import Vocabulary
@@ -78,6 +81,59 @@ def test_top_p(seed: int, p: list[float]) -> None:
 def test_top_p_of_one_keeps_the_least_likely() -> None:
     logits = torch.tensor([[0.0, -40.0, -80.0]])
     assert torch.equal(keep_top_p(logits, torch.tensor([1.0])), logits)
+
+
+@given(seeds, st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_min_p(seed: int, p: list[float]) -> None:
+    def slow(row: Tensor, least: float) -> set[int]:
+        probability = row.double().softmax(-1)
+        shares = {i: float(probability[i] / probability.max()) for i in likeliest_first(row)}
+        assume(all(least in (0, 1) or abs(share - least) > 1e-5 for share in shares.values()))
+        return {i for i, share in shares.items() if share >= least}
+
+    logits = random_logits(seed)
+    assert kept(keep_min_p(logits, torch.tensor(p))) == [slow(row, n) for row, n in zip(logits, p, strict=True)]
+
+
+@given(seeds, st.lists(st.integers(1, 20), min_size=4, max_size=4), st.sampled_from([0.1, 0.5, 1.0]))
+def test_contrast(seed: int, k: list[int], alpha: float) -> None:
+    conditional = random_logits(seed)
+    unconditional = random_logits(seed + 1).where(conditional.isfinite(), -math.inf).clamp(min=-50)
+    contrasted = contrast(conditional, unconditional, torch.tensor(k), torch.full((4,), alpha))
+    for row, own, other, n in zip(contrasted, conditional.softmax(-1), unconditional.softmax(-1), k, strict=True):
+        kth = sorted((float(p) for p in own if p > 0), reverse=True)[: min(n, int((own > 0).sum()))][-1]
+        for score, p, q in zip(row.tolist(), own.tolist(), other.tolist(), strict=True):
+            if p > 1.001 * alpha * kth:
+                assert score == pytest.approx(math.log(p) - math.log(q), abs=1e-4)
+            elif p < 0.999 * alpha * kth:
+                assert score == -math.inf
+
+
+def test_shape_is_the_filters_one_after_the_other_each_row_on_its_own() -> None:
+    samplings = [
+        Sampling(),
+        Sampling(temperature=0.5, top_k=3, min_p=0.2),
+        Sampling(guidance=2.0, top_p=0.6),
+        Sampling(temperature=2.0, contrast_k=2, contrast_alpha=0.3),
+    ]
+    random = torch.Generator().manual_seed(3)
+    own, other = torch.randn(2, 4, 11, generator=random, dtype=torch.float64)
+    allowed = torch.rand(4, 11, generator=random) < 0.7
+
+    def one(value: float) -> Tensor:
+        return torch.tensor([value])
+
+    a, b = keep_allowed(own, allowed), keep_allowed(other, allowed)
+    expected = [
+        a[:1],
+        keep_min_p(keep_top_k(2 * a[1:2], one(3)), one(0.2)),
+        keep_top_p(keep_allowed(guide(own[2:3], other[2:3], one(2.0)), allowed[2:3]), one(0.6)),
+        contrast(a[3:], b[3:], one(2), one(0.3)) / 2,
+    ]
+    found = shape(own, other, allowed, samplings)
+    assert torch.allclose(found.softmax(-1), torch.cat(expected).softmax(-1), atol=1e-6)
+    alone = shape(own[:2], None, allowed[:2], samplings[:2])
+    assert torch.allclose(alone, found[:2])
 
 
 def test_guide() -> None:
@@ -137,6 +193,10 @@ def test_choose_draws_each_token_as_often_as_it_should() -> None:
         ({"top_p": 0.0}, "sampling.top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_p": 1.5}, "sampling.top_p is 1.5"),
         ({"guidance": -1.0}, "sampling.guidance is -1.0"),
+        ({"min_p": 1.1}, "sampling.min_p is 1.1; it must be 0 to 1"),
+        ({"contrast_k": 0}, "sampling.contrast_k is 0"),
+        ({"contrast_alpha": 0.0}, "sampling.contrast_alpha is 0.0"),
+        ({"contrast_k": 5, "guidance": 2.0}, "leave one of them out"),
     ],
 )
 def test_sampling_out_of_range(change: dict[str, Any], message: str) -> None:
@@ -175,6 +235,17 @@ def test_image_span() -> None:
         assert allowed_ids(span) == CODES
         assert span.push(CODES[0])
     assert span.done
+
+
+def test_an_image_span_with_given_codes() -> None:
+    span = ImageSpan(V, 3, {1: 2})
+    assert allowed_ids(span) == CODES
+    span.push(CODES[0])
+    assert allowed_ids(span) == [CODES[2]]
+    assert span.push(CODES[2])
+    assert allowed_ids(span) == CODES
+    with pytest.raises(ConfigError, match="places 0 to 2"):
+        ImageSpan(V, 3, {3: 0})
 
 
 def test_chain() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from racm3.errors import ConfigError, InputError, MarkupError, PromptTooLongError
+from racm3.errors import CacheLimitError, ConfigError, InputError, MarkupError, PromptTooLongError
+from racm3.generator import engine as engine_module
+from racm3.generator.cache import Cache
 from racm3.generator.decoding import Chain, Fixed, ImageSpan, Sampling, TextSpan
-from racm3.generator.engine import Completion, Engine, Job
+from racm3.generator.engine import Completion, Context, Engine, Job
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.generator.reader import Reader
 from racm3.tokens.vocabulary import Vocabulary
 
 V = Vocabulary(text_size=20, image_size=12)
@@ -28,7 +32,7 @@ GUIDED = Sampling(temperature=0.9, top_k=8, top_p=0.9, guidance=2.5)
 def engine(request: pytest.FixtureRequest) -> Engine:
     """A generator with an opinion: at its start, all tokens are equally likely and nothing shows."""
     torch.manual_seed(0)
-    config = GeneratorConfig(V.size, 32, 2, 4, request.param, 8, 48, context_tokens=64)
+    config = GeneratorConfig(V.size, 32, 2, 4, request.param, 8, 64, context_tokens=64)
     generator = Generator(config)
     with torch.no_grad():
         for weight in generator.parameters():
@@ -65,8 +69,13 @@ def mixed_jobs() -> list[Job]:
 def slow(engine: Engine, job: Job) -> Completion:
     """One job, no cache, no batch, filters written out token by token."""
 
-    def logits_after(ids: list[int]) -> Tensor:
-        return engine.generator.logits(engine.generator(torch.tensor([ids])))[0, -1]  # (V,)
+    def logits_after(prompts: list[Sequence[int]]) -> Tensor:  # (V,)
+        """Of one prompt; of several, the logarithm of their mean probability."""
+        logits = [engine.generator.logits(engine.generator(torch.tensor([[*p, *drawn]])))[0, -1] for p in prompts]
+        if len(logits) == 1:
+            return logits[0]
+        allowed = torch.full((V.size,), -math.inf).index_fill(0, torch.tensor(may), 0.0)
+        return torch.stack([(one + allowed).softmax(-1) for one in logits]).mean(0).log()
 
     constraint, sampling = copy.deepcopy(job.constraint), job.sampling
     numbers = torch.rand(
@@ -76,13 +85,12 @@ def slow(engine: Engine, job: Job) -> Completion:
     spans: list[list[int]] = [[]]
     total = 0.0
     while not constraint.done:
-        own = logits_after([*job.prompt, *drawn])
+        may = constraint.allowed().nonzero()[0].tolist()
+        own = logits_after([context.prompt for context in job.contexts])
         scores = own
         if sampling.guidance != 1:
-            assert job.unconditional is not None
-            other = logits_after([*job.unconditional, *drawn])
+            other = logits_after([context.unconditional or () for context in job.contexts])
             scores = other + sampling.guidance * (own - other)
-        may = constraint.allowed().nonzero()[0].tolist()
         ranked = sorted(may, key=lambda id: -float(scores[id]))
         if sampling.temperature == 0:
             id = ranked[0]
@@ -118,13 +126,93 @@ def test_one_batch_equals_the_slow_twin(engine: Engine) -> None:
     assert_same(engine.run(jobs), [slow(engine, job) for job in jobs])
 
 
+def ensembles() -> list[Job]:
+    """Of two and three contexts, guided and not."""
+    return [
+        Job(prompt(5, 30), image(), Sampling(temperature=2.0), seed=1, others=[Context(prompt(9, 31))]),
+        Job(
+            prompt(12, 32),
+            text(),
+            replace(GUIDED, temperature=2.0),
+            seed=2,
+            unconditional=prompt(4, 33),
+            others=[Context(prompt(6, 34), prompt(3, 35)), Context(prompt(7, 36), prompt(3, 35))],
+        ),
+    ]
+
+
+def test_ensembles_average_probabilities_at_every_step(engine: Engine) -> None:
+    jobs = [*ensembles(), *mixed_jobs()]
+    assert_same(engine.run(jobs), [slow(engine, job) for job in jobs])
+
+
+def test_an_ensemble_of_one_prompt_twice_is_that_prompt(engine: Engine) -> None:
+    job = Job(prompt(5, 0), image(), Sampling(), seed=3)
+    assert_same(engine.run([replace(job, others=[Context(job.prompt)])]), engine.run([job]))
+
+
 def test_a_job_does_not_see_its_batch_mates(engine: Engine) -> None:
-    jobs = mixed_jobs()
+    """Not by a bit."""
+    jobs = [*mixed_jobs(), *ensembles()]
     together = engine.run(jobs)
-    assert_same([engine.run([job])[0] for job in jobs], together)
-    assert_same(engine.run(jobs[::-1])[::-1], together)
-    for max_rows in (2, 3, 5):  # in several batches
-        assert_same(Engine(engine.generator, V, max_rows=max_rows).run(jobs), together)
+    assert [engine.run([job])[0] for job in jobs] == together
+    assert engine.run(jobs[::-1])[::-1] == together
+    for max_rows in (6, 8):  # they wait for each other
+        assert Engine(engine.generator, V, max_rows=max_rows).run(jobs) == together
+
+
+def test_jobs_join_and_leave_at_every_step(engine: Engine) -> None:
+    jobs = [*mixed_jobs(), *ensembles()]
+    alone = [engine.run([job])[0] for job in jobs]
+    requests, reached = [], []
+    for job in jobs:
+        requests.append(engine.submit(job))
+        events = engine.step()
+        reached.append([request.steps for request in requests])
+        assert {event.job for event in events} <= {request.number for request in requests}
+    assert [steps[1] for steps in reached[1:4]] == [1, 2, 3]
+    while engine.step():
+        pass
+    assert [request.completion for request in requests] == alone
+    assert all(request.done for request in requests)
+
+
+def test_a_cancelled_job_leaves_and_the_others_go_on(engine: Engine) -> None:
+    jobs = [Job(prompt(4, i), image(), Sampling(), seed=i) for i in range(3)]
+    expected = engine.run(jobs)
+    first, second, waiting = (engine.submit(job) for job in jobs)
+    engine.step()
+    first.cancel()
+    waiting.cancel()
+    while events := engine.step():
+        assert [event.job for event in events] == [second.number]
+    assert second.completion == expected[1]
+    assert first.done
+    assert first.completion.tokens == expected[0].tokens[:1]
+    assert engine.run(jobs) == expected
+
+
+def test_a_stream_is_the_completion_token_by_token(engine: Engine) -> None:
+    jobs = [*mixed_jobs(), *ensembles()]
+    spans: list[dict[int, list[int]]] = [{} for _ in jobs]
+    done = []
+    for event in engine.stream(jobs):
+        assert event.job not in done
+        if event.id is not None:
+            spans[event.job].setdefault(event.span, []).append(event.id)
+        if event.done:
+            done.append(event.job)
+    assert sorted(done) == list(range(len(jobs)))
+    expected = engine.run(jobs)
+    assert [tuple(tuple(one[span]) for span in sorted(one)) for one in spans] == [one.spans for one in expected]
+    assert all(sorted(one) == list(range(len(one))) for one in spans)
+
+
+def test_closing_a_stream_cancels_its_jobs(engine: Engine) -> None:
+    stream = engine.stream([Job(prompt(4, 0), image())])
+    next(stream)
+    stream.close()
+    assert engine.step() == []
 
 
 def test_the_same_job_again_gives_the_same(engine: Engine) -> None:
@@ -133,30 +221,76 @@ def test_the_same_job_again_gives_the_same(engine: Engine) -> None:
     assert engine.run(jobs) == engine.run(jobs)
 
 
-def test_samples_of_one_prompt_read_it_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Job(prompt(15, 0), image(), replace(GUIDED, temperature=3.0, top_p=1.0), unconditional=prompt(6, 1))
-    jobs = [replace(job, seed=seed) for seed in range(6)]
-    shapes = []
-    forward = Generator.forward
-    monkeypatch.setattr(
-        Generator, "forward", lambda self, ids, *more: shapes.append(tuple(ids.shape)) or forward(self, ids, *more)
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Of every pass of a reader from now on, how many tokens and caches it read."""
+    seen: list[tuple[int, int]] = []
+    read = Reader.read
+
+    def noting(self: Reader, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
+        seen.append((len(ids), len(caches)))
+        return read(self, ids, caches)
+
+    monkeypatch.setattr(Reader, "read", noting)
+    return seen
+
+
+@pytest.mark.parametrize("kept_once", [False, True])
+def test_what_prompts_have_in_common_is_read_once(
+    engine: Engine, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, kept_once: bool
+) -> None:
+    """Six guided samples: documents of 20 tokens, behind which the prompt has 5 more and the unconditional one 2."""
+    monkeypatch.setattr(engine_module, "SHARED_TOKENS", 0 if kept_once else 10**6)
+    documents = prompt(20, 0)
+    job = Job(
+        [*documents, *prompt(5, 1)],
+        image(),
+        replace(GUIDED, temperature=3.0, top_p=1.0),
+        unconditional=[*documents, *prompt(2, 2)],
     )
+    jobs = [replace(job, seed=seed) for seed in range(6)]
+    completions = engine.run([*jobs, Job(prompt(3, 3), image(), GREEDY)])
+    groups = 2 if kept_once else 1
+    assert passes == [(23, 2), (7, 2)] + [(13, groups)] * (CODES_PER_IMAGE - 1)
+    assert len({one.tokens for one in completions}) > 2
+    assert_same(completions, [slow(engine, job) for job in [*jobs, Job(prompt(3, 3), image(), GREEDY)]])
+
+
+def test_rows_of_finished_jobs_drop_out(engine: Engine, passes: list[tuple[int, int]]) -> None:
+    engine.run([Job(prompt(4, 0), ImageSpan(V, count)) for count in (2, 5, 1)])
+    assert [tokens for tokens, _ in passes] == [4, 2, 1, 1, 1]  # the prompt; then two jobs are left, then one
+
+
+def test_long_prompts_are_read_in_pieces(
+    engine: Engine, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "READ_TOKENS", 16)
+    jobs = [Job(prompt(20, 1), ImageSpan(V, 1)), Job(prompt(11, 2), ImageSpan(V, 1))]
     completions = engine.run(jobs)
-    monkeypatch.undo()
-    assert shapes == [(2, 15)] + [(12, 1)] * (CODES_PER_IMAGE - 1)
-    assert len({one.tokens for one in completions}) > 1
+    assert [tokens for tokens, _ in passes] == [16, 15]
     assert_same(completions, [slow(engine, job) for job in jobs])
 
 
-def test_rows_of_finished_jobs_drop_out(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = [Job(prompt(4, 0), ImageSpan(V, count)) for count in (2, 5, 1)]
-    rows = []
-    forward = Generator.forward
-    monkeypatch.setattr(
-        Generator, "forward", lambda self, ids, *more: rows.append(ids.shape[0]) or forward(self, ids, *more)
-    )
-    engine.run(jobs)
-    assert rows == [1, 2, 1, 1, 1]  # the prompt; then two jobs are left, then one
+def test_changed_weights_are_noticed(engine: Engine) -> None:
+    job = Job(prompt(4, 0), image())
+    before = engine.run([job])
+    with torch.no_grad():
+        engine.generator.lm_head.weight.neg_()
+    assert engine.run([job]) != before
+    assert_same(engine.run([job]), [slow(engine, job)])
+
+
+def test_memory_is_checked_before_the_start(engine: Engine) -> None:
+    job = Job(prompt(4, 0), image())
+    needed = engine.estimated_bytes([job])
+    config = engine.generator.config
+    per_token = 2 * config.layers * config.kv_heads * config.head_dim * 4
+    assert needed == 4 * 64 * per_token  # the prompt, and its row, doubled and copied; 64 is the granule
+    Engine(engine.generator, V, cache_bytes=needed).run([job])
+    with pytest.raises(CacheLimitError, match=r"job 0 needs up to .* GB for keys and values; .* GB may be taken"):
+        Engine(engine.generator, V, cache_bytes=needed - 1).run([job])
+    jobs = mixed_jobs()
+    assert Engine(engine.generator, V, cache_bytes=2 * needed).run(jobs) == engine.run(jobs)  # one after the other
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -215,8 +349,8 @@ def test_progress(engine: Engine) -> None:
     calls: list[tuple[int, int]] = []
     jobs = [Job(prompt(3, 0), text(12), GREEDY), Job(prompt(3, 1), image()), Job(prompt(3, 2), text(2))]
     Engine(engine.generator, V, max_rows=2).run(jobs, on_step=lambda done, total: calls.append((done, total)))
-    assert {total for _, total in calls} == {13 + 3}
-    assert calls[-1][0] == 16
+    assert {total for _, total in calls} == {13 + CODES_PER_IMAGE + 3}
+    assert calls[-1][0] == calls[-1][1]
     assert all(a[0] < b[0] for a, b in pairwise(calls))
 
 
@@ -255,6 +389,10 @@ def test_bad_requests(engine: Engine) -> None:
         engine.score([[1]], [[]])
     with pytest.raises(ConfigError, match="the vocabulary has 71"):
         Engine(engine.generator, Vocabulary(text_size=21, image_size=12))
+    with pytest.raises(ConfigError, match="job 0 has 6 streams; max_rows is 4, so give it fewer contexts"):
+        Engine(engine.generator, V, max_rows=4).run([ensembles()[1]])
+    with pytest.raises(ConfigError, match="guidance is 2.5, .* give one to every context"):
+        Job(prompt(3, 0), image(), GUIDED, unconditional=[1], others=[Context(prompt(3, 1))])
     with pytest.raises(ConfigError, match="max_rows is 1"):
         Engine(engine.generator, V, max_rows=1)
 
@@ -264,8 +402,15 @@ def test_a_constraint_that_allows_nothing(engine: Engine) -> None:
         def allowed(self) -> np.ndarray:
             return np.zeros(V.size, dtype=bool)
 
+    good = Job(prompt(3, 1), image())
+    expected = engine.run([good])
+    mate = engine.submit(good)
+    engine.step()
     with pytest.raises(MarkupError, match="allows no id at all"):
         engine.run([Job(prompt(3, 0), Nothing(V, 2))])
+    assert mate.done  # a step that fails cancels the batch, and the next one starts afresh
+    assert engine.step() == []
+    assert engine.run([good]) == expected
 
 
 def test_log_probabilities_are_of_the_allowed_ids(engine: Engine) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from racm3.errors import CheckpointError, ConfigError, PromptTooLongError
-from racm3.generator.model import Generator, GeneratorConfig, KVCache
+from racm3.generator.model import Generator, GeneratorConfig
 
 CONFIG = GeneratorConfig(
     vocabulary_size=61, width=24, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=40, context_tokens=32
@@ -82,32 +82,6 @@ def test_padding_on_the_right_changes_nothing() -> None:
         assert torch.allclose(generator(ids)[:, :7], generator(ids[:, :7]), atol=1e-5)
 
 
-@pytest.mark.parametrize("config", SHAPES)
-def test_cached_equals_uncached_with_ragged_rows(config: GeneratorConfig) -> None:
-    """Rows of 3, 9 and 5 tokens are read at once, then two tokens each; rows 2, 0, 0 are kept; then one token each."""
-    generator = random_generator(config)
-    sequences = [torch.randint(61, (length + 3,)) for length in (3, 9, 5)]
-    lengths = [3, 9, 5]
-    cache = KVCache(config, rows=3, tokens=12, like=generator.lm_head.weight)
-    padded = torch.zeros(3, 9, dtype=torch.long)
-    for row, (ids, length) in enumerate(zip(sequences, lengths, strict=True)):
-        padded[row, :length] = ids[:length]
-    with torch.no_grad():
-        slow = [generator(ids[None])[0] for ids in sequences]
-        first = generator(padded, cache)
-        cache.advance(lengths)
-        second = generator(torch.stack([ids[n : n + 2] for ids, n in zip(sequences, lengths, strict=True)]), cache)
-        cache.advance([2, 2, 2])
-        cache.select([2, 0, 0])
-        assert cache.lengths == [7, 5, 5]
-        third = generator(torch.stack([sequences[row][-1:] for row in (2, 0, 0)]), cache)
-    for row, length in enumerate(lengths):
-        assert torch.allclose(first[row, :length], slow[row][:length], atol=1e-5)
-        assert torch.allclose(second[row], slow[row][length : length + 2], atol=1e-5)
-    for new, old in enumerate((2, 0, 0)):
-        assert torch.allclose(third[new, 0], slow[old][-1], atol=1e-5)
-
-
 def test_initial_weights() -> None:
     torch.manual_seed(0)
     config = replace(CONFIG, width=128, heads=8, head_dim=16, mlp_width=256, layers=8)
@@ -136,10 +110,6 @@ def test_too_many_tokens() -> None:
     generator = random_generator(CONFIG)
     with pytest.raises(PromptTooLongError, match="33 tokens were given; the generator reads at most 32"):
         generator(torch.zeros(1, 33, dtype=torch.long))
-    cache = KVCache(CONFIG, rows=1, tokens=40, like=generator.lm_head.weight)
-    cache.advance([30])
-    with pytest.raises(PromptTooLongError, match="33 tokens"):
-        generator(torch.zeros(1, 3, dtype=torch.long), cache)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, CLIPModel
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoTokenizer,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
 
 from racm3.document import Document, Hole, Image
 from racm3.errors import CheckpointError, ConfigError, DocumentError
@@ -133,6 +143,63 @@ def test_the_fingerprint_changes_with_what_changes_the_vectors(encoder: Encoder,
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]}))
     prints.add(Encoder.from_pretrained(tmp_path).fingerprint)
     assert len(prints) == 3
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as transformers saves it, of a tiny model with random weights; the tokenizer ends a text itself."""
+    folder = tmp_path_factory.mktemp("siglip")
+    torch.manual_seed(0)
+    words = bpe()
+    end = words.get_vocab_size()
+    words.add_special_tokens(["</s>"])
+    words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="</s>", eos_token="</s>").save_pretrained(folder)
+    text = {**TOWER, "vocab_size": end + 1, "max_position_embeddings": 8, "projection_size": 32}
+    vision = {**TOWER, "image_size": 32, "patch_size": 8}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    return folder
+
+
+def test_a_siglip_opens_with_the_vectors_of_transformers(siglip: Path, tmp_path: Path) -> None:
+    opened = Encoder.from_pretrained(siglip)
+    texts = ["a fox", "a fox in the snow at the top left of a beach", "a"]
+    tokenizer = AutoTokenizer.from_pretrained(siglip)
+    theirs = tokenizer(texts, padding="max_length", truncation=True, max_length=8)["input_ids"]
+    assert opened.text_inputs(texts)["input_ids"].tolist() == theirs
+    pictures = [picture(0), picture(1, 48, 40)]
+    model, processor = SiglipModel.from_pretrained(siglip).eval(), SiglipImageProcessorPil.from_pretrained(siglip)
+    pixels = processor([one.pil for one in pictures], return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = [
+            model.get_text_features(torch.tensor(theirs)).pooler_output,
+            model.get_image_features(pixels).pooler_output,
+        ]
+    for found, vectors in zip((opened.embed_texts(texts), opened.embed_images(pictures)), expected, strict=True):
+        np.testing.assert_allclose(found, torch.nn.functional.normalize(vectors, dim=-1), atol=2e-6)
+    assert opened.embed([Document.of("a fox", pictures[0])]).shape == (1, opened.dimension)
+
+    opened.save_pretrained(tmp_path)
+    again = Encoder.from_pretrained(tmp_path)
+    assert (again.padding, again.fingerprint) == (opened.padding, opened.fingerprint)
+    left = Encoder(opened.model, opened.tokenizer, opened.processor, padding=replace(opened.padding, left=True))
+    assert left.text_inputs(["a"])["input_ids"][0].tolist() == [*[theirs[2][-1]] * 6, *theirs[2][:2]]
+    assert left.fingerprint != opened.fingerprint
+
+
+def test_a_siglip_needs_its_padding_and_another_model_is_refused(siglip: Path, tmp_path: Path) -> None:
+    shutil.copytree(siglip, tmp_path / "a")
+    (tmp_path / "a" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="needs a tokenizer_config.json with a pad_token"):
+        Encoder.from_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "tokenizer_config.json").write_text('{"pad_token": "<none>"}')
+    with pytest.raises(CheckpointError, match="pad_token '<none>' .* is not in its tokenizer.json"):
+        Encoder.from_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match="model_type 'bert'; allowed: 'clip'"):
+        Encoder.from_pretrained(tmp_path / "a")
 
 
 @pytest.mark.parametrize("legacy", [False, True])

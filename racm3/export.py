@@ -1,0 +1,174 @@
+"""Export and import: a generator as other tools open it, and a language model as the start of a generator.
+
+A generator folder is a ``Qwen3ForCausalLM`` already. What other tools lack is a tokenizer of the whole vocabulary,
+special tokens and image codes included, with the ids of the weights; and the grammar, which the model card has as code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from racm3.errors import CheckpointError
+from racm3.generator.grow import grown
+from racm3.generator.model import Generator
+from racm3.tokens.image import load_image_tokenizer
+from racm3.tokens.text import TextTokenizer
+from racm3.tokens.vocabulary import Vocabulary
+
+__all__ = ["export_transformers", "import_qwen3", "whole_tokenizer"]
+
+
+def export_transformers(folder: Path, out: Path) -> None:
+    """Write the generator of ``folder`` as a folder for ``AutoModelForCausalLM`` and ``AutoTokenizer``.
+
+    Raises CheckpointError if it is none, or ``out`` holds something already.
+    """
+    facts_file = folder / "racm3.json"
+    if not facts_file.is_file():
+        raise CheckpointError(f"{folder} is not a generator folder of racm3: there is no racm3.json in it")
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise CheckpointError(f"{out} holds something already; give a folder that is empty or not there yet")
+    facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    vocabulary = Vocabulary(facts["text_size"], facts["image_size"])
+    tokenizer = whole_tokenizer(folder / "tokenizer.json", vocabulary)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors", "racm3.json"):
+        shutil.copy(folder / name, out / name)
+    tokenizer.save(str(out / "tokenizer.json"))
+    special = {f"{kind}_token": vocabulary.name(getattr(vocabulary, kind)) for kind in ("pad", "eos")}
+    context = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    _write(
+        out / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **special},
+    )
+    _write(out / "generation_config.json", {"pad_token_id": vocabulary.pad, "eos_token_id": vocabulary.eos})
+    card = CARD.format(grammar=GRAMMAR, codes=facts["codes_per_image"], image_size=vocabulary.image_size)
+    (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def whole_tokenizer(path: Path, vocabulary: Vocabulary) -> Tokenizer:
+    """The text tokenizer with every other id of the vocabulary added, ``<image:0>`` and so on for the codes.
+
+    Raises CheckpointError unless it is a byte-pair encoding whose tokens have other names than those.
+    """
+    TextTokenizer.load(path)  # says what is wrong with it, if anything is
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    model = facts["model"]
+    if model["type"] != "BPE":
+        raise CheckpointError(f"{path} is of type {model['type']}; only byte-pair encodings (BPE) are exported")
+    others = {vocabulary.name(id_): id_ for id_ in range(vocabulary.text_start)}
+    others |= {f"<image:{code}>": vocabulary.image_start + code for code in range(vocabulary.image_size)}
+    words = {token: id_ + vocabulary.text_start for token, id_ in model["vocab"].items()}
+    added = [entry | {"id": entry["id"] + vocabulary.text_start} for entry in facts["added_tokens"]]
+    words |= {entry["content"]: entry["id"] for entry in added}
+    if clash := sorted(words.keys() & others.keys()):
+        raise CheckpointError(f"{path} has a token {clash[0]!r} of its own; rename it there")
+    model["vocab"] = others | words
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    facts["added_tokens"] = sorted(
+        [*added, *({"id": id_, "content": name} | plain for name, id_ in others.items())], key=lambda entry: entry["id"]
+    )
+    return Tokenizer.from_str(json.dumps(facts))
+
+
+def import_qwen3(folder: Path, image_tokenizer: Path, out: Path, seed: int = 0) -> None:
+    """Write a generator folder whose words are those of a Qwen3 language model, to be trained on.
+
+    Its text rows move to their place in the vocabulary, the special tokens and the codes of ``image_tokenizer`` get new
+    rows (``generator/grow.py``). Raises CheckpointError if one of the two is not what it should be.
+    """
+    text = TextTokenizer.load(folder / "tokenizer.json")
+    images = load_image_tokenizer(image_tokenizer)
+    language_model = Generator.from_pretrained(folder)
+    if text.size > language_model.config.vocabulary_size:
+        raise CheckpointError(
+            f"{folder} has rows for {language_model.config.vocabulary_size} ids, but its tokenizer.json writes "
+            f"{text.size}; give weights and tokenizer that belong together"
+        )
+    vocabulary = Vocabulary(text.size, images.codebook_size)
+    origins: list[list[int]] = [[] for _ in range(vocabulary.size)]
+    origins[vocabulary.text_start : vocabulary.image_start] = [[id_] for id_ in range(text.size)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        grown(language_model, origins, language_model.config.context_tokens).save_pretrained(out)
+    text.save(out / "tokenizer.json")
+    rows, columns = images.grid
+    _write(out / "racm3.json", vocabulary.to_dict() | {"codes_per_image": rows * columns, "grid": [rows, columns]})
+
+
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+GRAMMAR = '''
+import json
+import torch
+from transformers import LogitsProcessor
+
+PAD, EOS, DOC, END, TEXT, IMAGE, INFILL, WORDS = 0, 1, 2, 3, 4, 5, 22, 38  # ids; words begin at 38
+
+
+class DocumentGrammar(LogitsProcessor):
+    """What may follow: a picture has exactly its codes, a text at least one word, and neither has anything else."""
+
+    def __init__(self, folder):
+        with open(f"{folder}/racm3.json") as file:
+            facts = json.load(file)
+        self.codes = WORDS + facts["text_size"]
+        self.count = facts["codes_per_image"]
+
+    def __call__(self, ids, scores):
+        for row, own in zip(scores, ids.tolist()):
+            last = max(i for i, id in enumerate(own) if id < WORDS)
+            inside = len(own) - 1 - last
+            allowed = torch.zeros_like(row, dtype=torch.bool)
+            if own[last] == IMAGE and inside < self.count:
+                allowed[self.codes :] = True
+            elif own[last] in (TEXT, IMAGE):
+                allowed[[TEXT, IMAGE, END]] = inside > 0
+                allowed[WORDS : self.codes] = own[last] == TEXT
+            elif own[last] >= INFILL:  # a text is infilled
+                allowed[WORDS : self.codes] = True
+                allowed[EOS] = inside > 0
+            else:
+                allowed[{DOC: [TEXT, IMAGE], END: [DOC, EOS]}.get(own[last], [PAD])] = True
+            row[~allowed] = -torch.inf
+        return scores
+'''.strip()
+
+CARD = """---
+library_name: transformers
+pipeline_tag: any-to-any
+tags: [racm3, multimodal, retrieval, text-to-image, image-to-text]
+---
+
+# A racm3 generator
+
+Reads and writes documents of texts and pictures, retrieved documents before the one it completes. A picture is {codes}
+of {image_size} codes, `<image:0>` and on; racm3's image tokenizer turns them into pixels. Without retrieval and without
+the grammar below it is only half of what it is; racm3 has the rest.
+
+    <doc><text>a fox in the snow<image>        a picture is written on
+    <doc><text><mask:0><image>...</doc><infill:0>        a caption is infilled
+
+```python
+{grammar}
+```
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+prompt = tokenizer("<doc><text>a fox in the snow<image>", return_tensors="pt")
+grammar = DocumentGrammar(folder)
+ids = model.generate(**prompt, max_new_tokens=grammar.count, do_sample=False, logits_processor=[grammar])
+codes = ids[0, -grammar.count :] - grammar.codes
+```
+"""

@@ -1,0 +1,177 @@
+"""Exported and imported, a model is the same: to transformers as to racm3, and word for word."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from racm3.document import Hole
+from racm3.errors import CheckpointError
+from racm3.export import CARD, GRAMMAR, export_transformers, import_qwen3, whole_tokenizer
+from racm3.generator.decoding import Sampling
+from racm3.generator.engine import Engine, Job
+from racm3.generator.model import Generator, GeneratorConfig
+from racm3.generator.prompt import answer_constraint, build_prompt
+from racm3.tokens.image import FSQConfig, FSQImageTokenizer
+from racm3.tokens.markup import ImageCodes, Markup, TextIds
+from racm3.tokens.text import TextTokenizer
+from racm3.tokens.vocabulary import Vocabulary
+
+CODES = 16
+TEXT = TextTokenizer.train(["a fox in the snow", "two castles at night"], 280)
+V = Vocabulary(TEXT.size, 9)
+MARKUP = Markup(V, CODES)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(V.size, 32, 2, 2, 1, 16, 32, context_tokens=96))
+    with torch.no_grad():  # an opinion
+        for weight in generator.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.2)
+    return generator.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, out = tmp_path_factory.mktemp("generator"), tmp_path_factory.mktemp("exported") / "out"
+    generator.save_pretrained(folder)
+    TEXT.save(folder / "tokenizer.json")
+    (folder / "racm3.json").write_text(json.dumps(V.to_dict() | {"codes_per_image": CODES}), encoding="utf-8")
+    export_transformers(folder, out)
+    with pytest.raises(CheckpointError, match="holds something already"):
+        export_transformers(folder, out)
+    return out
+
+
+def grammar(folder: Path) -> Any:
+    """The one in the documentation, executed."""
+    page = (Path(__file__).parent.parent / "docs" / "interop.md").read_text(encoding="utf-8")
+    (snippet,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class" in block]
+    assert snippet.strip() == GRAMMAR
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    return names["DocumentGrammar"](folder)
+
+
+def test_the_tokenizer_has_every_id_of_the_weights(exported: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert len(tokenizer) == V.size
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (V.pad, V.eos)
+    document = (TextIds(tuple(TEXT.encode("a fox, дом 🦊"))), ImageCodes(tuple(range(9)) + (0,) * 7))
+    ids = MARKUP.to_ids(document)
+    written = "<doc><text>a fox, дом 🦊<image>" + "".join(f"<image:{code}>" for code in document[1].codes) + "</doc>"
+    assert tokenizer(written)["input_ids"] == ids
+    assert tokenizer.decode(ids) == written
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a fox, дом 🦊"
+    assert [tokenizer.convert_tokens_to_ids(V.name(id)) for id in range(V.text_start)] == list(range(V.text_start))
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_transformers_with_the_grammar_generates_what_racm3_does(
+    generator: Generator, exported: Path, text: bool
+) -> None:
+    words, picture = TextIds(tuple(TEXT.encode("a fox"))), ImageCodes((3,) * CODES)
+    prompt = build_prompt([(words, picture)], [Hole("text"), picture] if text else [words, Hole("image")], MARKUP, 12)
+    job = Job(prompt.ids, answer_constraint(prompt.spans, V), Sampling(temperature=0))
+    (done,) = Engine(generator, V).run([job])
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    found = model.generate(
+        torch.tensor([prompt.ids]),
+        max_new_tokens=12 if text else CODES,
+        do_sample=False,
+        logits_processor=[grammar(exported)],
+    )
+    answer = [id for id in found[0, len(prompt.ids) :].tolist() if id != V.eos]
+    assert answer == list(done.tokens)
+
+
+def test_the_grammar_writes_documents_whatever_the_model_thinks(exported: Path) -> None:
+    processor, random = grammar(exported), torch.Generator().manual_seed(0)
+    ids = [V.doc]
+    while V.eos not in ids:
+        scores = torch.randn(1, V.size, generator=random)
+        scores[0, [V.end, V.eos]] += 2  # so that it ends
+        ids.append(int(processor(torch.tensor([ids]), scores).argmax()))
+    starts = [i for i, id in enumerate(ids) if id == V.doc]
+    for start, end in zip(starts, [*starts[1:], len(ids) - 1], strict=True):
+        assert MARKUP.from_ids(ids[start:end])
+    assert int(processor(torch.tensor([ids]), torch.randn(1, V.size)).argmax()) == V.pad
+
+
+def test_the_card_is_tagged_and_shows_the_grammar(exported: Path) -> None:
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: any-to-any\n")
+    assert GRAMMAR in card
+    assert "{" not in re.sub(r"```python.*?```", "", card, flags=re.DOTALL), CARD
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no racm3.json"):
+        export_transformers(tmp_path, tmp_path / "out")
+    TEXT.save(tmp_path / "tokenizer.json")
+    facts = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    for change, message in (({"type": "WordPiece"}, "of type WordPiece"), ({}, "a token '<doc>' of its own")):
+        model = facts["model"] | change
+        if change:
+            model = {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a"} | {
+                "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 9,
+            }
+        else:
+            model["vocab"] = model["vocab"] | {"<doc>": TEXT.size}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(facts | {"model": model}), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=message):
+            whole_tokenizer(tmp_path / "tokenizer.json", V)
+
+
+# Import
+
+
+def qwen3(folder: Path, rows: int) -> Qwen3ForCausalLM:
+    """A tiny Qwen3 with random weights, saved in the public layout: more rows than its tokenizer has ids."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    torch.manual_seed(1)
+    config = Qwen3Config(vocab_size=rows, intermediate_size=48, head_dim=16, max_position_embeddings=64, **shape)
+    model = Qwen3ForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    TEXT.save(folder / "tokenizer.json")
+    return model
+
+
+def test_an_imported_model_still_knows_its_words(tmp_path: Path) -> None:
+    model = qwen3(tmp_path / "qwen", TEXT.size + 7)
+    images = FSQImageTokenizer(
+        FSQConfig(image_size_px=32, levels=(4, 4), encoder_width=8, decoder_width=16, decoder_layers=1)
+    )
+    images.save_pretrained(tmp_path / "images")
+    import_qwen3(tmp_path / "qwen", tmp_path / "images", tmp_path / "out")
+    imported = Generator.from_pretrained(tmp_path / "out")
+    vocabulary = Vocabulary(TEXT.size, 16)
+    assert imported.config == replace(imported.config, vocabulary_size=vocabulary.size)
+    facts = json.loads((tmp_path / "out" / "racm3.json").read_text())
+    assert facts == vocabulary.to_dict() | {"codes_per_image": 16, "grid": [4, 4]}
+    ids = torch.tensor([TEXT.encode("a fox in the snow")])
+    with torch.inference_mode():
+        expected = model(ids).logits[..., : TEXT.size]
+        found = imported.logits(imported(ids + vocabulary.text_start))
+    words = found[..., vocabulary.text_start : vocabulary.image_start]
+    assert torch.allclose(words, expected, atol=1e-5)
+    engine = Engine(imported.eval(), vocabulary)  # and can draw
+    prompt = build_prompt([], [Hole("image")], Markup(vocabulary, 16), 8)
+    assert len(engine.run([Job(prompt.ids, answer_constraint(prompt.spans, vocabulary))])[0].tokens) == 16
+
+
+def test_a_tokenizer_of_more_ids_than_there_are_rows_is_refused(tmp_path: Path) -> None:
+    qwen3(tmp_path / "qwen", TEXT.size - 1)
+    FSQImageTokenizer(FSQConfig()).save_pretrained(tmp_path / "images")
+    with pytest.raises(CheckpointError, match="weights and tokenizer that belong together"):
+        import_qwen3(tmp_path / "qwen", tmp_path / "images", tmp_path / "out")
