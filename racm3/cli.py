@@ -7,7 +7,8 @@ an error that racm3 raises on purpose is one line on stderr and status 2.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from racm3.generator.decoding import Sampling
     from racm3.memory.memory import Memory
     from racm3.memory.sources import Item
+    from racm3.memory.sources import Source as DataSource
     from racm3.pipeline import RACM3, Completion, Settings
     from racm3.retriever.encoder import Encoder
     from racm3.tokens.text import TextTokenizer
@@ -209,38 +211,54 @@ def _text_tokenizer(path: Path | None, captions: Iterable[str], size: int) -> Te
     return TextTokenizer.load(path) if path else TextTokenizer.train(captions, size)
 
 
-def memory_create(folder: Folder, data: Sources, *, encoder: OptionalFolder = None) -> None:
+def memory_create(folder: Folder, data: Sources, *, encoder: OptionalFolder = None, strict: bool = False) -> None:
     """Make a memory and add the documents of the data to it.
 
     Args:
-        folder: Where the memory is made; there must be nothing there yet.
-        data: Each a folder of pictures, metadata.jsonl, COCO captions, or WebDataset shards; none for an empty memory.
+        folder: The memory; there must be nothing there yet.
+        data: Documents in any layout of docs/formats.md; none for an empty memory.
         encoder: The model that turns documents into vectors; by default the shipped one.
+        strict: Stop at the first broken item; without it, FOLDER.skipped.jsonl lists what was left out, and why.
     """
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import read
+    from racm3.memory.sources import recognise
 
-    sources = [read(source) for source in data]  # before anything is made: a wrong path is an error here
+    sources = [recognise(source) for source in data]  # before anything is made: a wrong path is an error here
     model = _encoder(encoder)
-    _fill(Memory.create(folder, model.fingerprint, model.dimension), model, sources)
+    with _reading(sources, folder, strict) as documents:
+        _fill(Memory.create(folder, model.fingerprint, model.dimension), model, documents)
 
 
-def memory_add(folder: Folder, data: Sources, *, encoder: OptionalFolder = None) -> None:
+def memory_add(folder: Folder, data: Sources, *, encoder: OptionalFolder = None, strict: bool = False) -> None:
     """Add the documents of the data to a memory.
 
     Args:
         folder: The memory.
-        data: Each a folder of pictures, metadata.jsonl, COCO captions, or WebDataset shards.
+        data: Documents in any layout of docs/formats.md.
         encoder: The model that made the memory; by default the shipped one.
+        strict: Stop at the first broken item; without it, FOLDER.skipped.jsonl lists what was left out, and why.
     """
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import read
+    from racm3.memory.sources import recognise
 
     if not data:
         raise InputError(f"no documents were given to add to {folder}; name a folder or a file of them")
-    sources = [read(source) for source in data]
+    sources = [recognise(source) for source in data]
     model = _encoder(encoder)
-    _fill(Memory.open(folder, model.fingerprint), model, sources)
+    memory = Memory.open(folder, model.fingerprint)
+    with _reading(sources, folder, strict) as documents:
+        _fill(memory, model, documents)
+
+
+@contextmanager
+def _reading(sources: Sequence[DataSource], folder: Path, strict: bool) -> Iterator[list[Iterable[Item]]]:
+    """The items of each source, of which the first are shown; what is skipped is listed in ``folder``.skipped.jsonl."""
+    from racm3.memory.sources.report import SkipReport, with_samples
+
+    with SkipReport(folder.with_name(folder.name + ".skipped.jsonl")) as report:
+        yield [with_samples(source, source.read(strict=strict, report=report)) for source in sources]
+    if report.count:
+        print(f"skipped {report.count} broken items; {report.file} says which, and why", file=sys.stderr)
 
 
 def memory_search(

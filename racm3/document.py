@@ -91,21 +91,10 @@ class Image:
         name = "the given bytes" if isinstance(source, bytes) else f"{source!s}"
         try:
             if isinstance(source, PIL.Image.Image):
-                picture = source
-            else:
-                file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
-                picture = PIL.Image.open(file, formats=FORMATS)
-            if picture.width * picture.height > MAX_PIXELS:
-                size = f"{picture.width} x {picture.height}"
-                raise ImageError(f"{name} has {size} pixels; at most {MAX_PIXELS:,} are read")
-            picture.load()
-            picture = _upright(picture)
-            if picture.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white instead of scaling it
-                picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            if picture.mode != "RGB":
-                picture = picture.convert("RGBA")
-                white = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
-                picture = PIL.Image.alpha_composite(white, picture).convert("RGB")
+                return cls(_rgb(source, name))
+            file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+            with PIL.Image.open(file, formats=FORMATS) as picture:
+                return cls(_rgb(picture, name))
         except FileNotFoundError:
             raise ImageError(f"there is no file {name}; check the path") from None
         except IsADirectoryError:
@@ -116,7 +105,6 @@ class Image:
             raise
         except Exception as error:  # what Pillow's parsers raise at damaged bytes is of every kind
             raise ImageError(f"{name} cannot be read as a picture: {error!s:.300}") from error
-        return cls(np.array(picture, dtype=np.uint8))
 
     @property
     def pil(self) -> PIL.Image.Image:
@@ -153,6 +141,22 @@ class Image:
 
     def __hash__(self) -> int:
         return hash((self.pixels.shape, self.pixels.tobytes()))
+
+
+def _rgb(picture: PIL.Image.Image, name: str) -> np.ndarray:
+    """(H, W, 3) uint8: the first frame, upright, on white."""
+    if picture.width * picture.height > MAX_PIXELS:
+        size = f"{picture.width} x {picture.height}"
+        raise ImageError(f"{name} has {size} pixels; at most {MAX_PIXELS:,} are read")
+    picture.load()
+    picture = _upright(picture)
+    if picture.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white instead of scaling it
+        picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode != "RGB":
+        picture = picture.convert("RGBA")
+        white = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = PIL.Image.alpha_composite(white, picture).convert("RGB")
+    return np.array(picture, dtype=np.uint8)
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from racm3.errors import SourceError
-from racm3.memory.sources.item import ITEM_ID, Draft, Item, inside, name_of, pair
+from racm3.memory.sources.item import ITEM_ID, Draft, Item, broken, inside, name_of, pair
 from racm3.memory.sources.writing import file_name, text_and_picture, unique
 
 FIELDS = frozenset({"id", "file_name", "width", "height"})
@@ -35,15 +35,23 @@ def read_coco(file: Path, root: Path) -> Iterator[Draft]:
             '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
         ) from None
     for number, (image, found) in enumerate(records):
-        yield Draft(f"{name_of(file)}#images[{number}]", partial(_item, image, found, file))
+        try:
+            path = _picture(image.get("file_name"), file)
+        except (SourceError, OSError) as error:
+            yield Draft(f"{name_of(file)}#images[{number}]", partial(broken, str(error)))
+        else:
+            yield Draft(name_of(path), partial(_item, image, found, path))
 
 
-def _item(image: dict[str, Any], captions: list[Any], file: Path) -> Item:
-    near, name = file.parent, image.get("file_name")
+def _picture(name: object, file: Path) -> Path:
+    near = file.parent
     # Beside the file, in images/ beside it or beside its folder, or as COCO itself: annotations/captions_X.json, X/.
     roots = (near, near / "images", near.parent / "images", near.parent / file.stem.removeprefix("captions_"))
     places = [inside(folder, name) for folder in roots]
-    path = next((place for place in places if place.is_file()), places[0])
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _item(image: dict[str, Any], captions: list[Any], path: Path) -> Item:
     extra = {key: value for key, value in image.items() if key not in FIELDS and key != ITEM_ID}
     if not all(isinstance(caption, str) for caption in captions):
         raise SourceError(f"its captions are strings, but {captions!r:.100} were given")

@@ -45,10 +45,17 @@ class Skipped:
     origin: str
     reason: str
 
+    def covers(self, origin: str) -> bool:
+        """Whether an item of that origin would come from here: from what is broken itself, or from inside it."""
+        return origin == self.origin or origin.startswith((f"{self.origin}#", f"{self.origin}:"))
+
 
 @dataclass(frozen=True)
 class Draft:
-    """An item as it lies on disk. ``make`` raises InputError or OSError if it is broken."""
+    """An item as it lies on disk. ``make`` raises InputError or OSError if it is broken.
+
+    ``origin`` is a file; or a file and what is inside it after a "#", or a line after a ":".
+    """
 
     origin: str
     make: Callable[[], Item]

@@ -11,7 +11,8 @@ path, else what the line has as "id", else the file's name and the number of the
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,33 +40,48 @@ MAX_DOCUMENT_PIXELS = 4 * MAX_PIXELS
 def read_jsonl(file: Path, root: Path) -> Iterator[Draft]:
     for number, line in enumerate(lines(file), start=1):
         if line is None or line.strip():
-            yield Draft(f"{name_of(file)}:{number}", partial(_line, line, file, root, number))
+            yield _draft(partial(_record, line), file, root, number)
 
 
-def _line(line: bytes | None, file: Path, root: Path, number: int) -> Item:
+def _record(line: bytes | None) -> dict[str, Any]:
     if line is None:
         raise SourceError(f"the line is longer than {MAX_LINE_BYTES:,} bytes; more is not read")
-    return _item(json_object(line), file, root, number)
+    return json_object(line)
 
 
-def _item(record: dict[str, Any], file: Path, root: Path, number: int) -> Item:
-    kinds = [key for key in ("file_name", "parts", "text") if record.get(key) is not None]
-    if not kinds or ("parts" in kinds and len(kinds) > 1):
-        raise SourceError(
-            f'a line has a "file_name" (and a "text"), a "text" or "parts", but the keys {sorted(record)} were given'
-        )
-    given = {key: record.pop(key, None) for key in ("file_name", "parts", "text")}
+def _draft(make_record: Callable[[], dict[str, Any]], file: Path, root: Path, number: int) -> Draft:
+    """A picture lies where it lies, all else in its line."""
     origin = f"{name_of(file)}:{number}"
-    if kinds[0] == "file_name":
-        path = inside(file.parent, given["file_name"])
-        return Item(name_of(path.relative_to(root)), pair(given["text"], path), record, name_of(path))
-    item_id = record.get("id")
+    try:
+        record = make_record()
+        given = {key: record.pop(key, None) for key in ("file_name", "parts", "text")}
+        kinds = [key for key, value in given.items() if value is not None]
+        if not kinds or ("parts" in kinds and len(kinds) > 1):
+            keys = sorted([*record, *kinds])
+            raise SourceError(
+                f'a line has a "file_name" (and a "text"), a "text" or "parts", but the keys {keys} were given'
+            )
+        if kinds[0] == "file_name":
+            path = inside(file.parent, given["file_name"])
+            return Draft(name_of(path), partial(_picture, path, given["text"], record, root))
+    except SourceError as error:
+        return Draft(origin, partial(broken, str(error)))
+    place = f"{name_of(file.relative_to(root).with_suffix(''))}/{number}"
+    return Draft(origin, partial(_words, given, record, place, origin, file.parent))
+
+
+def _picture(path: Path, text: Any, metadata: dict[str, Any], root: Path) -> Item:
+    return Item(name_of(path.relative_to(root)), pair(text, path), metadata, name_of(path))
+
+
+def _words(given: dict[str, Any], metadata: dict[str, Any], place: str, origin: str, folder: Path) -> Item:
+    item_id = metadata.get("id")
     if isinstance(item_id, int | str) and item_id != "":
-        del record["id"]
+        del metadata["id"]
     else:
-        item_id = f"{name_of(file.relative_to(root).with_suffix(''))}/{number}"
-    document = pair(given["text"], None) if kinds[0] == "text" else _interleaved(given["parts"], file.parent)
-    return Item(str(item_id), document, record, origin)
+        item_id = place
+    document = pair(given["text"], None) if given["parts"] is None else _interleaved(given["parts"], folder)
+    return Item(str(item_id), document, metadata, origin)
 
 
 def _interleaved(given: object, folder: Path) -> Document:
@@ -107,18 +123,18 @@ def read_csv(file: Path, root: Path) -> Iterator[Draft]:
             if "file_name" not in header or len(set(header)) < len(header):
                 raise SourceError(f'{origin} has the columns {header}; one "file_name" is needed, and none twice')
         elif row:
-            yield Draft(f"{origin}:{rows.line_num}", partial(_row, header, row, file, root, rows.line_num))
+            yield _draft(partial(_cells, header, row), file, root, rows.line_num)
 
 
-def _row(header: list[str], row: list[str], file: Path, root: Path, number: int) -> Item:
+def _cells(header: list[str], row: list[str]) -> dict[str, Any]:
     if len(row) != len(header):
         raise SourceError(f"the row has {len(row)} cells under {len(header)} columns")
-    return _item(dict(zip(header, row, strict=True)), file, root, number)
+    return dict(zip(header, row, strict=True))
 
 
 def _decoded(file: Path) -> Iterator[str]:
-    """Lines as text. What is not UTF-8, and a line that is too long, breaks the row that it is in."""
+    """Lines as text, whatever ends them. What is not UTF-8, and a line that is too long, breaks the row it is in."""
     too_long = "x" * (csv.field_size_limit() + 1) + "\n"
     for number, line in enumerate(lines(file)):
         text = too_long if line is None else line.decode("utf-8", "surrogateescape")
-        yield text.removeprefix("\ufeff") if number == 0 else text
+        yield from re.split(r"(?<=\r)(?!\n)", text.removeprefix("\ufeff") if number == 0 else text)

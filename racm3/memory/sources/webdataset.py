@@ -36,8 +36,9 @@ READ = frozenset({"txt", "json", *(suffix[1:] for suffix in PICTURES)})
 GZIP = b"\x1f\x8b"
 MAX_HEADER_BYTES = 65_536
 """Of a long name or extended header (ours): paths have at most 4,096; tarfile reads headers whole."""
-MAX_MEMBER_BYTES = 2**36
-"""A member that says it is larger is damage (ours): skipping over it would take hours."""
+MAX_MEMBER_BYTES = 2**34
+"""A member that says it is larger is damage (ours): tarfile would try for seconds or for years to skip over it."""
+BUFFER_BYTES = 1 << 16
 TRAILING_BYTES = 1 << 20
 """Read after the end mark (ours): padding, and a gzip's checksum, end well before."""
 DAMAGE = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error)
@@ -91,7 +92,7 @@ def samples(file: Path) -> Iterator[Sample]:
     with file.open("rb") as raw:
         zipped = raw.read(len(GZIP)) == GZIP
         raw.seek(0)
-        stream: IO[bytes] = gzip.open(raw) if zipped else raw  # type: ignore[assignment]
+        stream = _Zipped(raw) if zipped else raw
         for name, data in _members(stream):
             key, extension = _split(name)
             if sample is None or key != sample.key or extension in sample.names:
@@ -110,9 +111,11 @@ def samples(file: Path) -> Iterator[Sample]:
         stream.read(TRAILING_BYTES)
 
 
-def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes | int | None]]:
+def _members(stream: Any) -> Iterator[tuple[str, bytes | int | None]]:
     """Name, and the data of what is read, the size of what is too large to be, or None for what is of no use."""
-    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header, errors="surrogateescape") as tar:
+    with tarfile.open(
+        fileobj=stream, mode="r|", bufsize=BUFFER_BYTES, tarinfo=_Header, errors="surrogateescape"
+    ) as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # or it keeps the headers of the whole shard
             if not 0 <= member.size <= MAX_MEMBER_BYTES:
@@ -132,6 +135,31 @@ def _split(name: str) -> tuple[str, str]:
     folder, slash, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
     return folder + slash + stem, extension.lower()
+
+
+class _Zipped:
+    """The inside of a gzip. Damage is raised only after all that comes before it was read."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._stream = gzip.GzipFile(fileobj=raw)
+        self._damage: Exception | None = None
+
+    def read(self, size: int) -> bytes:
+        if self._damage:
+            raise self._damage
+        data = bytearray()
+        while len(data) < size:
+            try:
+                piece = self._stream.read1(size - len(data))
+            except DAMAGE as error:
+                if not data:
+                    raise
+                self._damage = error
+                break
+            if not piece:
+                break
+            data += piece
+        return bytes(data)
 
 
 class _Header(tarfile.TarInfo):

@@ -71,7 +71,7 @@ def test_lists_in_folders_of_a_folder(folder: Path) -> None:
         ('{"n": ' + "9" * 5000 + "}", "JSON cannot be read"),
         ("[1]", "no object but a list"),
         ('{"caption": "x"}', "but the keys ['caption'] were given"),
-        ('{"text": null}', "but the keys ['text'] were given"),
+        ('{"text": null, "file_name": null}', "but the keys [] were given"),
         ('{"text": "x", "parts": []}', "but the keys ['parts', 'text'] were given"),
         ('{"text": "  "}', "neither a picture nor a text"),
         ('{"text": ["x"]}', "a text is a string, but list was given"),
@@ -96,8 +96,16 @@ def test_lists_in_folders_of_a_folder(folder: Path) -> None:
 )
 def test_broken_lines(folder: Path, line: str, reason: str) -> None:
     (folder / "documents.jsonl").write_text('{"text": "fine"}\n' + line + '\n{"text": "fine, too"}\n')
-    found = one_skipped(folder, "documents.jsonl:2", reason)
+    found = one_skipped(folder, "", reason)
     assert [item.document for item in found] == [Document.of("fine"), Document.of("fine, too")]
+
+
+def test_what_is_broken_is_where_the_item_would_be(folder: Path) -> None:
+    lines = ['{"file_name": "nowhere.png"}', '{"text": 3}', "no JSON", '{"file_name": "/etc"}']
+    (folder / "documents.jsonl").write_text("\n".join(lines))
+    _, skipped = read_all(folder)
+    places = ["nowhere.png", *(f"documents.jsonl:{number}" for number in (2, 3, 4))]
+    assert [one.origin for one in skipped] == [str(folder / place) for place in places]
 
 
 def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +116,7 @@ def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_ids_are_unique(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "a"}\n{"file_name": "2.png", "text": "b"}\n')
-    (item,) = one_skipped(folder, "metadata.jsonl:2", "its id '2.png' was there before")
+    (item,) = one_skipped(folder, "2.png", "its id '2.png' was there before")
     assert item.document.text == "a"
 
 
@@ -140,6 +148,12 @@ def test_a_table(folder: Path) -> None:
     assert (second.document, second.metadata) == (Document.of(picture(2)), {"by": ""})
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_ends_of_lines(folder: Path, end: str) -> None:
+    (folder / "metadata.csv").write_bytes(f'file_name,text{end}2.png,"a{end}b"{end}train/1.png,c'.encode())
+    assert [item.document.text for item in read(folder)] == [f"a{end}b", "c"]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -155,7 +169,7 @@ def test_a_table(folder: Path) -> None:
 )
 def test_broken_rows(folder: Path, row: bytes, reason: str) -> None:
     (folder / "metadata.csv").write_bytes(b"file_name,text\ntrain/1.png,fine\n" + row + b"\n")
-    assert len(one_skipped(folder, "metadata.csv:3", reason)) == 1
+    assert len(one_skipped(folder, "", reason)) == 1
 
 
 def test_a_quote_that_never_closes_is_reported(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from racm3.errors import SourceError
-from racm3.memory.sources import read, recognise, write_coco, write_webdataset
+from racm3.memory.sources import Skipped, read, recognise, write_coco, write_webdataset
 from tests.memory.sources.conftest import PNG, items, one_skipped, tar
 
 
@@ -65,3 +65,8 @@ def test_a_file_is_what_its_name_says(tmp_path: Path) -> None:
     coco, shards = write_coco(items(2), tmp_path / "coco"), write_webdataset(items(2), tmp_path / "shards")
     assert len(list(read(coco.rename(tmp_path / "X.JSON")))) == 0  # the pictures are not beside it any more
     assert len(list(read(shards[0].rename(tmp_path / "x.TAR")))) == 2
+
+
+def test_what_is_inside_of_what_is_broken() -> None:
+    assert all(Skipped("a.tar", "").covers(origin) for origin in ("a.tar", "a.tar#1", "a.tar:1"))
+    assert not any(Skipped("a.tar", "").covers(origin) for origin in ("a.tar.gz#1", "a.ta", "b/a.tar"))
