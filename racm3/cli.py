@@ -20,7 +20,7 @@ from racm3.errors import InputError, RACM3Error
 if TYPE_CHECKING:
     import numpy as np
 
-    from racm3.document import Image
+    from racm3.document import Document, Image
     from racm3.generator.decoding import Sampling
     from racm3.memory.memory import Memory
     from racm3.memory.sources import Item
@@ -335,6 +335,47 @@ def _shown(values: Iterable[C], what: str) -> Iterable[C]:
         yield from progress.track(values, description=what)
 
 
+def data_filter(
+    shards: Positional[Annotated[str, arg(metavar="SHARDS")]],
+    *,
+    out: Out,
+    encoder: OptionalFolder = None,
+    set: Overrides = (),
+) -> None:
+    """Keep the good pairs of WebDataset shards, and say what was dropped. The same command goes on where it stopped.
+
+    Args:
+        shards: Shards as img2dataset writes them: a folder, one of them, or a pattern in quotes.
+        out: Where the filtered shards go, under the same names; the given ones stay as they are.
+        encoder: A CLIP that scores each pair; the score is written into its .json as clip_score.
+        set: Settings of racm3.memory.filter.Rules, such as min_side_px=256 max_watermark=0.5 min_clip_score=0.28.
+    """
+    from collections import Counter
+
+    from racm3.config import override
+    from racm3.memory.filter import Rules, filter_shards
+    from racm3.memory.sources import recognise
+
+    rules, source = override(Rules(), set), recognise(shards)
+    score = _clip_score(_encoder(encoder)) if encoder else None
+    counts: Counter[str] = Counter()
+    for of_shard in _shown(filter_shards(source, out, rules, score), "filtering shards"):
+        counts.update(of_shard)
+    for what, count in counts.most_common():
+        print(f"{count:>12,}  {what}")
+    print(f"wrote {out}")
+
+
+def _clip_score(encoder: Encoder) -> Callable[[Sequence[Document]], np.ndarray]:
+    """What gives the cosine of the text and the picture of each of N documents, (N,)."""
+
+    def score(pairs: Sequence[Document]) -> np.ndarray:
+        texts = encoder.embed_texts([pair.text or "" for pair in pairs])  # (N, D)
+        return (texts * encoder.embed_images([pair.images[0] for pair in pairs])).sum(axis=1)
+
+    return score
+
+
 def scenes_make(folder: Folder, *, set: Overrides = ()) -> None:
     """Write the built-in world: its training splits as WebDataset shards, the others in COCO format.
 
@@ -614,6 +655,7 @@ VERBS: Verbs = {
         "judge": train_judge,
     },
     "memory": {"create": memory_create, "add": memory_add, "search": memory_search, "info": memory_info},
+    "data": {"filter": data_filter},
     "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
     "evaluate": {"scenes": evaluate_scenes},
 }
@@ -621,6 +663,7 @@ VERBS: Verbs = {
 GROUPS = {
     "train": "Train one of the models.",
     "memory": "Make a memory of documents, add to it, look into it.",
+    "data": "Prepare data to train on.",
     "scenes": "The built-in world, Emoji Scenes.",
     "evaluate": "Measure how good the models are.",
 }

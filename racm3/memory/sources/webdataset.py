@@ -57,19 +57,24 @@ class Sample:
 def read_webdataset(file: Path, root: Path) -> Iterator[Draft]:
     """Samples; of a damaged shard those that are whole, then one broken item. The id is shard/key, or "item_id"."""
     shard = name_of(file)
-    inside = name_of(file.relative_to(root))
-    prefix = inside[: -max(len(suffix) for suffix in SUFFIXES if inside.lower().endswith(suffix))]
+    prefix = id_prefix(file, root)
     count = 0
     try:
         for sample in samples(file):
-            yield Draft(f"{shard}#{sample.key}", partial(_item, sample, f"{prefix}/{sample.key}", shard))
+            yield Draft(f"{shard}#{sample.key}", partial(sample_item, sample, f"{prefix}/{sample.key}", shard))
             count += 1
     except DAMAGE as error:
         reason = f"the shard is damaged after {count} samples, which are kept: {type(error).__name__}: {error}"
         yield Draft(shard, partial(broken, reason))
 
 
-def _item(sample: Sample, item_id: str, shard: str) -> Item:
+def id_prefix(file: Path, root: Path) -> str:
+    """A shard's place inside ``root``, without its extension."""
+    place = name_of(file.relative_to(root))
+    return place[: -max(len(suffix) for suffix in SUFFIXES if place.lower().endswith(suffix))]
+
+
+def sample_item(sample: Sample, item_id: str, shard: str) -> Item:
     if sample.problem:
         raise SourceError(sample.problem)
     images = [ext for ext in sample.members if "." + ext in PICTURES]
