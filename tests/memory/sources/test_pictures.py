@@ -4,6 +4,7 @@ import io
 import os
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -56,6 +57,16 @@ def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
     for item in read(tmp_path):
         assert item.document.images[0].pixels[0, 0].tolist() == [255, 0, 0], item.id
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "RGBA", "L", "1"])
+def test_every_mode_keeps_its_colour(tmp_path: Path, mode: str) -> None:
+    grey = mode in ("L", "1")
+    given = PIL.Image.new("RGB", (16, 16), (255, 255, 255) if grey else (230, 20, 20)).convert(mode)
+    given.save(tmp_path / f"a.{'jpg' if mode == 'CMYK' else 'png'}")
+    (item,) = read(tmp_path)
+    colour = item.document.images[0].pixels.mean(axis=(0, 1))
+    assert np.abs(colour - (255 if grey else np.array([230, 20, 20]))).max() < 6
 
 
 @pytest.mark.parametrize("data", [b"no picture", b"", PNG[:-40], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
