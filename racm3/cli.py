@@ -7,7 +7,8 @@ an error that racm3 raises on purpose is one line on stderr and status 2.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -17,10 +18,13 @@ from tyro.extras import SubcommandApp
 from racm3.errors import InputError, RACM3Error
 
 if TYPE_CHECKING:
-    from racm3.document import Image
+    import numpy as np
+
+    from racm3.document import Document, Image
     from racm3.generator.decoding import Sampling
     from racm3.memory.memory import Memory
     from racm3.memory.sources import Item
+    from racm3.memory.sources import Source as DataSource
     from racm3.pipeline import RACM3, Completion, Settings
     from racm3.retriever.encoder import Encoder
     from racm3.tokens.text import TextTokenizer
@@ -209,38 +213,54 @@ def _text_tokenizer(path: Path | None, captions: Iterable[str], size: int) -> Te
     return TextTokenizer.load(path) if path else TextTokenizer.train(captions, size)
 
 
-def memory_create(folder: Folder, data: Sources, *, encoder: OptionalFolder = None) -> None:
+def memory_create(folder: Folder, data: Sources, *, encoder: OptionalFolder = None, strict: bool = False) -> None:
     """Make a memory and add the documents of the data to it.
 
     Args:
-        folder: Where the memory is made; there must be nothing there yet.
-        data: Each a folder of pictures, metadata.jsonl, COCO captions, or WebDataset shards; none for an empty memory.
+        folder: The memory; there must be nothing there yet.
+        data: Documents in any layout of docs/formats.md; none for an empty memory.
         encoder: The model that turns documents into vectors; by default the shipped one.
+        strict: Stop at the first broken item; without it, FOLDER.skipped.jsonl lists what was left out, and why.
     """
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import read
+    from racm3.memory.sources import recognise
 
-    sources = [read(source) for source in data]  # before anything is made: a wrong path is an error here
+    sources = [recognise(source) for source in data]  # before anything is made: a wrong path is an error here
     model = _encoder(encoder)
-    _fill(Memory.create(folder, model.fingerprint, model.dimension), model, sources)
+    with _reading(sources, folder, strict) as documents:
+        _fill(Memory.create(folder, model.fingerprint, model.dimension), model, documents)
 
 
-def memory_add(folder: Folder, data: Sources, *, encoder: OptionalFolder = None) -> None:
+def memory_add(folder: Folder, data: Sources, *, encoder: OptionalFolder = None, strict: bool = False) -> None:
     """Add the documents of the data to a memory.
 
     Args:
         folder: The memory.
-        data: Each a folder of pictures, metadata.jsonl, COCO captions, or WebDataset shards.
+        data: Documents in any layout of docs/formats.md.
         encoder: The model that made the memory; by default the shipped one.
+        strict: Stop at the first broken item; without it, FOLDER.skipped.jsonl lists what was left out, and why.
     """
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import read
+    from racm3.memory.sources import recognise
 
     if not data:
         raise InputError(f"no documents were given to add to {folder}; name a folder or a file of them")
-    sources = [read(source) for source in data]
+    sources = [recognise(source) for source in data]
     model = _encoder(encoder)
-    _fill(Memory.open(folder, model.fingerprint), model, sources)
+    memory = Memory.open(folder, model.fingerprint)
+    with _reading(sources, folder, strict) as documents:
+        _fill(memory, model, documents)
+
+
+@contextmanager
+def _reading(sources: Sequence[DataSource], folder: Path, strict: bool) -> Iterator[list[Iterable[Item]]]:
+    """The items of each source, of which the first are shown; what is skipped is listed in ``folder``.skipped.jsonl."""
+    from racm3.memory.sources.report import SkipReport, with_samples
+
+    with SkipReport(folder.with_name(folder.name + ".skipped.jsonl")) as report:
+        yield [with_samples(source, source.read(strict=strict, report=report)) for source in sources]
+    if report.count:
+        print(f"skipped {report.count} broken items; {report.file} says which, and why", file=sys.stderr)
 
 
 def memory_search(
@@ -315,6 +335,47 @@ def _shown(values: Iterable[C], what: str) -> Iterable[C]:
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield from progress.track(values, description=what)
+
+
+def data_filter(
+    shards: Positional[Annotated[str, arg(metavar="SHARDS")]],
+    *,
+    out: Out,
+    encoder: OptionalFolder = None,
+    set: Overrides = (),
+) -> None:
+    """Keep the good pairs of WebDataset shards, and say what was dropped. The same command goes on where it stopped.
+
+    Args:
+        shards: Shards as img2dataset writes them: a folder, one of them, or a pattern in quotes.
+        out: Where the filtered shards go, under the same names; the given ones stay as they are.
+        encoder: A CLIP that scores each pair; the score is written into its .json as clip_score.
+        set: Settings of racm3.memory.filter.Rules, such as min_side_px=256 max_watermark=0.5 min_clip_score=0.28.
+    """
+    from collections import Counter
+
+    from racm3.config import override
+    from racm3.memory.filter import Rules, filter_shards
+    from racm3.memory.sources import recognise
+
+    rules, source = override(Rules(), set), recognise(shards)
+    score = _clip_score(_encoder(encoder)) if encoder else None
+    counts: Counter[str] = Counter()
+    for of_shard in _shown(filter_shards(source, out, rules, score), "filtering shards"):
+        counts.update(of_shard)
+    for what, count in counts.most_common():
+        print(f"{count:>12,}  {what}")
+    print(f"wrote {out}")
+
+
+def _clip_score(encoder: Encoder) -> Callable[[Sequence[Document]], np.ndarray]:
+    """What gives the cosine of the text and the picture of each of N documents, (N,)."""
+
+    def score(pairs: Sequence[Document]) -> np.ndarray:
+        texts = encoder.embed_texts([pair.text or "" for pair in pairs])  # (N, D)
+        return (texts * encoder.embed_images([pair.images[0] for pair in pairs])).sum(axis=1)
+
+    return score
 
 
 def scenes_make(folder: Folder, *, set: Overrides = ()) -> None:
@@ -709,6 +770,7 @@ VERBS: Verbs = {
         "judge": train_judge,
     },
     "memory": {"create": memory_create, "add": memory_add, "search": memory_search, "info": memory_info},
+    "data": {"filter": data_filter},
     "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
     "evaluate": {"scenes": evaluate_scenes},
     "export": export,
@@ -718,6 +780,7 @@ VERBS: Verbs = {
 GROUPS = {
     "train": "Train one of the models.",
     "memory": "Make a memory of documents, add to it, look into it.",
+    "data": "Prepare data to train on.",
     "scenes": "The built-in world, Emoji Scenes.",
     "evaluate": "Measure how good the models are.",
 }

@@ -24,6 +24,22 @@ Modality = Literal["text", "image"]
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; a bigger one is refused as a decompression bomb."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""All that is tried on a file: Pillow would also run Ghostscript on PostScript."""
+
+ORIENTATION = 0x0112
+"""The EXIF tag."""
+UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation (EXIF 2.32, table 6)."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -89,37 +105,30 @@ class Image:
     def open(cls, source: str | Path | bytes | PIL.Image.Image) -> Image:
         """Read a picture from a path, from encoded bytes, or from a PIL image.
 
-        Transparency is laid on white, EXIF rotation is applied. Raises ImageError if there is no such file,
-        it is not a picture, it is truncated, or it has more than ``MAX_PIXELS`` pixels.
+        What counts is the content, not the file's name. Transparency is laid on white, EXIF rotation is applied, of an
+        animation the first frame is taken, 16-bit grey is scaled to 8, CMYK and palettes become RGB as Pillow converts
+        them (colour profiles are ignored). Raises ImageError if there is no such file, it is no picture of ``FORMATS``,
+        it is truncated, or it has more than ``MAX_PIXELS`` pixels, which is known before it is decoded.
         """
-        from PIL import ImageOps, UnidentifiedImageError
+        from PIL import UnidentifiedImageError
 
         name = "the given bytes" if isinstance(source, bytes) else f"{source!s}"
         try:
             if isinstance(source, PIL.Image.Image):
-                picture = source
-            else:
-                picture = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
-            if picture.width * picture.height > MAX_PIXELS:
-                size = f"{picture.width} x {picture.height}"
-                raise ImageError(f"{name} has {size} pixels; at most {MAX_PIXELS:,} are read")
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white instead of scaling it
-                picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            if picture.mode != "RGB":
-                picture = picture.convert("RGBA")
-                white = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
-                picture = PIL.Image.alpha_composite(white, picture).convert("RGB")
+                return cls(_rgb(source, name))
+            file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+            with PIL.Image.open(file, formats=FORMATS) as picture:
+                return cls(_rgb(picture, name))
         except FileNotFoundError:
             raise ImageError(f"there is no file {name}; check the path") from None
         except IsADirectoryError:
             raise ImageError(f"{name} is a folder; give the path of one picture") from None
         except UnidentifiedImageError:
-            allowed = "PNG, JPEG, WebP, GIF, BMP, TIFF"
-            raise ImageError(f"{name} is not a picture that can be read; allowed: {allowed}") from None
-        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-            raise ImageError(f"{name} cannot be read as a picture: {error}") from error
-        return cls(np.array(picture, dtype=np.uint8))
+            raise ImageError(f"{name} is not a picture that can be read; allowed: {', '.join(FORMATS)}") from None
+        except ImageError:
+            raise
+        except Exception as error:  # what Pillow's parsers raise at damaged bytes is of every kind
+            raise ImageError(f"{name} cannot be read as a picture: {error!s:.300}") from error
 
     @property
     def pil(self) -> PIL.Image.Image:
@@ -172,6 +181,31 @@ class Image:
 
     def __hash__(self) -> int:
         return hash((self.pixels.shape, self.pixels.tobytes()))
+
+
+def _rgb(picture: PIL.Image.Image, name: str) -> np.ndarray:
+    """(H, W, 3) uint8: the first frame, upright, on white."""
+    if picture.width * picture.height > MAX_PIXELS:
+        size = f"{picture.width} x {picture.height}"
+        raise ImageError(f"{name} has {size} pixels; at most {MAX_PIXELS:,} are read")
+    picture.load()
+    picture = _upright(picture)
+    if picture.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white instead of scaling it
+        picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode != "RGB":
+        picture = picture.convert("RGBA")
+        white = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = PIL.Image.alpha_composite(white, picture).convert("RGB")
+    return np.array(picture, dtype=np.uint8)
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Rotated as its EXIF says. Damaged EXIF, common on the web, says nothing and costs no picture."""
+    try:
+        orientation = picture.getexif().get(ORIENTATION)
+    except Exception:  # as above
+        return picture
+    return picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -208,6 +209,41 @@ def test_searching_prints_documents_with_scores(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[2] for line in lines] == ["a red square"] * 4
     assert lines[0].startswith("1.000  ")
+
+
+def test_a_memory_of_data_that_is_partly_broken(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(7):
+        Image(np.full((20, 30, 3), i, np.uint8)).pil.save(data / f"{i}.png")
+    (data / "0.txt").write_text("a black\npicture " * 9)
+    (data / "3.png").write_text("no picture")
+    places = {"memory": tmp_path / "new" / "memory", "data": data, "encoder": encoder}
+    command = "memory create {memory} {data} --encoder {encoder}"
+
+    assert run(command + " --strict", **places) == 2
+    assert "3.png is broken" in capsys.readouterr().err
+    assert not places["memory"].exists()
+
+    assert run(command, **places) == 0
+    printed = capsys.readouterr()
+    lines = printed.err[printed.err.index("reading") :].splitlines()
+    assert lines[:2] == [
+        f"reading {data} as pictures, with .txt captions or none; the first documents:",
+        "  0.png  'a black picture a black picture a black picture a black p...'  30 x 20 px",
+    ]
+    assert [line.split()[0] for line in lines[2:6]] == ["1.png", "2.png", "4.png", "5.png"]
+    report = tmp_path / "new" / "memory.skipped.jsonl"
+    assert lines[-1] == f"skipped 1 broken items; {report} says which, and why"
+    (skipped,) = [json.loads(line) for line in report.read_text().splitlines()]
+    assert (skipped["origin"], "is not a picture" in skipped["reason"]) == (str(data / "3.png"), True)
+    assert f"{places['memory']} holds 6" in printed.out
+
+    Image(np.zeros((9, 9, 3), np.uint8)).pil.save(tmp_path / "more.png")
+    assert run("memory add {memory} {data} --encoder {encoder}", **(places | {"data": tmp_path / "more.png"})) == 0
+    assert not report.exists()
 
 
 def test_info_counts_the_documents(memory: Path, capsys: pytest.CaptureFixture[str]) -> None:
