@@ -218,7 +218,11 @@ def test_info_counts_the_documents(memory: Path, capsys: pytest.CaptureFixture[s
     [
         ("memory create {memory} {data} --encoder {encoder}", "error: there is already something at"),
         ("memory create {new} {data}/nowhere --encoder {encoder}", "error: there is no"),
-        ("memory add {memory} {data} --encoder {encoder}", "error: the id 'a red square 0' is already in the memory"),
+        ("memory remove {memory} nothing", "error: the memory {memory} holds no document 'nothing'; nothing was"),
+        ("memory remove {memory}", "error: no documents were named"),
+        ("memory sync {memory} {data}/nowhere --encoder {encoder}", "error: there is no"),
+        ("memory search {memory} --text fox --where a~1 --encoder {encoder}", "error: 'a~1' is no condition"),
+        ("memory search {memory} --text fox --out {new}.txt --encoder {encoder}", "error: a picture cannot be written"),
         ("memory add {memory} --encoder {encoder}", "error: no documents were given"),
         ("memory add {memory} {data} --encoder {new}", "error: the encoder folder"),
         ("memory search {memory} --encoder {encoder}", "error: nothing to look for was given"),
