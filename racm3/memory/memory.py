@@ -366,7 +366,6 @@ class Memory:
         same call goes on where another was broken off; ``report`` is told how many documents are done.
         """
         with self.writing():
-            self._store.drop_leftovers()
             ids = list(self.ids)
             part = self.path / f"re-embed-{fingerprint}-{self._store.table.version}.f32"
             for old in self.path.glob("re-embed-*.f32"):

@@ -49,6 +49,7 @@ SMALL_FRAGMENTS = 100
 """So many unfilled fragments are put together without being asked: one add makes one, and each costs every reader."""
 VERSIONS = 256
 """After so many versions the old ones are deleted (ours: each lists all fragments, so keeping all is quadratic)."""
+INDEX = "nearest"
 IDS_AT_ONCE = 10_000
 """Ids looked for in one scan (ours)."""
 DOCUMENT = ["id", "parts", "images", "metadata", "origin"]
@@ -213,6 +214,7 @@ class Store:
         try:
             if refreshed:
                 self.refresh()
+                self._drop_leftovers()
             yield
         finally:
             self._lock.release()
@@ -354,10 +356,9 @@ class Store:
 
     def indexed(self) -> int | None:
         """How many rows the index of the vectors holds, or held before some were removed; None if there is none."""
-        name = self._index_name
-        if name not in {index.name for index in self.table.describe_indices()}:
+        if INDEX not in {index.name for index in self.table.describe_indices()}:
             return None
-        return self.table.stats.index_stats(name)["num_indexed_rows"]
+        return self.table.stats.index_stats(INDEX)["num_indexed_rows"]
 
     def index(self) -> None:
         """Index the vectors and the ids, or bring both indices up to date."""
@@ -366,14 +367,10 @@ class Store:
                 self.table.optimize.optimize_indices()
             else:
                 column = self.about.column
-                self.table.create_index(column, "IVF_HNSW_SQ", name=self._index_name, metric="dot", replace=True)
+                self.table.create_index(column, "IVF_HNSW_SQ", name=INDEX, metric="dot", replace=True)
                 self.table.create_scalar_index("id", "BTREE", name="ids", replace=True)
             self._flush_indices()
             _flush_version(self.path, self.table.version)
-
-    @property
-    def _index_name(self) -> str:
-        return f"nearest-{self.about.column}"
 
     def _flush_indices(self) -> None:
         if (self.path / "_indices").is_dir():
@@ -405,9 +402,9 @@ class Store:
             {KEY.decode(): json.dumps(asdict(about))}
         )  # from here on they are the new ones
         _flush_version(self.path, self.table.version)
-        self.drop_leftovers()
+        self._drop_leftovers()
 
-    def drop_leftovers(self) -> None:
+    def _drop_leftovers(self) -> None:
         """Drop vectors that belong to no encoder any more, or never did: a change of encoder was broken off."""
         known = {field.name for field in _schema(self.about)}
         if left := [name for name in self.table.schema.names if name not in known]:
