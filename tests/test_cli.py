@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 
 from racm3 import cli, errors
@@ -206,6 +208,37 @@ def test_searching_prints_documents_with_scores(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[2] for line in lines] == ["a red square"] * 4
     assert lines[0].startswith("1.000  ")
+
+
+def test_the_life_of_a_memory(data: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "memory", tmp_path / "out"
+
+    def says(command: str, status: int = 0) -> str:
+        places = {"memory": folder, "data": data, "encoder": encoder, "out": out}
+        assert cli.main([word.format(**places) for word in command.split()]) == status
+        return capsys.readouterr().out
+
+    assert says("memory create {memory} {data} --encoder {encoder}").startswith("added 12;")
+    assert says("memory add {memory} {data} --encoder {encoder}").startswith("unchanged 12;")
+    (first, *_) = says("memory search {memory} --text fox --encoder {encoder} --out {out}/hits.png").splitlines()
+    with PIL.Image.open(out / "hits.png") as sheet:
+        assert sheet.width > sheet.height
+    gone = first.split("  ")[1]
+    assert cli.main(["memory", "remove", str(folder), gone]) == 0
+    assert "holds 11 documents" in capsys.readouterr().out
+    assert says("memory sync {memory} {data} --encoder {encoder}").startswith("added 1, unchanged 11;")
+    assert says("memory check {memory}") == "12 documents are sound, 0 are damaged\n"
+    assert "1 now" in says("memory compact {memory}")
+    assert says("memory export {memory} --out {out}/shards").startswith("wrote 12 documents to 1 shards")
+    assert says("memory sync {memory} {out}/shards --encoder {encoder}").startswith("unchanged 12;")
+    assert says("memory neighbours {memory} --out {out}/near --encoder {encoder}").startswith(
+        "wrote the neighbours of 12"
+    )
+    assert len(pq.read_table(out / "near")) == 12 * 4
+    assert "holds 12 documents" in says("memory re-embed {memory} --encoder {encoder}")
+    min((folder / "data").iterdir(), key=lambda file: file.stat().st_size).write_bytes(b"")
+    assert "12 are damaged and were removed" in says("memory check {memory} --repair", status=1)
+    assert says("memory info {memory}").startswith("documents  0\n")
 
 
 def test_info_counts_the_documents(memory: Path, capsys: pytest.CaptureFixture[str]) -> None:

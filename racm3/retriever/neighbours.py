@@ -167,7 +167,7 @@ def memory_neighbours(
         "dropouts": list(dropouts),
         "seed": seed,
     }
-    _keep(settings, out / "neighbours.json")
+    _keep(settings, out / "_settings.json")  # Parquet readers pass over names with _
     first = next(row for row in count() if not (out / _part(row)).exists())
     items = memory.items(first * PART)
     for part in range(first, -(-len(ids) // PART)):
@@ -188,7 +188,7 @@ def memory_neighbours(
             "dropout": [dropout for _, dropout in kinds] * len(rows),
             "neighbours": [[ids[row] for row in some if row >= 0] for some in found],
         }
-        unfinished = out / "unfinished"
+        unfinished = out / "_unfinished"
         pq.write_table(pa.table(columns, schema=SCHEMA), unfinished)
         unfinished.replace(out / _part(part))
 
