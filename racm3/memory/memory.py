@@ -132,9 +132,12 @@ class Memory:
 
     def refresh(self) -> None:
         """See what other processes have changed. Raises EncoderMismatchError if they changed the encoder."""
+        self._again_if_gone(self._follow)
+
+    def _follow(self) -> None:
         self._store.refresh()
-        table = self._store.table
-        if self._version == table.version:
+        version = self._store.table.version
+        if self._version == version:
             return
         if self.encoder_fingerprint != self._encoder:
             raise EncoderMismatchError(
@@ -147,7 +150,7 @@ class Memory:
         else:
             self._engine = kind(self._store)
         self._ids = None
-        self._version = table.version
+        self._version = version
 
     def _by_index(self) -> bool:
         if self._search == "exact" or (self._search == "auto" and len(self) <= EXACT_UP_TO):
@@ -232,7 +235,7 @@ class Memory:
         except UNREADABLE as error:
             if isinstance(error, InputError):
                 raise
-        self.refresh()
+        self._follow()
         try:
             return read()
         except OSError as error:

@@ -299,9 +299,8 @@ class Store:
             else lance.LanceOperation.Append(added),
             [*added, *updated],
         )
-        target = self._target_rows()
-        if sum(fragment.physical_rows < target for fragment in self.table.get_fragments()) >= SMALL_FRAGMENTS:
-            self.compact()
+        if len(self._unfilled()) >= SMALL_FRAGMENTS:
+            self.compact(thorough=False)
         elif self.table.version % VERSIONS == 0:
             self._forget()
 
@@ -322,18 +321,27 @@ class Store:
     def _target_rows(self) -> int:
         return max(1, min(2**20, FRAGMENT_BYTES // max(1, self.row_bytes)))
 
-    def compact(self) -> None:
-        """Fill fragments up, drop deleted rows, and delete old versions. Holds ``FRAGMENT_BYTES`` in memory, about."""
+    def _unfilled(self) -> list[Any]:
+        """Fragments that are less than half full: those above are not worth being written again."""
+        half = self._target_rows() / 2
+        return [fragment for fragment in self.table.get_fragments() if fragment.physical_rows < half]
+
+    def compact(self, *, thorough: bool = True) -> None:
+        """Put unfilled fragments together and delete old versions; a ``thorough`` one drops all deleted rows as well.
+
+        Holds ``FRAGMENT_BYTES`` in memory, about.
+        """
         from lance.optimize import Compaction, CompactionOptions
 
-        rows = self._target_rows()
-        batch = max(1, min(8192, SCAN_BYTES // max(1, self.row_bytes)))
         with self.writing():
+            again = {fragment.fragment_id for fragment in self._unfilled()}
+            again |= {f.fragment_id for f in self.table.get_fragments() if thorough and f.num_deletions}
             options = CompactionOptions(
-                target_rows_per_fragment=rows,
+                target_rows_per_fragment=self._target_rows(),
+                excluded_fragment_ids=[f.fragment_id for f in self.table.get_fragments() if f.fragment_id not in again],
                 materialize_deletions_threshold=0.0,
                 num_threads=1,
-                batch_size=batch,
+                batch_size=max(1, min(8192, SCAN_BYTES // max(1, self.row_bytes))),
                 io_buffer_size=8 * SCAN_BYTES,
             )
             for task in Compaction.plan(self.table, options).tasks:
