@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from racm3.document import Document, Image
     from racm3.generator.decoding import Sampling
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import Item
+    from racm3.memory.sources import Item, Skipped
     from racm3.memory.sources import Source as DataSource
     from racm3.pipeline import RACM3, Completion, Settings
     from racm3.retriever.encoder import Encoder
@@ -34,6 +34,8 @@ Verbs = Mapping[str, "Callable[..., int | None] | Verbs"]
 Folder = Positional[Annotated[Path, arg(metavar="FOLDER")]]
 Source = Positional[Annotated[Path, arg(metavar="DATA")]]
 Sources = Positional[Annotated[tuple[str, ...], arg(metavar="[DATA ...]")]]
+Ids = Positional[Annotated[tuple[str, ...], arg(metavar="[ID ...]")]]
+Conditions = Annotated[tuple[str, ...], arg(metavar="[CONDITION ...]")]
 Out = Annotated[Path, arg(metavar="FOLDER")]
 OptionalText = Annotated[str | None, arg(metavar="TEXT")]
 OptionalFolder = Annotated[Path | None, arg(metavar="FOLDER")]
@@ -253,14 +255,66 @@ def memory_add(folder: Folder, data: Sources, *, encoder: OptionalFolder = None,
 
 
 @contextmanager
-def _reading(sources: Sequence[DataSource], folder: Path, strict: bool) -> Iterator[list[Iterable[Item]]]:
-    """The items of each source, of which the first are shown; what is skipped is listed in ``folder``.skipped.jsonl."""
+def _reading(
+    sources: Sequence[DataSource], folder: Path, strict: bool, skip: Callable[[Skipped], None] = lambda skipped: None
+) -> Iterator[list[Iterable[Item]]]:
+    """The items of each source, of which the first are shown; what is skipped is listed in ``folder``.skipped.jsonl,
+    and given to ``skip``."""
     from racm3.memory.sources.report import SkipReport, with_samples
 
     with SkipReport(folder.with_name(folder.name + ".skipped.jsonl")) as report:
-        yield [with_samples(source, source.read(strict=strict, report=report)) for source in sources]
+
+        def note(skipped: Skipped) -> None:
+            report(skipped)
+            skip(skipped)
+
+        yield [with_samples(source, source.read(strict=strict, report=note)) for source in sources]
     if report.count:
         print(f"skipped {report.count} broken items; {report.file} says which, and why", file=sys.stderr)
+
+
+def memory_remove(folder: Folder, ids: Ids) -> None:
+    """Remove documents from a memory.
+
+    Args:
+        folder: The memory.
+        ids: Of the documents; racm3 memory search prints them.
+    """
+    from racm3.memory.memory import Memory
+
+    if not ids:
+        raise InputError(f"no documents were named to remove from {folder}; give their ids")
+    memory = Memory.open(folder)
+    memory.remove(ids)
+    print(f"removed {len(set(ids))}; {folder} holds {len(memory)} documents")
+
+
+def memory_sync(folder: Folder, data: Source, *, encoder: OptionalFolder = None, strict: bool = False) -> None:
+    """Make a memory equal to the data: add what is new, replace what has changed, remove what is gone.
+
+    What has not changed is not embedded again. A document whose file is broken now is kept as it is.
+
+    Args:
+        folder: The memory.
+        data: Documents in any layout of docs/formats.md.
+        encoder: The model that made the memory; by default the shipped one.
+        strict: Stop at the first broken item; without it, FOLDER.skipped.jsonl lists what was left out, and why.
+    """
+    from racm3.memory.memory import Memory
+    from racm3.memory.sources import recognise
+    from racm3.retriever.remember import sync
+
+    source = recognise(data)
+    model = _encoder(encoder)
+    memory = Memory.open(folder, model.fingerprint)
+    broken: list[Skipped] = []
+
+    def is_broken(origin: str) -> bool:
+        return any(skipped.covers(origin) for skipped in broken)
+
+    with _reading([source], folder, strict, broken.append) as (documents,):
+        done = sync(memory, model, _shown(documents, "syncing documents"), is_broken)
+    print(f"{done}; {folder} holds {len(memory)} documents")
 
 
 def memory_search(
@@ -269,6 +323,8 @@ def memory_search(
     text: OptionalText = None,
     image: OptionalFile = None,
     hits: int = 5,
+    where: Conditions = (),
+    out: OptionalFile = None,
     encoder: OptionalFolder = None,
 ) -> None:
     """Print the documents of a memory that are nearest to a text, to a picture, or to both together.
@@ -278,25 +334,71 @@ def memory_search(
         text: What to look for, in words.
         image: What to look for, as a picture.
         hits: Print so many documents.
+        where: Only documents whose metadata fulfil these conditions, such as license=CC0 'width>=512' 'author.name!=x'.
+        out: Where to write a picture of the hits as well: a .png, .jpg or .webp file.
         encoder: The model that made the memory; by default the shipped one.
     """
     from racm3.document import Document, Image, Part, Text
     from racm3.memory.memory import Memory
+    from racm3.memory.sheet import draw_sheet
+    from racm3.memory.where import where as fulfilling
 
     parts: list[Part] = [Text(text)] if text is not None else []
     parts += [Image.open(image)] if image is not None else []
     if not parts:
         raise InputError("nothing to look for was given; give --text, --image or both")
+    if out:
+        _checked_out(out)
+    condition = fulfilling(where) if where else None
     model = _encoder(encoder)
     memory = Memory.open(folder, model.fingerprint)
-    (found,) = memory.search(model.embed([Document(tuple(parts))]), hits)
-    items = memory.get([memory.ids[row] for row, _ in found])
-    for (_, score), item in zip(found, items, strict=True):
+    (ranking,) = memory.search(model.embed([Document(tuple(parts))]), hits, where=condition)
+    items = memory.get(ranking.ids)
+    for score, item in zip(ranking.scores, items, strict=True):
         print(f"{score:.3f}  {item.id}  {item.document.text or '(no text)'}  {item.origin}")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw_sheet([(item, float(score)) for score, item in zip(ranking.scores, items, strict=True)]).save(out)
+        print(f"wrote {out}")
 
 
 def memory_info(folder: Folder) -> None:
-    """Print how many documents a memory holds, its size, and which encoder made it.
+    """Print how many documents a memory holds, its size, how it is searched, and which encoder made it.
+
+    Args:
+        folder: The memory.
+    """
+    from racm3.memory.memory import Memory
+
+    info = Memory.open(folder).info()
+    found = "" if info.recall_at_10 is None else f", finds {100 * info.recall_at_10:.1f} % of the true 10 nearest"
+    print(f"documents  {info.documents}")
+    print(f"same       {info.same_content} hold what another one holds")
+    print(f"on disk    {info.bytes_on_disk / 1e6:.1f} MB, {info.fragments} fragments, version {info.version}")
+    print(f"index      {'none: searched exactly' if info.indexed is None else f'{info.indexed} documents{found}'}")
+    print(f"dimension  {info.dimension}")
+    print(f"encoder    {info.encoder}")
+
+
+def memory_check(folder: Folder, *, repair: bool = False) -> int:
+    """Read every document and compare it with the hash of what was put in; exit status 1 if something is damaged.
+
+    Args:
+        folder: The memory.
+        repair: Remove what is damaged; everything else stays. Add or sync it again afterwards.
+    """
+    from racm3.memory.check import check
+
+    sound, damaged = check(folder, repair=repair)
+    for damage in damaged:
+        print(f"damaged  {damage.what}, {damage.documents} documents: {damage.reason}")
+    lost = sum(damage.documents for damage in damaged)
+    print(f"{sound} documents are sound, {lost} are damaged{' and were removed' if repair and lost else ''}")
+    return int(bool(damaged))
+
+
+def memory_compact(folder: Folder) -> None:
+    """Free the space of what was removed and replaced, and put small fragments together.
 
     Args:
         folder: The memory.
@@ -304,11 +406,88 @@ def memory_info(folder: Folder) -> None:
     from racm3.memory.memory import Memory
 
     memory = Memory.open(folder)
-    size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"documents  {len(memory)}")
-    print(f"on disk    {size_bytes / 1e6:.1f} MB")
-    print(f"dimension  {memory.dimension}")
-    print(f"encoder    {memory.encoder_fingerprint}")
+    before = memory.info()
+    memory.compact()
+    after = memory.info()
+    print(f"{before.bytes_on_disk / 1e6:.1f} MB are {after.bytes_on_disk / 1e6:.1f} MB now")
+    print(f"{before.fragments} fragments are {after.fragments} now")
+
+
+def memory_index(folder: Folder) -> None:
+    """Make the index that searches use beyond a million documents, or bring it up to date, and measure it.
+
+    A memory that grows beyond a million documents gets one by itself.
+
+    Args:
+        folder: The memory.
+    """
+    from racm3.memory.memory import Memory
+
+    found = Memory.open(folder).index()
+    print(f"the index finds {100 * found:.1f} % of the true 10 nearest documents")
+
+
+def memory_export(folder: Folder, *, out: Out) -> None:
+    """Write the documents of a memory as WebDataset shards, which every reader of racm3, and others, read.
+
+    Args:
+        folder: The memory.
+        out: Where the shards go.
+    """
+    from racm3.memory.memory import Memory
+    from racm3.memory.sources import write_webdataset
+
+    memory = Memory.open(folder)
+    shards = write_webdataset(_shown(memory.items(), "exporting documents"), out)
+    print(f"wrote {len(memory)} documents to {len(shards)} shards in {out}")
+
+
+def memory_re_embed(folder: Folder, *, encoder: Annotated[Path, arg(metavar="FOLDER")]) -> None:
+    """Move a memory to another encoder. Until it is done the memory stays as it was; the same command goes on.
+
+    Args:
+        folder: The memory.
+        encoder: The model whose vectors it gets.
+    """
+    from racm3.memory.memory import Memory
+    from racm3.retriever.remember import re_embed
+
+    model = _encoder(encoder)
+    memory = Memory.open(folder)
+    with _progress("embedding documents", len(memory)) as report:
+        re_embed(memory, model, report)
+    print(f"{folder} holds {len(memory)} documents with vectors of encoder {model.fingerprint}")
+
+
+def memory_neighbours(
+    folder: Folder,
+    *,
+    out: Out,
+    k: int = 2,
+    dropouts: tuple[float, ...] = (0.0, 0.2),
+    seed: int = 0,
+    encoder: OptionalFolder = None,
+) -> None:
+    """Write, for every document, the documents that training retrieves for its text and for its picture.
+
+    The same command goes on where it was broken off.
+
+    Args:
+        folder: The memory.
+        out: Where the Parquet files go: id, query (text or image), dropout, neighbours (ids, best first).
+        k: Neighbours of each query.
+        dropouts: One draw of both queries for each: the share of the query that is dropped.
+        seed: Of what is dropped.
+        encoder: The model that made the memory; by default the shipped one.
+    """
+    from racm3.memory.memory import Memory
+    from racm3.retriever.neighbours import memory_neighbours
+
+    model = _encoder(encoder)
+    memory = Memory.open(folder, model.fingerprint)
+    with _progress("finding neighbours", len(memory)) as report:
+        memory_neighbours(memory, model, out, k=k, dropouts=dropouts, seed=seed, report=report)
+    print(f"wrote the neighbours of {len(memory)} documents to {out}")
 
 
 def _encoder(folder: Path | None) -> Encoder:
@@ -319,12 +498,11 @@ def _encoder(folder: Path | None) -> Encoder:
 
 
 def _fill(memory: Memory, encoder: Encoder, sources: Iterable[Iterable[Item]]) -> None:
-    from racm3.retriever.retriever import remember
+    from racm3.retriever.remember import remember
 
-    before = len(memory)
     for source in sources:
-        remember(memory, encoder, _shown(source, "adding documents"))
-    print(f"added {len(memory) - before} documents; {memory.path} holds {len(memory)}")
+        done = remember(memory, encoder, _shown(source, "adding documents"))
+        print(f"{done}; {memory.path} holds {len(memory)} documents")
 
 
 def _shown(values: Iterable[C], what: str) -> Iterable[C]:
@@ -376,6 +554,17 @@ def _clip_score(encoder: Encoder) -> Callable[[Sequence[Document]], np.ndarray]:
         return (texts * encoder.embed_images([pair.images[0] for pair in pairs])).sum(axis=1)
 
     return score
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, moved by telling it how much is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)
 
 
 def scenes_make(folder: Folder, *, set: Overrides = ()) -> None:
@@ -769,7 +958,20 @@ VERBS: Verbs = {
         "generator": train_generator,
         "judge": train_judge,
     },
-    "memory": {"create": memory_create, "add": memory_add, "search": memory_search, "info": memory_info},
+    "memory": {
+        "create": memory_create,
+        "add": memory_add,
+        "remove": memory_remove,
+        "sync": memory_sync,
+        "search": memory_search,
+        "info": memory_info,
+        "check": memory_check,
+        "compact": memory_compact,
+        "index": memory_index,
+        "export": memory_export,
+        "re-embed": memory_re_embed,
+        "neighbours": memory_neighbours,
+    },
     "data": {"filter": data_filter},
     "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
     "evaluate": {"scenes": evaluate_scenes},
@@ -779,7 +981,7 @@ VERBS: Verbs = {
 
 GROUPS = {
     "train": "Train one of the models.",
-    "memory": "Make a memory of documents, add to it, look into it.",
+    "memory": "Make a memory of documents, change it, search it, look after it.",
     "data": "Prepare data to train on.",
     "scenes": "The built-in world, Emoji Scenes.",
     "evaluate": "Measure how good the models are.",

@@ -30,7 +30,8 @@ from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.retriever import Hit, remember
+from racm3.retriever.remember import remember
+from racm3.retriever.retriever import Hit
 from racm3.scenes.draw import Scene
 from racm3.scenes.world import World, counted
 

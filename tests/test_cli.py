@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
@@ -246,6 +248,37 @@ def test_a_memory_of_data_that_is_partly_broken(
     assert not report.exists()
 
 
+def test_the_life_of_a_memory(data: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "memory", tmp_path / "out"
+
+    def says(command: str, status: int = 0) -> str:
+        places = {"memory": folder, "data": data, "encoder": encoder, "out": out}
+        assert cli.main([word.format(**places) for word in command.split()]) == status
+        return capsys.readouterr().out
+
+    assert says("memory create {memory} {data} --encoder {encoder}").startswith("added 12;")
+    assert says("memory add {memory} {data} --encoder {encoder}").startswith("unchanged 12;")
+    (first, *_) = says("memory search {memory} --text fox --encoder {encoder} --out {out}/hits.png").splitlines()
+    with PIL.Image.open(out / "hits.png") as sheet:
+        assert sheet.width > sheet.height
+    gone = first.split("  ")[1]
+    assert cli.main(["memory", "remove", str(folder), gone]) == 0
+    assert "holds 11 documents" in capsys.readouterr().out
+    assert says("memory sync {memory} {data} --encoder {encoder}").startswith("added 1, unchanged 11;")
+    assert says("memory check {memory}") == "12 documents are sound, 0 are damaged\n"
+    assert "1 now" in says("memory compact {memory}")
+    assert says("memory export {memory} --out {out}/shards").startswith("wrote 12 documents to 1 shards")
+    assert says("memory sync {memory} {out}/shards --encoder {encoder}").startswith("unchanged 12;")
+    assert says("memory neighbours {memory} --out {out}/near --encoder {encoder}").startswith(
+        "wrote the neighbours of 12"
+    )
+    assert len(pq.read_table(out / "near")) == 12 * 4
+    assert "holds 12 documents" in says("memory re-embed {memory} --encoder {encoder}")
+    min((folder / "data").iterdir(), key=lambda file: file.stat().st_size).write_bytes(b"")
+    assert "12 are damaged and were removed" in says("memory check {memory} --repair", status=1)
+    assert says("memory info {memory}").startswith("documents  0\n")
+
+
 def test_info_counts_the_documents(memory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["memory", "info", str(memory)]) == 0
     assert capsys.readouterr().out.startswith("documents  12\n")
@@ -256,7 +289,11 @@ def test_info_counts_the_documents(memory: Path, capsys: pytest.CaptureFixture[s
     [
         ("memory create {memory} {data} --encoder {encoder}", "error: there is already something at"),
         ("memory create {new} {data}/nowhere --encoder {encoder}", "error: there is no"),
-        ("memory add {memory} {data} --encoder {encoder}", "error: the id 'a red square 0' is already in the memory"),
+        ("memory remove {memory} nothing", "error: the memory {memory} holds no document 'nothing'; nothing was"),
+        ("memory remove {memory}", "error: no documents were named"),
+        ("memory sync {memory} {data}/nowhere --encoder {encoder}", "error: there is no"),
+        ("memory search {memory} --text fox --where a~1 --encoder {encoder}", "error: 'a~1' is no condition"),
+        ("memory search {memory} --text fox --out {new}.txt --encoder {encoder}", "error: a picture cannot be written"),
         ("memory add {memory} --encoder {encoder}", "error: no documents were given"),
         ("memory add {memory} {data} --encoder {new}", "error: the encoder folder"),
         ("memory search {memory} --encoder {encoder}", "error: nothing to look for was given"),

@@ -13,7 +13,7 @@ from racm3.doctor import SHIPPED
 from racm3.document import Document, Hole
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, SCENES, Settings
-from racm3.retriever.retriever import remember
+from racm3.retriever.remember import remember
 from racm3.scenes.world import World
 
 MIB = 2**20

@@ -43,7 +43,7 @@ from racm3.generator.decoding import Sampling
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, SCENES, Completion, Settings
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.retriever import remember
+from racm3.retriever.remember import remember
 from racm3.scenes.caption import FORMS, describe, read
 from racm3.scenes.draw import SCENE_PX, Scene, draw
 from racm3.scenes.glyphs import load_glyphs

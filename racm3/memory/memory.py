@@ -1,97 +1,97 @@
-"""Memory: documents and their vectors in one Lance table, searched exactly.
+"""Memory: documents and their vectors, on disk, searched and changed while others read.
 
-What `add` has acknowledged is on disk: data files are flushed before the commit, the manifest after it, and only then
-does the call return. One process writes at a time (a lock file that dies with its owner); any number read, and see what
-others added at their next search. Vectors are held in memory, documents stay on disk until asked for.
+memory = Memory.open("out/memory", encoder.fingerprint)
+ranking = memory.search(encoder.embed([Document.of("a fox in the snow")]), 5)[0]
+memory.get(ranking.ids)
 
-The table: id (the primary key), text, parts (JSON, in order: a string is text, a number points into images), images
-(PNG), metadata (JSON), origin, hash (of the content), vector.
+What a change has acknowledged is on disk; every search sees what any process has acknowledged. How it is kept is
+`store.Store`, how it is searched `search.Exact` and `search.Indexed`.
 
 Letters: B batch, D dimension, K hits, N items.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
-from racm3.document import Document, Hole, Image, Part, Text
-from racm3.errors import DocumentError, EncoderMismatchError, InputError, MemoryStoreError
+from racm3.errors import EncoderMismatchError, InputError, MemoryStoreError, unknown
+from racm3.memory.search import Exact, Indexed, Ranking, recall
 from racm3.memory.sources import Item
+from racm3.memory.store import DOCUMENT, UNREADABLE, About, Store, content_hash, item_of, metadata_json
+from racm3.memory.where import Facts, Where
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "Ranking"]
 
-FORMAT = 1
-KEY = b"racm3"
-LOCK_WAIT_S = 10.0
-"""How long a writer waits for another one (ours: longer than any add of a few thousand items)."""
-SCORES_AT_ONCE = 32_000_000
-"""Scores held at once in a search, 128 MB of float32: bounds memory, and is far more than a fast matmul needs."""
+T = TypeVar("T")
+Search = Literal["auto", "exact", "index"]
+EXACT_UP_TO = 1_000_000
+"""Documents whose vectors are held in memory; more are searched through an index, if there is one (ours: 512 numbers a
+vector are 2 GB then)."""
+UNINDEXED = 0.1
+"""The share of documents outside the index from which it is brought up to date."""
 UNIT_TOLERANCE = 1e-3
+GROWTH = 8
+"""How many times more of a ranking is looked at, again and again, where conditions leave too little."""
+SELF_CHECK = "racm3.self_check"
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `Memory.info` tells."""
+
+    documents: int
+    same_content: int
+    """Documents whose content another document before them holds too."""
+    bytes_on_disk: int
+    dimension: int
+    encoder: str
+    version: int
+    fragments: int
+    indexed: int | None
+    """Documents in the index; None without one."""
+    recall_at_10: float | None
+    """What the index finds of the true 10 nearest, as measured when it was made."""
 
 
 class Memory:
     """A memory on disk. Make one with `create`, open one with `open`."""
 
-    def __init__(self, path: Path, table: Any) -> None:
-        self.path = path
-        self._table = table
-        about = json.loads(table.schema.metadata[KEY])
-        self.encoder_fingerprint: str = about["encoder"]
-        self.dimension: int = about["dimension"]
+    def __init__(self, store: Store, search: Search = "auto") -> None:
+        if search not in ("auto", "exact", "index"):
+            raise InputError(unknown("search", search, ["auto", "exact", "index"]))
+        self.path = store.path
+        self._store = store
+        self._search = search
+        self._encoder = store.about.encoder
+        self._engine: Exact | Indexed = Indexed(store)
         self._version = -1
-        self._ids: list[str] = []
-        self._row_of: dict[str, int] = {}
-        self._blocks: list[np.ndarray] = []
+        self._ids: list[str] | None = None
         self.refresh()
 
     @classmethod
     def create(cls, path: str | Path, encoder_fingerprint: str, dimension: int) -> Memory:
         """An empty memory for one encoder's vectors (D,). Raises MemoryStoreError if ``path`` exists."""
-        import lance
-
-        path = Path(path)
-        if path.exists():
-            raise MemoryStoreError(
-                f"there is already something at {path}; open it with Memory.open, or give a new path"
-            )
-        about = {"format": FORMAT, "encoder": encoder_fingerprint, "dimension": dimension}
-        table = lance.write_dataset(_schema(dimension, about).empty_table(), str(path), mode="create")
-        _flush_version(path, table.version)
-        _fsync(path, path.parent)
-        return cls(path, table)
+        return cls(Store.create(Path(path), encoder_fingerprint, dimension))
 
     @classmethod
-    def open(cls, path: str | Path, encoder_fingerprint: str | None = None) -> Memory:
+    def open(cls, path: str | Path, encoder_fingerprint: str | None = None, search: Search = "auto") -> Memory:
         """Open a memory, checking that it was made by the encoder given.
 
-        Raises MemoryStoreError if it is missing or damaged, EncoderMismatchError if another encoder made it.
+        ``search``: "exact" holds all vectors in memory, "index" asks the index on disk, "auto" asks it beyond
+        ``EXACT_UP_TO`` documents. Raises MemoryStoreError if the memory is missing or damaged, or has no index that is
+        asked for, EncoderMismatchError if another encoder made it.
         """
-        import lance
-
-        path = Path(path)
-        if not (path / "_versions").is_dir():
-            what = "is no memory" if path.exists() else "does not exist"
-            raise MemoryStoreError(f"the memory {path} {what}; check the path, or make it with Memory.create")
-        try:
-            table = lance.dataset(str(path))
-            about = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
-        except (ValueError, OSError) as error:
-            raise MemoryStoreError(f"the memory {path} is damaged: {error}; restore it from a copy") from error
-        if about.get("format") != FORMAT:
-            raise MemoryStoreError(
-                f"{path} is a Lance table of racm3 format {about.get('format')}, but this version reads format "
-                f"{FORMAT}; make the memory again from its source"
-            )
-        memory = cls(path, table)
+        memory = cls(Store.open(Path(path)), search)
         if encoder_fingerprint is not None:
             memory.check_encoder(encoder_fingerprint)
         return memory
@@ -101,81 +101,184 @@ class Memory:
         if fingerprint != self.encoder_fingerprint:
             raise EncoderMismatchError(
                 f"the memory {self.path} was made by encoder {self.encoder_fingerprint}, but encoder {fingerprint} is "
-                "given; open it with its own encoder, or make a new memory from the documents with this one"
+                "given; open it with its own encoder, or move it to this one with `racm3 memory re-embed`"
             )
 
     # Reading -------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._store.table.count_rows()
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        return self._store.about.encoder
+
+    @property
+    def dimension(self) -> int:
+        return self._store.about.dimension
 
     @property
     def ids(self) -> Sequence[str]:
-        """Ids in row order, as of the last `refresh`, `search` or `add`."""
+        """Ids in row order, as of the last `refresh`, `search` or change."""
+        if self._ids is None:
+            self._ids = self._store.table.to_table(columns=["id"])["id"].to_pylist()
         return self._ids
 
     @property
     def vectors(self) -> np.ndarray:
-        """(N, D) float32, unit norm, in row order, as of the last `refresh`, `search` or `add`."""
-        if len(self._blocks) != 1:
-            self._blocks = [np.concatenate([np.zeros((0, self.dimension), np.float32), *self._blocks])]
-        return self._blocks[0]
+        """(N, D) float32, unit norm, in row order, as of the last `refresh`, `search` or change: a copy."""
+        blocks = [self._store.vectors(fragment)[2] for fragment in self._store.table.get_fragments()]
+        return np.concatenate([np.zeros((0, self.dimension), np.float32), *blocks])
 
     def refresh(self) -> None:
-        """See what other processes have added."""
-        self._table.checkout_latest()
-        if self._table.version == self._version:
+        """See what other processes have changed. Raises EncoderMismatchError if they changed the encoder."""
+        self._again_if_gone(self._follow)
+
+    def _follow(self) -> None:
+        self._store.refresh()
+        version = self._store.table.version
+        if self._version == version:
             return
-        columns = self._table.to_table(columns=["id", "vector"])
-        self._ids = columns["id"].to_pylist()
-        self._row_of = {item_id: row for row, item_id in enumerate(self._ids)}
-        values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in columns["vector"].chunks]
-        self._blocks = [value.reshape(-1, self.dimension) for value in values]
-        self._version = self._table.version
+        if self.encoder_fingerprint != self._encoder:
+            raise EncoderMismatchError(
+                f"the memory {self.path} was changed to encoder {self.encoder_fingerprint} while it was open; open it "
+                "again with that one"
+            )
+        kind = Indexed if self._by_index() else Exact
+        if type(self._engine) is kind:
+            self._engine.refresh()
+        else:
+            self._engine = kind(self._store)
+        self._ids = None
+        self._version = version
+
+    def _by_index(self) -> bool:
+        if self._search == "exact" or (self._search == "auto" and len(self) <= EXACT_UP_TO):
+            return False
+        if self._store.indexed() is not None:
+            return True
+        if self._search == "index":
+            raise MemoryStoreError(f"the memory {self.path} has no index; make one with `racm3 memory index`")
+        return False
 
     def search(
-        self, queries: np.ndarray, k: int, exclude_ids: Sequence[Collection[str]] | None = None
-    ) -> list[list[tuple[int, float]]]:
-        """For each of ``queries`` (B, D) float32 of unit norm, the ``k`` best (row, cosine), best first.
+        self,
+        queries: np.ndarray,
+        k: int,
+        exclude_ids: Sequence[Collection[str]] | None = None,
+        where: Where | None = None,
+    ) -> list[Ranking]:
+        """For each of ``queries`` (B, D) float32 of unit norm, the ``k`` nearest documents, best first.
 
-        Exact; equal scores go by row. ``exclude_ids`` holds one collection of ids a query; unknown ids are ignored.
-        Raises InputError if the shapes do not fit.
+        ``exclude_ids`` holds one collection of ids a query; unknown ids are ignored. ``where`` says of a document
+        whether it may be found. Raises InputError if the shapes do not fit.
         """
-        self.refresh()
         queries = self._checked(queries)
         if exclude_ids is not None and (
             len(exclude_ids) != len(queries) or any(isinstance(e, str) for e in exclude_ids)
         ):
             raise InputError(f"exclude_ids holds one collection of ids for each of {len(queries)} queries")
-        vectors, k = self.vectors, min(k, len(self))
-        hits: list[list[tuple[int, float]]] = []
-        step = max(1, SCORES_AT_ONCE // max(1, len(vectors)))
-        for start in range(0, len(queries), step):
-            scores = queries[start : start + step] @ vectors.T  # (step, N)
-            for i, row_scores in enumerate(scores):
-                excluded = exclude_ids[start + i] if exclude_ids is not None else ()
-                row_scores[[self._row_of[e] for e in excluded if e in self._row_of]] = -np.inf
-                hits.append([(row, float(row_scores[row])) for row in _top(row_scores, k)])
-        return hits
+        excluded = [frozenset(ids) for ids in exclude_ids] if exclude_ids is not None else [frozenset()] * len(queries)
+        self.refresh()
+        return self._again_if_gone(lambda: self._found(queries, k, excluded, where))
+
+    def _found(
+        self, queries: np.ndarray, k: int, excluded: Sequence[frozenset[str]], where: Where | None
+    ) -> list[Ranking]:
+        found: dict[int, Ranking] = {}
+        pending, wanted = list(range(len(queries))), k + max(map(len, excluded), default=0)
+        while pending:
+            for i, ranking in zip(pending, self._engine.nearest(queries[pending], min(wanted, len(self))), strict=True):
+                kept = [position for position, item_id in enumerate(ranking.ids) if item_id not in excluded[i]]
+                if where is not None:
+                    facts = self._facts(ranking.addresses[kept])
+                    kept = [position for position, fact in zip(kept, facts, strict=True) if where(fact)]
+                found[i] = ranking.at(kept[:k])
+            pending = [i for i in pending if len(found[i]) < k] if wanted < len(self) else []
+            wanted *= GROWTH
+        return [found[i] for i in range(len(queries))]
+
+    def _facts(self, addresses: np.ndarray) -> list[Facts]:
+        rows = self._store.take(addresses, ["id", "parts", "metadata", "origin"])
+        return [
+            Facts(
+                row["id"],
+                json.loads(row["metadata"]),
+                frozenset("text" if isinstance(part, str) else "image" for part in json.loads(row["parts"])),
+                row["origin"],
+            )
+            for row in rows
+        ]
 
     def get(self, ids: Sequence[str]) -> list[Item]:
         """The items of ``ids``, in that order. Raises MemoryStoreError for an id that is not here."""
-        missing = [item_id for item_id in ids if item_id not in self._row_of]
-        if missing:
-            raise MemoryStoreError(
-                f"the memory {self.path} holds no document {missing[0]!r}; Memory.ids lists them all"
-            )
-        if not ids:
-            return []
-        rows = self._table.take(
-            [self._row_of[item_id] for item_id in ids], columns=["id", "parts", "images", "metadata", "origin"]
+
+        def read() -> list[Item]:
+            addresses = self._engine.find(ids)
+            if missing := [item_id for item_id in ids if item_id not in addresses]:
+                raise MemoryStoreError(
+                    f"the memory {self.path} holds no document {missing[0]!r}; Memory.ids lists them all"
+                )
+            rows = self._store.take([addresses[item_id] for item_id in ids], DOCUMENT)
+            return [item_of(row) for row in rows]
+
+        return self._again_if_gone(read)
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """Every item from row ``start``, in order, as of the last `refresh`, `search` or change; bounded in memory."""
+        return map(item_of, islice(self._store.scan(DOCUMENT), start, None))
+
+    def _again_if_gone(self, read: Callable[[], T]) -> T:
+        """What ``read`` gives, once more if another process has compacted the memory and deleted what was read."""
+        try:
+            return read()
+        except UNREADABLE as error:
+            if isinstance(error, InputError):
+                raise
+        self._follow()
+        try:
+            return read()
+        except OSError as error:
+            raise MemoryStoreError(f"{self.path} cannot be read: {error}; run `racm3 memory check` on it") from error
+
+    def info(self) -> Info:
+        """How much there is, of what, and how it is searched."""
+        self.refresh()
+        table, about = self._store.table, self._store.about
+        hashes = table.to_table(columns=["hash"])["hash"]
+        check = table.config().get(SELF_CHECK)
+        indexed = self._store.indexed()
+        return Info(
+            documents=len(self),
+            same_content=len(hashes) - len(hashes.unique()),
+            bytes_on_disk=sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
+            dimension=about.dimension,
+            encoder=about.encoder,
+            version=table.version,
+            fragments=len(table.get_fragments()),
+            indexed=indexed,
+            recall_at_10=float(check) if check and indexed is not None else None,
         )
-        return [
-            Item(row["id"], _document(row["parts"], row["images"]), json.loads(row["metadata"]), row["origin"])
-            for row in rows.to_pylist()
-        ]
 
     # Writing -------------------------------------------------------------------------------------------------------
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep other writers out for several changes. Raises MemoryStoreError if another process keeps writing."""
+        return self._store.writing()
+
+    def known(self, ids: Collection[str]) -> dict[str, str]:
+        """Those ``ids`` that are here, and the origin of each."""
+        return {item_id: row["origin"] for item_id, row in self._store.find(ids, ["origin"]).items()}
+
+    def unlike(self, items: Sequence[Item]) -> list[Item]:
+        """Those of ``items`` that are not in the memory as they are: new, or with other content or metadata."""
+        known = self._store.find([item.id for item in items], ["hash", "metadata"])
+
+        def here(item: Item) -> bool:
+            row = known.get(item.id)
+            return row is not None and (row["hash"], row["metadata"]) == (content_hash(item), metadata_json(item))
+
+        return [item for item in items if not here(item)]
 
     def add(self, items: Iterable[Item], vectors: np.ndarray) -> None:
         """Add items with their vectors (N, D) float32 of unit norm; when this returns, they are on disk.
@@ -183,53 +286,112 @@ class Memory:
         All or none. Raises MemoryStoreError if an id is here already or given twice, or if another process keeps
         writing; DocumentError if a document has holes; InputError if vectors and items do not fit together.
         """
-        import lance
+        self._put(list(items), vectors, replace=False)
 
-        items = list(items)
+    def put(self, items: Iterable[Item], vectors: np.ndarray) -> None:
+        """As `add`, but an item takes the place of the one that has its id, in the same step."""
+        self._put(list(items), vectors, replace=True)
+
+    def _put(self, items: list[Item], vectors: np.ndarray, *, replace: bool) -> None:
         vectors = self._checked(vectors)
         if len(items) != len(vectors):
             raise InputError(f"{len(items)} items came with {len(vectors)} vectors; give one vector an item")
-        norms = np.linalg.norm(vectors, axis=1)
-        if not (np.abs(norms - 1) < UNIT_TOLERANCE).all():
+        if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) < UNIT_TOLERANCE).all():
             raise InputError("the vectors are not of unit norm; Encoder.embed makes them so")
+        ids = [item.id for item in items]
+        if twice := [item_id for item_id, count in Counter(ids).items() if count > 1]:
+            raise MemoryStoreError(f"the id {twice[0]!r} is given twice; ids are unique: rename it or leave it out")
         if not items:
             return
-        with self._writing():
-            self.refresh()
-            seen: set[str] = set()
-            for item in items:
-                if item.id in self._row_of or item.id in seen:
-                    where = "given twice" if item.id in seen else "already in the memory"
-                    raise MemoryStoreError(f"the id {item.id!r} is {where}; ids are unique: rename it or leave it out")
-                seen.add(item.id)
-            rows = _rows(items, vectors, self._table.schema)
-            fragments = lance.fragment.write_fragments(rows, self._table, schema=rows.schema)
-            data = self.path / "data"
-            _fsync(*(data / file.path for fragment in fragments for file in fragment.files), data, self.path)
-            append = lance.LanceOperation.Append(fragments)
-            self._table = lance.LanceDataset.commit(self._table, append, read_version=self._table.version)
-            _flush_version(self.path, self._table.version)
-            self._row_of.update((item.id, len(self._ids) + i) for i, item in enumerate(items))
-            self._ids.extend(item.id for item in items)
-            self._blocks.append(vectors)
-            self._version = self._table.version
+        with self.writing():
+            here = self._store.find(ids)
+            if here and not replace:
+                raise MemoryStoreError(
+                    f"the id {min(here)!r} is already in the memory; ids are unique: rename it or leave it out"
+                )
+            self._store.change(items, vectors, [row["_rowaddr"] for row in here.values()])
+        self.refresh()
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Hold the writer's lock. The kernel frees it when its process ends, however it ends."""
-        from filelock import FileLock, Timeout
+    def remove(self, ids: Collection[str]) -> None:
+        """Remove documents; when this returns, they are gone for every reader. All or none.
 
-        lock = FileLock(self.path / "writer.lock", timeout=LOCK_WAIT_S)
-        try:
-            lock.acquire()
-        except Timeout:
+        Raises MemoryStoreError if an id is not here, or if another process keeps writing.
+        """
+        if isinstance(ids, str):
+            raise InputError(f"ids is a collection of ids, but the string {ids!r} was given; write [{ids!r}]")
+        if not ids:
+            return
+        with self.writing():
+            here = self._store.find(set(ids))
+            if missing := sorted(set(ids) - here.keys()):
+                raise MemoryStoreError(f"the memory {self.path} holds no document {missing[0]!r}; nothing was removed")
+            self._store.change([], np.zeros((0, self.dimension), np.float32), [r["_rowaddr"] for r in here.values()])
+        self.refresh()
+
+    def compact(self) -> None:
+        """Free the space of what was removed and replaced, and put small fragments together."""
+        self._store.compact()
+        self.refresh()
+
+    def index(self) -> float:
+        """Make the index, or bring it up to date; its recall of the true 10 nearest, measured on a sample.
+
+        Raises MemoryStoreError for an empty memory.
+        """
+        if not len(self):
             raise MemoryStoreError(
-                f"another process is writing to {self.path} (waited {LOCK_WAIT_S:g} s); try again when it is done"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+                f"the memory {self.path} is empty: there is nothing to index yet; add documents first"
+            )
+        with self.writing():
+            self._store.index()
+            found = recall(self._store)
+            self._store.set_config(SELF_CHECK, f"{found:.4f}")
+        self.refresh()
+        return found
+
+    def tidy(self) -> None:
+        """What is due after many changes: an index for a memory beyond ``EXACT_UP_TO``, brought up to date."""
+        indexed = self._store.indexed()
+        if len(self) > EXACT_UP_TO and len(self) - (indexed or 0) > UNINDEXED * len(self):
+            self.index()
+
+    def re_embed(
+        self,
+        fingerprint: str,
+        dimension: int,
+        embed: Callable[[list[Item]], np.ndarray],
+        batch: int,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Move the memory to another encoder. Until it is done, and if it is broken off, the old vectors are there.
+
+        ``embed`` gives (B, D) unit vectors for ``batch`` items. What is embedded is kept beside the table, so that the
+        same call goes on where another was broken off; ``report`` is told how many documents are done.
+        """
+        with self.writing():
+            ids = list(self.ids)
+            part = self.path / f"re-embed-{fingerprint}-{self._store.table.version}.f32"
+            for old in self.path.glob("re-embed-*.f32"):
+                if old != part:
+                    old.unlink()
+            done = _sound_rows(part, dimension)
+            with part.open("ab") as file:
+                file.truncate(done * 4 * dimension)
+                items = self.items(done)
+                while some := list(islice(items, batch)):
+                    file.write(np.ascontiguousarray(embed(some), np.float32).tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
+                    done += len(some)
+                    report(done)
+            row_of = {item_id: row for row, item_id in enumerate(ids)}
+            made = np.memmap(part, np.float32, "r", shape=(len(ids), dimension)) if ids else np.zeros((0, dimension))
+            self._store.set_vectors(
+                About(0, fingerprint, dimension), lambda asked: np.array(made[[row_of.get(i, 0) for i in asked]])
+            )
+            part.unlink()
+            self._encoder = fingerprint
+        self.refresh()
 
     def _checked(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)
@@ -238,95 +400,11 @@ class Memory:
         return vectors
 
 
-def _top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the ``k`` largest of ``scores`` (N,), best first, ties by row; rows at -inf are left out."""
-    if k <= 0:
-        return np.zeros(0, np.int64)
-    rows = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
-    rows = rows[np.argsort(-scores[rows], kind="stable")][:k]
-    return rows[scores[rows] > -np.inf]
-
-
-# Rows of the table -----------------------------------------------------------------------------------------------
-
-
-def _schema(dimension: int, about: dict[str, Any]) -> pa.Schema:
-    key = {"lance-schema:unenforced-primary-key": "true"}
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False, metadata=key),
-            pa.field("text", pa.string()),
-            pa.field("parts", pa.string(), nullable=False),
-            pa.field("images", pa.list_(pa.binary()), nullable=False),
-            pa.field("metadata", pa.string(), nullable=False),
-            pa.field("origin", pa.string(), nullable=False),
-            pa.field("hash", pa.string(), nullable=False),
-            pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
-        ],
-        metadata={KEY: json.dumps(about).encode()},
-    )
-
-
-def _rows(items: list[Item], vectors: np.ndarray, schema: pa.Schema) -> pa.Table:
-    orders = [_order(item) for item in items]
-    columns = {
-        "id": [item.id for item in items],
-        "text": [item.document.text for item in items],
-        "parts": orders,
-        "images": [[image.png() for image in item.document.images] for item in items],
-        "metadata": [_json(item) for item in items],
-        "origin": [item.origin for item in items],
-        "hash": [_content_hash(item.document, order) for item, order in zip(items, orders, strict=True)],
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
-    }
-    return pa.table(columns, schema=schema)
-
-
-def _json(item: Item) -> str:
-    try:
-        return json.dumps(item.metadata, ensure_ascii=False)
-    except TypeError as error:
-        raise DocumentError(f"the metadata of {item.id!r} cannot be kept as JSON: {error}; convert it first") from None
-
-
-def _order(item: Item) -> str:
-    """The parts in order, as JSON: a string is text, a number the index of an image."""
-    order: list[str | int] = []
-    for part in item.document.parts:
-        if isinstance(part, Hole) or (isinstance(part, Image) and part.mask is not None):
-            raise DocumentError(f"document {item.id!r} has holes; a memory keeps complete documents: fill them first")
-        order.append(part.text if isinstance(part, Text) else sum(isinstance(o, int) for o in order))
-    return json.dumps(order, ensure_ascii=False)
-
-
-def _document(order: str, images: list[bytes]) -> Document:
-    parts: list[Part] = [Text(p) if isinstance(p, str) else Image.open(images[p]) for p in json.loads(order)]
-    return Document(tuple(parts))
-
-
-def _content_hash(document: Document, order: str) -> str:
-    """32 hex digits of the texts and the pixels; the same however a picture was encoded."""
-    digest = hashlib.blake2b(order.encode(), digest_size=16)
-    for image in document.images:
-        digest.update(str(image.pixels.shape).encode() + np.ascontiguousarray(image.pixels).data)
-    return digest.hexdigest()
-
-
-# Durability ------------------------------------------------------------------------------------------------------
-
-
-def _fsync(*paths: Path) -> None:
-    """Make files, and the entries of folders, survive a power cut."""
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _flush_version(path: Path, version: int) -> None:
-    """Flush the manifest of ``version``, just committed. Lance itself does not (measured); flush, then acknowledge."""
-    versions = path / "_versions"
-    manifest = versions / f"{2**64 - 1 - version:020d}.manifest"  # Lance counts down, so that the newest sorts first
-    _fsync(manifest, versions)
+def _sound_rows(file: Path, dimension: int) -> int:
+    """How many rows (D,) of unit norm a file of vectors begins with; a power cut may have spoilt the last ones."""
+    if not file.exists():
+        return 0
+    rows = np.fromfile(file, np.float32)
+    rows = rows[: len(rows) // dimension * dimension].reshape(-1, dimension)
+    spoilt = ~(np.abs(np.linalg.norm(rows, axis=1) - 1) < UNIT_TOLERANCE)
+    return int(spoilt.argmax()) if spoilt.any() else len(rows)

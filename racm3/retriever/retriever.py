@@ -6,24 +6,18 @@ hits[0].document, hits[0].score, hits[0].origin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-import numpy as np
-
-from racm3.document import Document
+from racm3.document import Document, Modality
 from racm3.errors import InputError
-from racm3.memory.memory import Memory
-from racm3.memory.sources import Item
+from racm3.memory.memory import Memory, Ranking
+from racm3.memory.where import Where
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import CANDIDATES, GROWTH, select
 
-__all__ = ["Hit", "Retriever", "remember"]
-
-DOCUMENTS_AT_ONCE = 512
-"""Embedded and added together (ours): few commits, and a GB at most of large pictures."""
+__all__ = ["Hit", "Retriever"]
 
 
 @dataclass(frozen=True)
@@ -35,17 +29,6 @@ class Hit:
     document: Document
     metadata: dict[str, Any]
     origin: str
-
-
-def remember(memory: Memory, encoder: Encoder, items: Iterable[Item]) -> None:
-    """Embed the items and add them to the memory, ``DOCUMENTS_AT_ONCE`` at a time.
-
-    Raises EncoderMismatchError if another encoder made the memory.
-    """
-    memory.check_encoder(encoder.fingerprint)
-    remaining = iter(items)
-    while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
-        memory.add(batch, encoder.embed([item.document for item in batch]))
 
 
 class Retriever:
@@ -64,38 +47,47 @@ class Retriever:
         )
 
     def retrieve(
-        self, queries: Sequence[Document], k: int = 2, exclude: Sequence[Collection[str]] | None = None
+        self,
+        queries: Sequence[Document],
+        k: int = 2,
+        exclude: Sequence[Collection[str]] | None = None,
+        *,
+        where: Where | None = None,
+        modality: Modality | None = None,
     ) -> list[list[Hit]]:
         """Up to ``k`` hits for each query (text, picture or both; holes are ignored), best first.
 
         A document too similar to the query, or to a better hit, is left out (`strategy.select`). ``exclude`` holds one
-        collection of ids a query that it may not get. Raises DocumentError for a query of holes only, InputError if
-        ``exclude`` does not fit ``queries``.
+        collection of ids a query that it may not get, such as its own; ``where`` says of a document whether it may be
+        found. With a ``modality`` only that part of documents is fetched, of those that have one. Raises DocumentError
+        for a query of holes only, InputError if ``exclude`` does not fit ``queries``.
         """
         if exclude is not None and len(exclude) != len(queries):
             raise InputError(f"exclude holds one collection of ids a query: {len(exclude)} for {len(queries)} queries")
+        if modality is not None:
+            where = _having(modality, where)
         vectors = self.encoder.embed(queries)  # (B, D)
-        ids_and_scores: list[list[tuple[str, float]]] = [[] for _ in queries]
+        chosen: dict[int, Ranking] = {}
         pending, candidates = list(range(len(queries))), CANDIDATES
         while pending:
-            found = self.memory.search(
-                vectors[pending], candidates, exclude_ids=None if exclude is None else [exclude[i] for i in pending]
-            )
-            ids, table = self.memory.ids, self.memory.vectors
-            for i, ranking in zip(pending, found, strict=True):
-                rows = [row for row, _ in ranking]
-                scores = np.array([score for _, score in ranking], np.float32)
-                taken = select(scores, table[rows], k, self.redundancy_threshold)
-                ids_and_scores[i] = [(ids[rows[position]], float(scores[position])) for position in taken]
-            if candidates >= len(self.memory):
-                break
-            pending = [i for i in pending if len(ids_and_scores[i]) < k]  # look further down the ranking
+            excluded = None if exclude is None else [exclude[i] for i in pending]
+            rankings = self.memory.search(vectors[pending], candidates, excluded, where)
+            for i, ranking in zip(pending, rankings, strict=True):
+                chosen[i] = ranking.at(select(ranking.scores, ranking.vectors, k, self.redundancy_threshold))
+            # A ranking shorter than asked for is all there is; else look further down for what is missing.
+            full = {i for i, ranking in zip(pending, rankings, strict=True) if len(ranking) == candidates}
+            pending = [i for i in pending if len(chosen[i]) < k and i in full]
             candidates *= GROWTH
-        return [self._hits(chosen) for chosen in ids_and_scores]
+        return [self._hits(chosen[i], modality) for i in range(len(queries))]
 
-    def _hits(self, chosen: list[tuple[str, float]]) -> list[Hit]:
-        items = self.memory.get([item_id for item_id, _ in chosen])
-        return [
-            Hit(item.id, score, item.document, item.metadata, item.origin)
-            for item, (_, score) in zip(items, chosen, strict=True)
-        ]
+    def _hits(self, ranking: Ranking, modality: Modality | None) -> list[Hit]:
+        hits = []
+        for item, score in zip(self.memory.get(ranking.ids), ranking.scores, strict=True):
+            document = item.document if modality is None else item.document.only(modality)
+            assert document is not None  # `where` asked for it
+            hits.append(Hit(item.id, float(score), document, item.metadata, item.origin))
+        return hits
+
+
+def _having(modality: Modality, where: Where | None) -> Where:
+    return lambda facts: modality in facts.modalities and (where is None or where(facts))

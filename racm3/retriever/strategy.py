@@ -3,18 +3,16 @@
 From paper.md: walk down the ranking and skip a candidate that is too similar to the query or to one already taken; in
 training, drop 20 % of the query.
 
-Letters: B batch, C candidates, D dimension, K retrieved documents, N items, Q queries.
+Letters: C candidates, D dimension, K retrieved documents.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from racm3.document import Document, Image, Part, Text
 
-__all__ = ["QUERY_DROPOUT", "drop_query", "neighbours", "select"]
+__all__ = ["QUERY_DROPOUT", "drop_query", "select"]
 
 QUERY_DROPOUT = 0.2
 """Share of a query that is dropped in training. Source: the talk's "query dropout"."""
@@ -26,8 +24,6 @@ CANDIDATES = 64
 top-64 costs little beside the matmul)."""
 GROWTH = 8
 """How many times more are looked at, again and again, where those did not suffice."""
-BLOCK = 512
-"""Queries scored at once: 512 x 1M scores are 2 GB, 512 x 40k are 80 MB."""
 
 
 def select(scores: np.ndarray, vectors: np.ndarray, k: int, threshold: float) -> list[int]:
@@ -73,56 +69,3 @@ def _kept(count: int, rate: float, rng: np.random.Generator) -> np.ndarray:
     kept = rng.random(count) >= rate
     kept[rng.integers(count)] |= not kept.any()
     return kept
-
-
-@torch.inference_mode()
-def neighbours(
-    queries: np.ndarray,
-    vectors: np.ndarray,
-    k: int,
-    threshold: float,
-    exclude_rows: np.ndarray | None = None,
-    device: str | torch.device = "cpu",
-) -> np.ndarray:
-    """`select` for every one of ``queries`` (Q, D) over all ``vectors`` (N, D): (Q, k) int64 rows, -1 where none.
-
-    ``exclude_rows`` (Q,) names a row that a query may not have (its own document), or -1. Streamed as blocks of matrix
-    products; the result is that of walking down each full ranking.
-    """
-    table = torch.from_numpy(np.ascontiguousarray(vectors, np.float32)).to(device)  # (N, D)
-    asked = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).to(device)  # (Q, D)
-    own = np.full(len(asked), -1) if exclude_rows is None else np.asarray(exclude_rows)
-    excluded = torch.from_numpy(own.astype(np.int64)).to(device)
-    found = torch.full((len(asked), k), -1, dtype=torch.int64, device=device)
-    pending = torch.arange(len(asked), device=device)
-    candidates = min(CANDIDATES, len(table))
-    while k > 0 and candidates > 0 and len(pending):
-        for rows in pending.split(max(1, BLOCK * CANDIDATES // max(candidates, CANDIDATES))):
-            found[rows] = _walk(asked[rows], table, k, threshold, excluded[rows], candidates)
-        if candidates == len(table):
-            break
-        pending = pending[found[pending, -1] < 0]  # their first candidates did not suffice: look further down
-        candidates = min(candidates * GROWTH, len(table))
-    return found.cpu().numpy()
-
-
-def _walk(queries: Tensor, table: Tensor, k: int, threshold: float, excluded: Tensor, candidates: int) -> Tensor:
-    """(B, k) rows of ``table`` (N, D) for ``queries`` (B, D), -1 where the best ``candidates`` do not suffice."""
-    scores = queries @ table.T  # (B, N)
-    own = (excluded >= 0).nonzero().squeeze(1)
-    scores[own, excluded[own]] = -torch.inf
-    _, rows = scores.topk(candidates)  # (B, C)
-    rows, _ = rows.sort(dim=1)
-    best, order = scores.gather(1, rows).sort(dim=1, descending=True, stable=True)  # equal scores go by row
-    rows = rows.gather(1, order)
-    vectors = table[rows]  # (B, C, D)
-    free = (best <= threshold) & (best > -torch.inf)  # (B, C): neither redundant nor excluded
-    taken = torch.full((len(queries), k), -1, dtype=torch.int64, device=table.device)
-    every = torch.arange(len(queries), device=table.device)
-    for step in range(min(k, candidates)):
-        first = free.int().argmax(dim=1)  # (B,): the best candidate that is free, if there is one
-        taken[:, step] = torch.where(free[every, first], rows[every, first], -1)
-        similar = torch.einsum("bcd,bd->bc", vectors, vectors[every, first])
-        free &= similar <= threshold
-        free[every, first] = False
-    return taken

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,19 +20,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from racm3.document import Document, Modality
+from racm3.document import Document
 from racm3.errors import SourceError
 from racm3.memory.sources import read
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import QUERY_DROPOUT, drop_query, neighbours
+from racm3.retriever.neighbours import draw_queries, neighbours
+from racm3.retriever.strategy import QUERY_DROPOUT
 from racm3.tokens.documents import token_documents
 from racm3.tokens.image import ImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text import TextTokenizer
 
 BATCH = 256
-TEXT: Modality = "text"
-IMAGE: Modality = "image"
 PROBE = "a fox in the snow"
 """A text whose ids tell one text tokenizer from another of the same size."""
 
@@ -113,9 +112,9 @@ def _neighbours(path: Path, encoder: Encoder, k: int, dropouts: tuple[float, ...
     queries: list[np.ndarray] = []  # (B, R, D) each
     rng = np.random.default_rng(seed)
     for documents in _batches(path, "embed"):
-        whole = _part_vectors(documents, encoder, 0.0, rng)
+        whole = draw_queries(documents, encoder, (0.0,), rng)
         parts.append(whole)
-        drawn = [_part_vectors(documents, encoder, rate, rng) if rate else whole for rate in dropouts]
+        drawn = [draw_queries(documents, encoder, (rate,), rng) if rate else whole for rate in dropouts]
         queries.append(np.concatenate(drawn, axis=1))
     table, asked = np.concatenate(parts).sum(axis=1), np.concatenate(queries)
     table /= np.linalg.norm(table, axis=1, keepdims=True)  # the mixed-modal vector of each document
@@ -125,17 +124,6 @@ def _neighbours(path: Path, encoder: Encoder, k: int, dropouts: tuple[float, ...
         columns.append(neighbours(asked[:, draw], table, k, encoder.redundancy_threshold, own))
         print(f"neighbours: draw {draw + 1} of {asked.shape[1]}", file=sys.stderr)
     return np.stack(columns, axis=1).astype(np.int32)
-
-
-def _part_vectors(
-    documents: Sequence[Document], encoder: Encoder, dropout: float, rng: np.random.Generator
-) -> np.ndarray:
-    """(B, 2, D): the vectors of the text part and of the picture part; where one is missing the other stands for it."""
-    columns = []
-    for first, second in ((TEXT, IMAGE), (IMAGE, TEXT)):
-        parts = [part for d in documents if (part := d.only(first) or d.only(second))]
-        columns.append(encoder.embed([drop_query(part, dropout, rng) if dropout else part for part in parts]))
-    return np.stack(columns, axis=1)
 
 
 def _batches(path: Path, what: str) -> Iterator[list[Document]]:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from racm3.document import Document, Hole, Image, Text
-from racm3.retriever import strategy
-from racm3.retriever.strategy import GREY, PATCH_PX, drop_query, neighbours, select
+from racm3.retriever.strategy import GREY, PATCH_PX, drop_query, select
 from tests.retriever.conftest import picture
 
 
@@ -52,59 +51,6 @@ def test_a_threshold_of_one_is_plain_relevance() -> None:
     scores = vectors[0] @ vectors[1:].T
     order = np.argsort(-scores)
     assert select(scores[order] - 1e-3, vectors[1:][order] * 0.99, 5, threshold=1.0) == [0, 1, 2, 3, 4]
-
-
-# Corpus-wide neighbours --------------------------------------------------------------------------------------------
-
-
-def slow_neighbours(
-    queries: np.ndarray, vectors: np.ndarray, k: int, threshold: float, exclude_rows: np.ndarray
-) -> np.ndarray:
-    """Walk down every full ranking, one query at a time."""
-    out = np.full((len(queries), k), -1)
-    for i, query in enumerate(queries):
-        scores = vectors @ query
-        ranking = [row for row in np.argsort(-scores, kind="stable") if row != exclude_rows[i]]
-        taken = select(scores[ranking], vectors[ranking], k, threshold)
-        out[i, : len(taken)] = np.array(ranking)[taken]
-    return out
-
-
-@pytest.mark.parametrize("count", [1, 3, 64, 700])
-@pytest.mark.parametrize("k", [1, 2, 5])
-@pytest.mark.parametrize("threshold", [0.3, 0.9, 1.1])
-def test_neighbours_equal_the_slow_twin(monkeypatch: pytest.MonkeyPatch, count: int, k: int, threshold: float) -> None:
-    """Also past the first candidates: at 0.3, whole clusters are redundant and 64 candidates do not suffice."""
-    monkeypatch.setattr(strategy, "BLOCK", 50)  # several blocks, the last one ragged
-    vectors = clustered(count, clusters=6)
-    queries = np.concatenate([vectors[:70], clustered(60, 6, seed=1)])
-    exclude = np.where(np.arange(len(queries)) < 70, np.arange(len(queries)), -1)
-    exclude[exclude >= count] = -1
-    found = neighbours(queries, vectors, k, threshold, exclude)
-    np.testing.assert_array_equal(found, slow_neighbours(queries, vectors, k, threshold, exclude))
-
-
-def test_some_queries_need_more_than_the_first_candidates() -> None:
-    """The case above is only worth something if it happens."""
-    vectors = clustered(700, clusters=6)
-    ranking = np.argsort(-vectors @ vectors[0])[: strategy.CANDIDATES]
-    assert len(select((vectors @ vectors[0])[ranking], vectors[ranking], 5, 0.3)) < 5
-    assert (neighbours(vectors[:1], vectors, 5, 0.3)[0] >= 0).sum() > len(
-        select((vectors @ vectors[0])[ranking], vectors[ranking], 5, 0.3)
-    )
-
-
-def test_equal_documents_go_by_row() -> None:
-    vectors = np.repeat(clustered(5, 5), 4, axis=0)
-    found = neighbours(vectors, vectors, 2, 0.99)
-    assert (found % 4 == 0).all()  # of every four equal ones, the first
-
-
-def test_nobody_to_be_a_neighbour() -> None:
-    one = clustered(1, 1)
-    assert neighbours(one, one[:0], 2, 0.9).tolist() == [[-1, -1]]
-    assert neighbours(one, one, 2, 1.1, np.array([0])).tolist() == [[-1, -1]]
-    assert neighbours(one[:0], one, 2, 0.9).shape == (0, 2)
 
 
 # Query dropout -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,572 @@
+"""Store: the Lance table of a memory on disk, and the rules that keep it whole.
+
+- Files are flushed before the commit that names them, the manifest after it, and only then is a change acknowledged.
+- One process writes at a time (a lock that dies with its owner). Any number read, and see the newest version when they
+  ask for it.
+- A newest version that cannot be read is moved aside, the one before it opens, and the log says so.
+
+The table: id (the primary key), text, parts (JSON, in order: a string is text, a number points into images), images
+(PNG), metadata (JSON), origin, hash (of the content), and the vector, whose column changes with the encoder.
+
+An address says where a row lies: number of its fragment << 32 | row in the fragment. Compaction gives new ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from racm3.document import Document, Hole, Image, Part, Text
+from racm3.errors import DocumentError, MemoryStoreError
+from racm3.memory.sources import Item
+
+__all__ = ["About", "Store"]
+
+FORMAT = 1
+KEY = b"racm3"
+LOCK_WAIT_S = 10.0
+"""How long a writer waits for another one (ours: longer than any add of a few thousand items)."""
+FRAGMENT_BYTES = 256 * 2**20
+"""What compaction puts in one fragment (ours: bounds its memory, and 10 TB are 40,000 fragments)."""
+SCAN_BYTES = 16 * 2**20
+"""Documents read at once (ours)."""
+SMALL_FRAGMENTS = 100
+"""So many unfilled fragments are put together without being asked: one add makes one, and each costs every reader."""
+VERSIONS = 256
+"""After so many versions the old ones are deleted (ours: each lists all fragments, so keeping all is quadratic)."""
+INDEX = "nearest"
+IDS_AT_ONCE = 10_000
+"""Ids looked for in one scan (ours)."""
+DOCUMENT = ["id", "parts", "images", "metadata", "origin"]
+UNREADABLE = (OSError, ValueError)
+"""What Lance and Arrow raise for files that are missing or damaged."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a table says about itself: which encoder made its vectors, and which column holds them."""
+
+    format: int
+    encoder: str
+    dimension: int
+    column: str = "vector"
+
+
+class Store:
+    """The table of one memory. ``table`` is the version that is being read."""
+
+    def __init__(self, path: Path, table: Any) -> None:
+        from filelock import FileLock
+
+        self.path = path
+        self.table = table
+        self._lock = FileLock(path / "writer.lock", timeout=LOCK_WAIT_S)
+        self._readable: set[Key] = set()
+
+    @classmethod
+    def create(cls, path: Path, encoder: str, dimension: int) -> Store:
+        """An empty table. Raises MemoryStoreError if there is something at ``path``."""
+        import lance
+
+        if path.exists():
+            raise MemoryStoreError(
+                f"there is already something at {path}; open it with Memory.open, or give a new path"
+            )
+        about = About(FORMAT, encoder, dimension)
+        table = lance.write_dataset(_schema(about).empty_table(), str(path), mode="create")
+        _flush_version(path, table.version)
+        _fsync(path, path.parent)
+        return cls(path, table)
+
+    @classmethod
+    def open(cls, path: Path, *, damaged: bool = False) -> Store:
+        """The newest version that can be read; with ``damaged``, the newest one though some of its files cannot.
+
+        Raises MemoryStoreError if it is missing, or damaged beyond its newest version.
+        """
+        if not (path / "_versions").is_dir():
+            what = "is no memory" if path.exists() else "does not exist"
+            raise MemoryStoreError(f"the memory {path} {what}; check the path, or make it with Memory.create")
+        store = cls(path, None)
+        store._open(damaged)
+        found = json.loads((store.table.schema.metadata or {}).get(KEY, b"{}")).get("format")
+        if found != FORMAT:
+            raise MemoryStoreError(
+                f"{path} is a Lance table of racm3 format {found}, but this version reads format {FORMAT}; "
+                "make the memory again from its source"
+            )
+        return store
+
+    @property
+    def about(self) -> About:
+        return About(**json.loads(self.table.schema.metadata[KEY]))
+
+    # Versions ------------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Read the newest version from now on."""
+        version = self.table.version
+        try:
+            with no_panic():
+                self.table.checkout_latest()
+            if self.table.version != version:
+                self._probe()
+        except UNREADABLE:
+            self._open()
+
+    def _open(self, damaged: bool = False) -> None:
+        """Read the newest version that is whole, and move newer ones aside."""
+        for pause_s in (0, 0.1, 0.5):  # a writer may delete an old version while it is being opened
+            time.sleep(pause_s)
+            problem = self._try()
+            if problem is None:
+                return
+            if damaged and self.table is not None:
+                return
+        with self.writing(refreshed=False):
+            newest = _version(_manifests(self.path)[0])
+            while problem := self._try():
+                self._step_back(problem)
+            while self.table.version <= newest:  # no version number is ever given twice
+                self.table.update_config({"racm3.recovered": str(newest)})
+                _flush_version(self.path, self.table.version)
+
+    def _try(self) -> str | None:
+        """Open the newest version; what is wrong with it, if something is."""
+        import lance
+
+        self.table = None
+        try:
+            with no_panic():
+                self.table = lance.dataset(str(self.path))
+            self._probe()
+        except UNREADABLE as error:
+            return str(error)
+        return None
+
+    def _probe(self) -> None:
+        """Read a row of every fragment not read so far: where a file is cut off, this raises."""
+        fragments = {key_of(fragment): fragment for fragment in self.table.get_fragments()}
+        for key in fragments.keys() - self._readable:
+            _read_one(fragments[key])
+        self._readable = set(fragments)
+
+    def _step_back(self, problem: str) -> None:
+        """Move the newest manifest aside, if what is wrong is not wrong with the version before it as well."""
+        import lance
+
+        newest, *older = _manifests(self.path)
+        helps = bool(older)
+        if self.table is not None and older:
+            broken = {key_of(fragment) for fragment in self.table.get_fragments() if _unreadable(fragment)}
+            try:
+                with no_panic():
+                    before = lance.dataset(str(self.path), version=_version(older[0]))
+                helps = not broken & {key_of(fragment) for fragment in before.get_fragments()}
+            except UNREADABLE:
+                pass  # that one is damaged too: go on to the one before it
+        if not helps:
+            raise MemoryStoreError(
+                f"the memory {self.path} is damaged: {problem}; no earlier version is whole: restore it from a copy, "
+                "or run `racm3 memory check --repair`, which keeps every document that can still be read"
+            )
+        aside = self.path / "damaged" / newest.name
+        aside.parent.mkdir(exist_ok=True)
+        newest.replace(aside)
+        (newest.parent / "latest_version_hint.json").unlink(missing_ok=True)  # it names the version moved aside
+        _fsync(aside.parent, newest.parent, self.path)
+        log.warning(
+            "the newest version (%d) of the memory %s cannot be read: %s. It was moved to %s; version %d is opened. "
+            "What the last change brought may be missing: add or sync it again.",
+            _version(newest), self.path, problem, aside, _version(older[0]),
+        )  # fmt: skip
+
+    @contextmanager
+    def writing(self, *, refreshed: bool = True) -> Iterator[None]:
+        """Hold the writer's lock, on the newest version. The kernel frees it when its process ends, however it ends."""
+        from filelock import Timeout
+
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise MemoryStoreError(
+                f"another process is writing to {self.path} (waited {LOCK_WAIT_S:g} s); try again when it is done"
+            ) from None
+        except PermissionError as error:
+            raise MemoryStoreError(f"the memory {self.path} cannot be written to: {error}") from None
+        try:
+            if refreshed:
+                self.refresh()
+                self._drop_leftovers()
+            yield
+        finally:
+            self._lock.release()
+
+    # Reading -------------------------------------------------------------------------------------------------------
+
+    def find(self, ids: Collection[str], columns: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        """The rows of those ``ids`` that are here: their ``columns``, and their address as "_rowaddr"."""
+        found, remaining = {}, iter(ids)
+        while some := list(islice(remaining, IDS_AT_ONCE)):
+            rows = self.table.to_table(columns=["id", *columns], filter=_is_in("id", some), with_row_address=True)
+            found.update({row["id"]: row for row in rows.to_pylist()})
+        return found
+
+    def take(self, addresses: Sequence[int] | np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The ``columns`` of the rows at ``addresses``, in that order."""
+        if not len(addresses):
+            return []
+        return self.table._take_rows([int(address) for address in addresses], columns=list(columns)).to_pylist()
+
+    def scan(self, columns: Sequence[str], fragment: Any = None) -> Iterator[dict[str, Any]]:
+        """The ``columns`` and "_rowaddr" of every row, in order, of one fragment if it is given; bounded in memory."""
+        scanned = fragment or self.table
+        size = max(1, min(8192, SCAN_BYTES // max(1, self.row_bytes)))
+        scanner = scanned.scanner(
+            columns=list(columns),
+            with_row_address=True,
+            batch_size=size,
+            batch_readahead=1,
+            io_buffer_size=8 * SCAN_BYTES,
+        )
+        for batch in scanner.to_batches():
+            yield from batch.to_pylist()
+
+    def vectors(self, fragment: Any) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """Addresses (N,), ids and vectors (N, D) float32 of a fragment."""
+        column, rows = self.about.column, fragment.count_rows()
+        addresses, vectors = np.empty(rows, np.int64), np.empty((rows, self.about.dimension), np.float32)
+        ids: list[str] = []
+        for batch in fragment.scanner(columns=["id", column], with_row_address=True).to_batches():
+            here = slice(len(ids), len(ids) + len(batch))
+            addresses[here] = batch["_rowaddr"].to_numpy()
+            vectors[here] = batch[column].flatten().to_numpy().reshape(len(batch), -1)
+            ids += batch["id"].to_pylist()
+        return addresses, ids, vectors
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes on disk, on average."""
+        fragments = [fragment.metadata for fragment in self.table.get_fragments()]
+        size = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.files)
+        return size // max(1, sum(fragment.physical_rows for fragment in fragments))
+
+    # Writing -------------------------------------------------------------------------------------------------------
+
+    def change(
+        self, items: Sequence[Item], vectors: np.ndarray, gone: Iterable[int] = (), fragments: Sequence[int] = ()
+    ) -> None:
+        """Add rows, remove those at the addresses ``gone`` and in whole ``fragments``: in one step, durably.
+
+        To be called while `writing`.
+        """
+        import lance
+
+        added, updated, removed = [], [], list(fragments)
+        if items:
+            rows = _rows(items, vectors, _schema(self.about))
+            added = lance.fragment.write_fragments(rows, self.table, schema=rows.schema)
+        offsets = defaultdict(list)
+        for address in gone:
+            offsets[int(address) >> 32].append(int(address) & 0xFFFFFFFF)
+        for number, here in offsets.items():
+            left = self.table.get_fragment(number).delete_rows(here)
+            if left is None:
+                removed.append(number)
+            else:
+                updated.append(left)
+        self.commit(
+            lance.LanceOperation.Update(removed_fragment_ids=removed, updated_fragments=updated, new_fragments=added)
+            if offsets or fragments
+            else lance.LanceOperation.Append(added),
+            [*added, *updated],
+        )
+        if len(self._unfilled()) >= SMALL_FRAGMENTS:
+            self.compact(thorough=False)
+        elif self.table.version % VERSIONS == 0:
+            self._forget()
+
+    def commit(self, operation: Any, written: Sequence[Any]) -> None:
+        """Flush the files of ``written`` fragments, commit, and flush the manifest."""
+        import lance
+
+        self._flush(written)
+        self.table = lance.LanceDataset.commit(self.table, operation, read_version=self.table.version)
+        _flush_version(self.path, self.table.version)
+
+    def _flush(self, written: Sequence[Any]) -> None:
+        data, deletions = self.path / "data", self.path / "_deletions"
+        _fsync(*(data / file.path for fragment in written for file in fragment.files))
+        _fsync(*(file for f in written if f.deletion_file for file in deletions.glob(f"{f.id}-{self.table.version}-*")))
+        _fsync(*(folder for folder in (data, deletions) if folder.is_dir()), self.path)
+
+    def _target_rows(self) -> int:
+        return max(1, min(2**20, FRAGMENT_BYTES // max(1, self.row_bytes)))
+
+    def _unfilled(self) -> list[Any]:
+        """Fragments that are less than half full: those above are not worth being written again."""
+        half = self._target_rows() / 2
+        return [fragment for fragment in self.table.get_fragments() if fragment.physical_rows < half]
+
+    def compact(self, *, thorough: bool = True) -> None:
+        """Put unfilled fragments together and delete old versions; a ``thorough`` one drops all deleted rows as well.
+
+        Holds ``FRAGMENT_BYTES`` in memory, about.
+        """
+        from lance.optimize import Compaction, CompactionOptions
+
+        with self.writing():
+            again = {fragment.fragment_id for fragment in self._unfilled()}
+            again |= {f.fragment_id for f in self.table.get_fragments() if thorough and f.num_deletions}
+            options = CompactionOptions(
+                target_rows_per_fragment=self._target_rows(),
+                excluded_fragment_ids=[f.fragment_id for f in self.table.get_fragments() if f.fragment_id not in again],
+                materialize_deletions_threshold=0.0,
+                num_threads=1,
+                batch_size=max(1, min(8192, SCAN_BYTES // max(1, self.row_bytes))),
+                io_buffer_size=8 * SCAN_BYTES,
+            )
+            for task in Compaction.plan(self.table, options).tasks:
+                done = task.execute(self.table)
+                self._flush(done.new_fragments)
+                Compaction.commit(self.table, [done])
+                self.table.checkout_latest()
+                self._flush_indices()
+                _flush_version(self.path, self.table.version)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Delete all versions but two that hold the same: a damaged manifest has another one before it."""
+        self.set_config("racm3.kept", str(self.table.version))
+        self.table.cleanup_old_versions(timedelta(0), retain_versions=2, delete_unverified=True)
+
+    def set_config(self, key: str, value: str) -> None:
+        """Keep a fact beside the documents."""
+        self.table.update_config({key: value})
+        _flush_version(self.path, self.table.version)
+
+    def indexed(self) -> int | None:
+        """How many rows the index of the vectors holds, or held before some were removed; None if there is none."""
+        if INDEX not in {index.name for index in self.table.describe_indices()}:
+            return None
+        return self.table.stats.index_stats(INDEX)["num_indexed_rows"]
+
+    def index(self) -> None:
+        """Index the vectors and the ids, or bring both indices up to date."""
+        with self.writing():
+            if self.indexed() is not None:
+                self.table.optimize.optimize_indices()
+            else:
+                column = self.about.column
+                self.table.create_index(column, "IVF_HNSW_SQ", name=INDEX, metric="dot", replace=True)
+                self.table.create_scalar_index("id", "BTREE", name="ids", replace=True)
+            self._flush_indices()
+            _flush_version(self.path, self.table.version)
+
+    def _flush_indices(self) -> None:
+        if (self.path / "_indices").is_dir():
+            _fsync(*(self.path / "_indices").rglob("*"), self.path / "_indices", self.path)
+
+    def set_vectors(self, about: About, vectors: Callable[[Sequence[str]], np.ndarray]) -> None:
+        """Replace all vectors by those of another encoder, in one step: until it is done, the old ones are there.
+
+        ``vectors`` gives (N, D) float32 for N ids. To be called while `writing`.
+        """
+        import lance
+
+        about = replace(about, format=FORMAT, column=f"vector_{self.table.version}")
+        kind = pa.list_(pa.float32(), about.dimension)
+
+        def column(batch: pa.RecordBatch) -> pa.RecordBatch:
+            flat = pa.array(vectors(batch["id"].to_pylist()).ravel())
+            return pa.record_batch([pa.FixedSizeListArray.from_arrays(flat, type=kind)], [about.column])
+
+        rows = max(1, SCAN_BYTES // (4 * about.dimension))
+        grown = [f.merge_columns(column, columns=["id"], batch_size=rows) for f in self.table.get_fragments()]
+        if grown:
+            self.commit(
+                lance.LanceOperation.Merge([fragment for fragment, _ in grown], grown[0][1]), [g for g, _ in grown]
+            )
+        else:
+            self.table.add_columns(pa.field(about.column, kind))
+        self.table.update_schema_metadata(
+            {KEY.decode(): json.dumps(asdict(about))}
+        )  # from here on they are the new ones
+        _flush_version(self.path, self.table.version)
+        self._drop_leftovers()
+
+    def _drop_leftovers(self) -> None:
+        """Drop vectors that belong to no encoder any more, or never did: a change of encoder was broken off."""
+        known = {field.name for field in _schema(self.about)}
+        if left := [name for name in self.table.schema.names if name not in known]:
+            self.table.drop_columns(left)
+            _flush_version(self.path, self.table.version)
+
+
+# Fragments and manifests -----------------------------------------------------------------------------------------
+
+
+Key = tuple[Any, ...]
+
+
+def key_of(fragment: Any) -> Key:
+    """What tells whether a fragment is still the same: files never change, the list of them does."""
+    return (fragment.fragment_id, *(file.path for file in fragment.metadata.files), fragment.deletion_file())
+
+
+def _read_one(fragment: Any) -> None:
+    """Read one row: raises where a data file or the list of deletions is cut off."""
+    with no_panic():
+        fragment.scanner(limit=1).to_table()
+
+
+@contextmanager
+def no_panic() -> Iterator[None]:
+    """Turn what Lance's Rust side raises about some damaged files, which is no Exception, into an OSError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise OSError(f"damaged: {error}") from error
+
+
+def _unreadable(fragment: Any) -> bool:
+    try:
+        _read_one(fragment)
+    except UNREADABLE:
+        return True
+    return False
+
+
+def _manifests(path: Path) -> list[Path]:
+    """Newest first: Lance counts down, so that the newest sorts first."""
+    return sorted((path / "_versions").glob("*.manifest"))
+
+
+def _version(manifest: Path) -> int:
+    return 2**64 - 1 - int(manifest.stem)
+
+
+def _flush_version(path: Path, version: int) -> None:
+    """Flush the manifest of ``version``, just committed. Lance itself does not (measured); flush, then acknowledge."""
+    versions = path / "_versions"
+    _fsync(versions / f"{2**64 - 1 - version:020d}.manifest", versions)
+
+
+def _fsync(*paths: Path) -> None:
+    """Make files, and the entries of folders, survive a power cut."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# Rows ------------------------------------------------------------------------------------------------------------
+
+
+def _schema(about: About) -> pa.Schema:
+    key = {"lance-schema:unenforced-primary-key": "true"}
+    first = about.column == About.column
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False, metadata=key),
+            pa.field("text", pa.string()),
+            pa.field("parts", pa.string(), nullable=False),
+            pa.field("images", pa.list_(pa.binary()), nullable=False),
+            pa.field("metadata", pa.string(), nullable=False),
+            pa.field("origin", pa.string(), nullable=False),
+            pa.field("hash", pa.string(), nullable=False),
+            pa.field(about.column, pa.list_(pa.float32(), about.dimension), nullable=not first),
+        ],
+        metadata={KEY: json.dumps(asdict(about)).encode()},
+    )
+
+
+def _is_in(column: str, values: Collection[str]) -> str:
+    quoted = ("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} IN ({', '.join(quoted)})"
+
+
+def _rows(items: Sequence[Item], vectors: np.ndarray, schema: pa.Schema) -> pa.Table:
+    orders = [_order(item) for item in items]
+    columns = [
+        [item.id for item in items],
+        [item.document.text for item in items],
+        orders,
+        [[_png(image) for image in item.document.images] for item in items],
+        [metadata_json(item) for item in items],
+        [item.origin for item in items],
+        [_hash(item.document, order) for item, order in zip(items, orders, strict=True)],
+        pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _png(image: Image) -> bytes:
+    """As PNG, compressed by runs: half the time of the usual way, and no more bytes for photographs."""
+    buffer = io.BytesIO()
+    image.pil.save(buffer, format="PNG", compress_type=zlib.Z_RLE)
+    return buffer.getvalue()
+
+
+def metadata_json(item: Item) -> str:
+    """Raises DocumentError if the metadata cannot be kept."""
+    try:
+        return json.dumps(item.metadata, ensure_ascii=False)
+    except TypeError as error:
+        raise DocumentError(f"the metadata of {item.id!r} cannot be kept as JSON: {error}; convert it first") from None
+
+
+def content_hash(item: Item) -> str:
+    """32 hex digits of the texts and the pixels; the same however a picture was encoded.
+
+    Raises DocumentError if the document has holes.
+    """
+    return _hash(item.document, _order(item))
+
+
+def item_of(row: dict[str, Any]) -> Item:
+    """The item of a row with the columns `DOCUMENT`."""
+    images = row["images"]
+    parts: list[Part] = [
+        Text(part) if isinstance(part, str) else Image.open(images[part]) for part in json.loads(row["parts"])
+    ]
+    return Item(row["id"], Document(tuple(parts)), json.loads(row["metadata"]), row["origin"])
+
+
+def _order(item: Item) -> str:
+    """The parts in order, as JSON: a string is text, a number the index of an image."""
+    order: list[str | int] = []
+    for part in item.document.parts:
+        if isinstance(part, Hole) or (isinstance(part, Image) and part.mask is not None):
+            raise DocumentError(f"document {item.id!r} has holes; a memory keeps complete documents: fill them first")
+        order.append(part.text if isinstance(part, Text) else sum(isinstance(o, int) for o in order))
+    return json.dumps(order, ensure_ascii=False)
+
+
+def _hash(document: Document, order: str) -> str:
+    digest = hashlib.blake2b(order.encode(), digest_size=16)
+    for image in document.images:
+        digest.update(str(image.pixels.shape).encode() + np.ascontiguousarray(image.pixels).data)
+    return digest.hexdigest()

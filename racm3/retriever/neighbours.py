@@ -1,0 +1,210 @@
+"""Neighbours: for every document of a corpus, the diverse documents that training retrieves for it.
+
+Asked for a whole corpus at once, they are streamed blocks of matrix products, never a loop over single searches.
+
+Letters: B batch, C candidates, D dimension, K neighbours, N documents, Q queries, R query draws of a document (for each
+dropout rate, the text part's and then the picture part's).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from racm3.document import Document, Modality
+from racm3.errors import InputError
+from racm3.memory.memory import Memory
+from racm3.retriever.encoder import Encoder
+from racm3.retriever.strategy import CANDIDATES, GROWTH, QUERY_DROPOUT, drop_query
+
+__all__ = ["draw_queries", "memory_neighbours", "neighbours"]
+
+QUERIES_AT_ONCE = 512
+TABLE_AT_ONCE = 131_072
+"""Documents scored at once: 512 x 131,072 scores are 268 MB."""
+GROUP = 16
+"""Scores of which only the largest is ranked at first: a tenth of the time of ranking all."""
+PART = 4096
+"""Documents a file: what a broken run does again, at most."""
+EMBEDDED_AT_ONCE = 512
+SCHEMA = pa.schema(
+    {"id": pa.string(), "query": pa.string(), "dropout": pa.float64(), "neighbours": pa.list_(pa.string())}
+)
+PAIRS: tuple[tuple[Modality, Modality], ...] = (("text", "image"), ("image", "text"))
+
+
+@torch.inference_mode()
+def neighbours(
+    queries: np.ndarray,
+    vectors: np.ndarray | Tensor,
+    k: int,
+    threshold: float,
+    exclude_rows: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """`strategy.select` for each of ``queries`` (Q, D) over all ``vectors`` (N, D): (Q, k) int64 rows, -1 where none.
+
+    ``exclude_rows`` (Q,) names a row that a query may not have (its own document), or -1. The result is that of walking
+    down each full ranking. ``vectors`` that are on ``device`` already are not copied.
+    """
+    table = torch.as_tensor(vectors, dtype=torch.float32, device=device)  # (N, D)
+    asked = torch.as_tensor(queries, dtype=torch.float32, device=device)  # (Q, D)
+    own = np.full(len(asked), -1) if exclude_rows is None else np.asarray(exclude_rows)
+    excluded = torch.as_tensor(own, dtype=torch.int64, device=device)
+    found = torch.full((len(asked), k), -1, dtype=torch.int64, device=device)
+    pending = torch.arange(len(asked), device=device)
+    candidates = min(CANDIDATES, len(table))
+    while k > 0 and candidates > 0 and len(pending):
+        for rows in pending.split(max(1, QUERIES_AT_ONCE * CANDIDATES // max(candidates, CANDIDATES))):
+            scores, best = _best(asked[rows], table, excluded[rows], candidates)
+            found[rows] = _walk(scores, best, table, k, threshold)
+        if candidates == len(table):
+            break
+        pending = pending[found[pending, -1] < 0]  # their first candidates did not suffice: look further down
+        candidates = min(candidates * GROWTH, len(table))
+    return found.cpu().numpy()
+
+
+def _best(queries: Tensor, table: Tensor, excluded: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+    """Scores and rows of ``table`` (N, D), (B, C) each, that are nearest to ``queries`` (B, D), best first.
+
+    Equal scores go by row; the ``excluded`` (B,) row is at -inf.
+    """
+    best = queries.new_empty((len(queries), 0))
+    rows = excluded.new_empty((len(queries), 0))
+    for start in range(0, len(table), TABLE_AT_ONCE):
+        scores = queries @ table[start : start + TABLE_AT_ONCE].T  # (B, n)
+        own = ((excluded >= start) & (excluded < start + scores.shape[1])).nonzero().squeeze(1)
+        scores[own, excluded[own] - start] = -torch.inf
+        columns = _promising(scores, candidates)
+        rows = torch.cat([rows, columns + start], dim=1)
+        best = torch.cat([best, scores.gather(1, columns)], dim=1)
+        if rows.shape[1] > candidates:
+            best, kept = best.topk(candidates)
+            rows = rows.gather(1, kept)
+    rows, order = rows.sort(dim=1)
+    best, by_score = best.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return best, rows.gather(1, by_score)
+
+
+def _promising(scores: Tensor, count: int) -> Tensor:
+    """Columns of ``scores`` (B, n) among which are the ``count`` largest of each row, (B, at least count)."""
+    width = scores.shape[1] // GROUP
+    every = torch.arange(scores.shape[1], device=scores.device)
+    if width < 2 * count:
+        return every.expand(len(scores), -1)
+    # The largest lie in the groups with the largest maxima. A group is every width-th column: that reads in order.
+    groups = scores[:, : width * GROUP].view(-1, GROUP, width).amax(dim=1).topk(count).indices  # (B, count)
+    inside = groups[:, :, None] + every[:GROUP] * width  # (B, count, GROUP)
+    return torch.cat([inside.flatten(1), every[width * GROUP :].expand(len(scores), -1)], dim=1)
+
+
+def _walk(scores: Tensor, rows: Tensor, table: Tensor, k: int, threshold: float) -> Tensor:
+    """(B, k) of the ranked ``rows`` (B, C) with their ``scores``, relevant and different ones; -1 for what lacks."""
+    vectors = table[rows]  # (B, C, D)
+    free = (scores <= threshold) & (scores > -torch.inf)  # (B, C): neither redundant nor excluded
+    taken = torch.full((len(rows), k), -1, dtype=torch.int64, device=table.device)
+    every = torch.arange(len(rows), device=table.device)
+    for step in range(min(k, rows.shape[1])):
+        first = free.int().argmax(dim=1)  # (B,): the best candidate that is free, if there is one
+        taken[:, step] = torch.where(free[every, first], rows[every, first], -1)
+        similar = torch.einsum("bcd,bd->bc", vectors, vectors[every, first])
+        free &= similar <= threshold
+        free[every, first] = False
+    return taken
+
+
+def draw_queries(
+    documents: Sequence[Document], encoder: Encoder, dropouts: Sequence[float], rng: np.random.Generator
+) -> np.ndarray:
+    """(B, R, D): for each of ``dropouts``, the query of the text part and of the picture part, so much of it dropped.
+
+    Where a document lacks one part, the other stands for it.
+    """
+    columns = []
+    for dropout in dropouts:
+        for first, second in PAIRS:
+            parts = [part for d in documents if (part := d.only(first) or d.only(second))]
+            columns.append(encoder.embed([drop_query(part, dropout, rng) if dropout else part for part in parts]))
+    return np.stack(columns, axis=1)
+
+
+def memory_neighbours(
+    memory: Memory,
+    encoder: Encoder,
+    out: Path,
+    *,
+    k: int = 2,
+    dropouts: Sequence[float] = (0.0, QUERY_DROPOUT),
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    report: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Write the neighbours of every document of ``memory`` to the folder ``out``, as Parquet files of ``PART`` rows.
+
+    Columns: id; query, "text" or "image"; dropout; neighbours, up to ``k`` ids, best first. The same call goes on where
+    another was broken off; ``report`` is told how many documents are done. Raises EncoderMismatchError if another
+    encoder made the memory, InputError if ``out`` holds neighbours of other documents or settings.
+    """
+    memory.check_encoder(encoder.fingerprint)
+    memory.refresh()
+    ids, table = list(memory.ids), torch.from_numpy(memory.vectors).to(device)
+    settings = {
+        "documents": hashlib.blake2b(json.dumps(ids).encode(), digest_size=8).hexdigest(),
+        "encoder": encoder.fingerprint,
+        "redundancy_threshold": encoder.redundancy_threshold,
+        "k": k,
+        "dropouts": list(dropouts),
+        "seed": seed,
+    }
+    _keep(settings, out / "_settings.json")  # Parquet readers pass over names with _
+    first = next(row for row in count() if not (out / _part(row)).exists())
+    items = memory.items(first * PART)
+    for part in range(first, -(-len(ids) // PART)):
+        rows = range(part * PART, min((part + 1) * PART, len(ids)))
+        rng = np.random.default_rng((seed, part))  # the same draws, wherever a run was broken off
+        drawn: list[np.ndarray] = []
+        for start in rows[::EMBEDDED_AT_ONCE]:
+            some = min(EMBEDDED_AT_ONCE, rows.stop - start)
+            drawn.append(draw_queries([item.document for item in islice(items, some)], encoder, dropouts, rng))
+            report(start + some)
+        queries = np.concatenate(drawn)  # (PART, R, D)
+        own = np.repeat(np.array(rows), queries.shape[1])
+        found = neighbours(queries.reshape(len(own), -1), table, k, encoder.redundancy_threshold, own, device)
+        kinds = [(kind, dropout) for dropout in dropouts for kind, _ in PAIRS]  # R of them
+        columns = {
+            "id": [ids[row] for row in own],
+            "query": [kind for kind, _ in kinds] * len(rows),
+            "dropout": [dropout for _, dropout in kinds] * len(rows),
+            "neighbours": [[ids[row] for row in some if row >= 0] for some in found],
+        }
+        unfinished = out / "_unfinished"
+        pq.write_table(pa.table(columns, schema=SCHEMA), unfinished)
+        unfinished.replace(out / _part(part))
+
+
+def _part(number: int) -> str:
+    return f"{number:06d}.parquet"
+
+
+def _keep(settings: dict[str, Any], file: Path) -> None:
+    """Write the settings, or see that they are those that are there. Raises InputError if they are not."""
+    if file.exists():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        if changed := [key for key in settings if there.get(key) != settings[key]]:
+            raise InputError(
+                f"{file.parent} holds neighbours found with other {', '.join(changed)}; give a new folder, or delete it"
+            )
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
