@@ -13,7 +13,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +35,12 @@ from racm3.training.optimiser import OptimiserConfig
 RARE = 0.05
 """A text id in fewer of the documents is rare: a piece of a name, and not a word of the grammar. Ours: in the built-in
 world colours and places stand in 6 to 9 % of the captions, pieces of names in less than 5 %."""
+
+SAMPLE = 50_000
+"""At most so many documents, evenly spaced, tell what is rare and how long a document is."""
+
+VALIDATE_EVERY = 25
+"""Steps between two looks at the documents held out."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class ShapeConfig:
     head_dim: int = 48
     mlp_width: int = 512
     context_tokens: int = 512
+    rope_theta: float = 10000.0
+    tie_embeddings: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,10 @@ class GeneratorRun:
     entity more reliably than the small encoder's eyes). A step is as many whole sequences, of any k, as have
     ``tokens_per_step`` tokens on average. ``recompute_layers`` saves memory, ``compile`` time: see
     ``Generator.train_fast``.
+
+    A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``start``.
+    ``start`` is a generator folder to go on from, ours or Qwen3's, or "scenes", the shipped one.
+    ``validation_documents`` are never trained on nor retrieved; the loss on them is shown.
     """
 
     model: ShapeConfig = ShapeConfig()
@@ -93,6 +105,9 @@ class GeneratorRun:
     text_query_share: float = 0.8
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
+    text_ids: int = 1024
+    start: str | None = None
+    validation_documents: int = 0
     z_loss: float = 1e-5
     recompute_layers: bool = False
     compile: bool = False
@@ -131,14 +146,15 @@ class Batches:
         self.data, self.markup, self.grid, self.run = data, markup, grid, run
         if len(run.retrieved_shares) > 1 and data.neighbours is None:
             raise SourceError("this run retrieves, but the data was prepared without an encoder; give one")
-        held = np.bincount(np.concatenate([np.unique(ids) for ids in data.ids]), minlength=markup.vocabulary.size)
+        sample = data.ids[:: -(-len(data.ids) // SAMPLE)]
+        held = np.bincount(np.concatenate([np.unique(ids) for ids in sample]), minlength=markup.vocabulary.size)
         every = np.arange(markup.vocabulary.size)
-        rare_text = markup.vocabulary.is_text(every) & (held < RARE * len(data.ids))
+        rare_text = markup.vocabulary.is_text(every) & (held < RARE * len(sample))
         self.renamable = rare_text | markup.vocabulary.is_image(every)  # (V,)
         shares = np.array(run.retrieved_shares, dtype=float)
         self.share_edges = (shares.cumsum() / shares.sum())[:-1]
         documents = 1 + (np.arange(len(shares)) * shares).sum() / shares.sum()  # of a sequence, on average
-        document_tokens = float(np.mean([len(ids) for ids in data.ids]))
+        document_tokens = float(np.mean([len(ids) for ids in sample]))
         self.sequences = max(1, round(run.tokens_per_step / (documents * document_tokens)))
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> PackedBatch:
@@ -155,18 +171,32 @@ class Batches:
         # One draw places all: each k has its share of the step's sequences but for a fraction of one.
         places = (np.arange(self.sequences) + rng.random()) / self.sequences
         counts = np.searchsorted(self.share_edges, places, side="right")
-        rows = rng.integers(len(self.data.ids), size=self.sequences)
+        rows = self.data.draw(self.sequences, rng)
         drawn = [(row, *self.sequence(int(row), int(k), rng)) for row, k in zip(rows, counts, strict=True)]
         drawn.sort(key=lambda one: -len(one[1]))
-        mine, doc = drawn[part::parts], self.markup.vocabulary.doc
+        return self._packed(drawn[part::parts], float(sum(weights[1:].sum(dtype=np.float64) for *_, weights in drawn)))
+
+    def validation(self) -> PackedBatch:
+        """The documents held out, each behind as many retrieved ones as the run has at most; the same every time.
+
+        Only the main documents have a weight.
+        """
+        rng, k = np.random.default_rng(self.run.loop.seed), len(self.run.retrieved_shares) - 1
+        batch = self._packed([(row, *self.sequence(row, k, rng)) for row in sorted(self.data.held_out)], 1.0)
+        weights = batch.weights * batch.main
+        return replace(batch, weights=weights, normaliser=float(weights.sum()))
+
+    def _packed(self, drawn: list[tuple[int, np.ndarray, np.ndarray]], normaliser: float) -> PackedBatch:
+        """(row, ids, weights) each, laid end to end."""
+        doc = self.markup.vocabulary.doc
         return PackedBatch(
-            ids=np.concatenate([ids[:-1] for _, ids, _ in mine]).astype(np.int64),
-            targets=np.concatenate([ids[1:] for _, ids, _ in mine]).astype(np.int64),
-            weights=np.concatenate([weights[1:] for _, _, weights in mine]),
-            main=np.concatenate([np.arange(1, len(ids)) >= (ids == doc).nonzero()[0][-1] for _, ids, _ in mine]),
-            offsets=np.cumsum([0, *(len(ids) - 1 for _, ids, _ in mine)]),
-            rows=np.array([row for row, _, _ in mine]),
-            normaliser=float(sum(weights[1:].sum(dtype=np.float64) for _, _, weights in drawn)),
+            ids=np.concatenate([ids[:-1] for _, ids, _ in drawn]).astype(np.int64),
+            targets=np.concatenate([ids[1:] for _, ids, _ in drawn]).astype(np.int64),
+            weights=np.concatenate([weights[1:] for *_, weights in drawn]),
+            main=np.concatenate([np.arange(1, len(ids)) >= (ids == doc).nonzero()[0][-1] for _, ids, _ in drawn]),
+            offsets=np.cumsum([0, *(len(ids) - 1 for _, ids, _ in drawn)]),
+            rows=np.array([row for row, *_ in drawn]),
+            normaliser=normaliser,
         )
 
     def sequence(self, row: int, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +206,7 @@ class Batches:
             by_text = rng.random() < self.run.text_query_share
             draws = self.data.neighbours[row, 0 if by_text else 1 :: 2]  # (R / 2, K)
             chosen = draws[rng.integers(len(draws))][:k]
-            retrieved = [self.data.ids[other] for other in chosen if other >= 0]
+            retrieved = [self.data.ids[other] for other in chosen if other >= 0 and other not in self.data.held_out]
         main = self.data.ids[row]
         alpha = self.run.alpha
         if retrieved and rng.random() < self.run.rename_share:
@@ -256,27 +286,33 @@ def train_generator(
     run: GeneratorRun,
     folder: Path,
     code_vectors: Tensor | None = None,
+    start: Generator | None = None,
 ) -> Generator:
     """Train and save a generator folder: Qwen3 layout plus ``tokenizer.json`` and ``racm3.json``.
 
     ``code_vectors`` (codes, D) are the image tokenizer's own vectors of its codes: similar codes then start with
-    similar embeddings, which rare codes profit from.
+    similar embeddings, which rare codes profit from. ``start`` is a generator of this vocabulary to go on from.
     """
     torch.manual_seed(run.loop.seed)
     vocabulary = markup.vocabulary
-    generator = Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
-    if code_vectors is not None:
+    generator = start or Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
+    if start is None and code_vectors is not None:
         with torch.no_grad():
             table = generator.model.embed_tokens.weight[vocabulary.image_start :]
             directions = torch.randn(code_vectors.shape[1], table.shape[1])
             table.add_(0.02 * torch.nn.functional.normalize(code_vectors, dim=1) @ directions)
-    batches = Batches(data, markup, grid, run)
+    batches = Batches(data.holding_out(run.validation_documents, run.loop.seed), markup, grid, run)
     if run.compile and not can_compile():
         print(f"{folder.name}: no C++ compiler (g++) or no Python.h: not compiled, so slower", file=sys.stderr)
     generator.train_fast(compile=run.compile and can_compile(), recompute_layers=run.recompute_layers)
+    validation: Metrics = {}
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
-        return packed_loss(generator, batches.batch(step), vocabulary, run.z_loss)
+        if run.validation_documents and step % VALIDATE_EVERY == 0:
+            with torch.no_grad():
+                validation["validation"] = packed_loss(generator, batches.validation(), vocabulary, 0.0)[0]
+        loss, metrics = packed_loss(generator, batches.batch(step), vocabulary, run.z_loss)
+        return loss, metrics | validation
 
     fit(generator, loss_of, run.optimiser, run.loop, folder, folder.name)
     generator.save_pretrained(folder, dtype=torch.float16)
