@@ -201,7 +201,7 @@ def step_memory(
     recompute: bool = False,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> Memory:
-    """The memory of one GPU, or of a CPU, in a step in which it reads ``tokens`` tokens; weights themselves have 32 bits.
+    """The memory of one GPU, or of a CPU, in a step in which it reads ``tokens`` tokens; weights have 32 bits.
 
     One GPU casts weights as they are used (autocast), or computes in 32 bits where the run says so. Several keep a
     share of the weights each, and fetch them in 16 bits, two layers at a time, the token tables throughout (FSDP2).
