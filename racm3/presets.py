@@ -46,17 +46,12 @@ def scenes_vanilla() -> Runs:
 def pictures() -> Runs:
     """Some hundred captioned pictures of your own, in about a quarter of an hour on two CPU cores.
 
-    Everything goes on from the shipped models.
+    Everything goes on from the shipped models: after 75 steps the loss on documents held out was 2.1, and 4.4 from
+    nothing. The shipped codes are kept, and with them what the generator knows of copying: only the decoder learns.
     """
     usual = scenes()
     return Runs(
-        replace(
-            usual.image_tokenizer,
-            start="scenes",
-            decoder_only=True,
-            optimiser=replace(usual.image_tokenizer.optimiser, lr=2e-3),
-            loop=LoopConfig(steps=400),
-        ),
+        replace(usual.image_tokenizer, start="scenes", decoder_only=True, loop=LoopConfig(steps=400)),
         replace(
             usual.encoder,
             start="scenes",
@@ -68,8 +63,10 @@ def pictures() -> Runs:
             usual.generator,
             start="scenes",
             validation_documents=15,
+            masking=replace(usual.generator.masking, whole_text_share=0.3),
             optimiser=OptimiserConfig(lr=1e-3, muon_lr=1.5e-3, warmup_steps=20),
-            loop=LoopConfig(steps=300),
+            loop=LoopConfig(steps=900),
+            tokens_per_step=1920,
         ),
     )
 
@@ -150,8 +147,8 @@ def paper_2_7b() -> Runs:
 def finetune_qwen3() -> Runs:
     """Go on from Qwen3-0.6B: ``--set start=FOLDER``, with its text tokenizer; codes and special tokens are new rows.
 
-    For another size of Qwen3 the error says which settings of the shape to change. Rates are ours: a tenth of what a
-    new model of the size would get would leave the new rows behind, a whole one would lose the language.
+    For another size of Qwen3 the error says which settings of the shape to change; to plan without the folder,
+    ``--set text_ids=151669``. Pictures and optimiser are those of the paper's runs.
     """
     usual = paper_350m()
     return replace(

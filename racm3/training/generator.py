@@ -117,6 +117,8 @@ class GeneratorRun:
         shares = self.retrieved_shares
         if self.alpha < 0 or not shares or min(shares) < 0 or not sum(shares):
             raise ConfigError(f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {self}")
+        if min(self.text_ids, self.validation_documents) < 0:
+            raise ConfigError(f"text_ids and validation_documents are >= 0; given {self}")
         for name in ("text_query_share", "rename_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is between 0 and 1, but {getattr(self, name)} was given")

@@ -98,10 +98,8 @@ def train_image_tokenizer(
     tokenizer = start or FSQImageTokenizer(run.model)
     if run.decoder_only:
         tokenizer.encoder.requires_grad_(False)
-    model = nn.ModuleDict({"tokenizer": tokenizer})
-    critic = Critic()
-    if run.adversarial_weight:
-        model["critic"] = critic
+    critic = Critic() if run.adversarial_weight else None
+    model = nn.ModuleDict({"tokenizer": tokenizer} | ({"critic": critic} if critic else {}))
     data = torch.from_numpy(pictures)
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
@@ -116,7 +114,7 @@ def train_image_tokenizer(
         if perceptual is not None:
             seen = perceptual(output, batch)
             loss, metrics = loss + run.perceptual_weight * seen, metrics | {"perceptual": seen.detach()}
-        if run.adversarial_weight:
+        if critic is not None:
             fooled, hinge = adversarial_losses(critic, output, batch)
             weight = run.adversarial_weight if step >= run.adversarial_start else 0.0
             loss, metrics = loss + weight * fooled + hinge, metrics | {"critic": hinge.detach()}

@@ -22,8 +22,11 @@ from racm3.training.image_tokenizer import ImageTokenizerRun
 
 
 def start_folder(start: str, name: str) -> Path:
-    """The folder that ``start`` names: "scenes" is the shipped model of that ``name``."""
-    return SCENES / name if start == "scenes" else Path(start)
+    """The folder that ``start`` names; "scenes" is the shipped model of that ``name``. Raises CheckpointError."""
+    folder = SCENES / name if start == "scenes" else Path(start)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder} of weights to go on from; --set start=FOLDER")
+    return folder
 
 
 def start_image_tokenizer(run: ImageTokenizerRun) -> FSQImageTokenizer | None:

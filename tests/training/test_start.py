@@ -79,6 +79,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, image: FSQImageTokenizer) 
         start_generator(replace(run, model=SHAPE), VOCABULARY, TEXT, image)
     with pytest.raises(ConfigError, match="there is no start"):
         start_text(GeneratorRun(text_ids=0))
+    with pytest.raises(CheckpointError, match="there is no folder .*none of weights to go on from"):
+        start_text(GeneratorRun(start=str(tmp_path / "none"), text_ids=0))
 
 
 def test_image_codes_are_kept_where_they_are_the_same(tmp_path: Path, image: FSQImageTokenizer) -> None:
