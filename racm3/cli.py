@@ -133,12 +133,15 @@ def train_generator(
 
     from racm3.memory.sources import read
     from racm3.presets import preset as presets
+    from racm3.training.distributed import connect
     from racm3.training.generator import GeneratorRun
     from racm3.training.models import make_all
 
     runs = presets(preset)
     runs = replace(runs, generator=_settings(GeneratorRun, lambda: runs.generator, config, set))
     memory = make_all(data, runs, out, image_tokenizer, encoder, tokenizer)
+    if not connect().main:
+        return
     print(f"wrote {out}")
     if memory and image_tokenizer is None and out.name == "generator":  # a whole folder of models
         where = f"--models {out.parent} --memory {memory}"
@@ -156,11 +159,9 @@ def train_judge(*, out: Out, config: OptionalFile = None, set: Overrides = ()) -
         config: Settings of the run as .json or .toml; what it leaves out keeps its default.
         set: Settings that replace those, such as loop.steps=500 batch_size=32.
     """
-    from racm3.config import save
     from racm3.scenes.judges import JudgeRun, train_judge
 
     run = _settings(JudgeRun, JudgeRun, config, set)
-    save(run, out / "run.json")
     train_judge(run, out)
     print(f"wrote {out}")
 

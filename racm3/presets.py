@@ -65,7 +65,7 @@ def pictures() -> Runs:
             validation_documents=15,
             masking=replace(usual.generator.masking, whole_text_share=0.3),
             optimiser=OptimiserConfig(lr=1e-3, muon_lr=1.5e-3, warmup_steps=20),
-            loop=LoopConfig(steps=900),
+            loop=LoopConfig(steps=900, look_every=100),
             tokens_per_step=1920,
         ),
     )

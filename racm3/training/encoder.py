@@ -18,7 +18,8 @@ from torch import Tensor
 from racm3.document import Document, Image
 from racm3.errors import SourceError
 from racm3.retriever.encoder import Encoder
-from racm3.training.loop import LoopConfig, Metrics, fit
+from racm3.training.journal import fingerprint
+from racm3.training.loop import Batch, LoopConfig, Metrics, Recipe, fit
 from racm3.training.optimiser import OptimiserConfig
 
 LEAST_TEMPERATURE = 0.01  # CLIP clips the learned logit scale at 100
@@ -93,14 +94,17 @@ def shape_of(encoder: Encoder) -> dict[str, int]:
     }
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Metrics]:
-    """CLIP's symmetric cross-entropy of (B, D) image and text features; pair i belongs together."""
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP's symmetric cross-entropy of (B, D) image and text features; pair i belongs together.
+
+    The share of images that find their text is returned beside it, to be shown.
+    """
     image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
     logits = scale.exp().clamp(max=1 / LEAST_TEMPERATURE) * image @ text.T  # (B, B)
     target = torch.arange(len(logits), device=logits.device)
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     matched = (logits.argmax(dim=1) == target).float().mean()
-    return loss, {"matched": matched.detach()}
+    return loss, matched.detach()
 
 
 def train_encoder(
@@ -125,19 +129,25 @@ def train_encoder(
     every = encoder.text_inputs([texts[i % len(texts)] for texts in captions for i in range(most)])["input_ids"]
     ids = every.unflatten(0, (len(captions), most))  # (N, captions, T)
 
-    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+    def batch(step: int, part: int, parts: int) -> Batch:
         rng = np.random.default_rng((run.loop.seed, step))
         rows = rng.choice(len(captions), size, replace=False)
         one, other = (torch.from_numpy(rng.integers(most, size=size)) for _ in range(2))
         pixels = encoder.image_inputs([Image(pictures[row]) for row in rows])
-        image = encoder.model.get_image_features(pixel_values=pixels).pooler_output  # (B, D)
-        texts = torch.cat((ids[torch.from_numpy(rows), one], ids[torch.from_numpy(rows), other]))
-        text, same = encoder.model.get_text_features(input_ids=texts).pooler_output.chunk(2)  # (B, D) each
-        loss, metrics = contrastive_loss(image, text, encoder.model.logit_scale)
-        disagreement = (1 - F.cosine_similarity(text.float(), same.float())).mean()
-        return loss + run.agreement_weight * disagreement, metrics | {"disagreement": disagreement.detach()}
+        texts = torch.cat((ids[torch.from_numpy(rows), one], ids[torch.from_numpy(rows), other]))  # (2 B, T)
+        return Batch((pixels, texts), [f"pair {row}" for row in rows])
 
-    fit(encoder.model, loss_of, run.optimiser, run.loop, folder, "encoder")
+    def loss(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+        pixels, texts = (tensor.to(encoder.model.device) for tensor in batch.content)
+        image = encoder.model.get_image_features(pixel_values=pixels).pooler_output  # (B, D)
+        text, same = encoder.model.get_text_features(input_ids=texts).pooler_output.chunk(2)  # (B, D) each
+        total, matched = contrastive_loss(image, text, encoder.model.logit_scale)
+        disagreement = (1 - F.cosine_similarity(text.float(), same.float())).mean()
+        metrics: Metrics = {"matched": (matched, 1), "disagreement": (disagreement.detach(), 1)}
+        return total + run.agreement_weight * disagreement, metrics
+
+    made_of = {"pictures": fingerprint(pictures), "captions": fingerprint(ids.numpy())}
+    fit(encoder.model, Recipe("encoder", batch, loss, splits=False, made_of=made_of), run, folder)
     encoder.redundancy_threshold = redundancy_threshold(encoder, pictures, [texts[0] for texts in captions], folder)
     encoder.save_pretrained(folder)
     return encoder

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,13 +24,17 @@ from torch import Tensor
 from racm3.errors import ConfigError, SourceError
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.tokens.image import ImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.masking import draw_count, draw_spans, mask, part_spans, prediction_weights, region_spans
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import MAX_MASKS, Vocabulary
 from racm3.training.data import TrainingSet
-from racm3.training.loop import LoopConfig, Metrics, fit
+from racm3.training.distributed import whole
+from racm3.training.journal import fingerprint
+from racm3.training.loop import Batch, LoopConfig, Metrics, Recipe, fit
 from racm3.training.optimiser import OptimiserConfig
+from racm3.training.sheet import draw_sheet
 
 RARE = 0.05
 """A text id in fewer of the documents is rare: a piece of a name, and not a word of the grammar. Ours: in the built-in
@@ -38,9 +42,6 @@ world colours and places stand in 6 to 9 % of the captions, pieces of names in l
 
 SAMPLE = 50_000
 """At most so many documents, evenly spaced, tell what is rare and how long a document is."""
-
-VALIDATE_EVERY = 25
-"""Steps between two looks at the documents held out."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class GeneratorRun:
 
     A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``start``.
     ``start`` is a generator folder to go on from, ours or Qwen3's, or "scenes", the shipped one.
-    ``validation_documents`` are never trained on nor retrieved; the loss on them is shown.
+    ``validation_documents`` are never trained on nor retrieved; the loss on them is shown every ``loop.look_every``
+    steps.
     """
 
     model: ShapeConfig = ShapeConfig()
@@ -157,7 +159,8 @@ class Batches:
         self.share_edges = (shares.cumsum() / shares.sum())[:-1]
         documents = 1 + (np.arange(len(shares)) * shares).sum() / shares.sum()  # of a sequence, on average
         document_tokens = float(np.mean([len(ids) for ids in sample]))
-        self.sequences = max(1, round(run.tokens_per_step / (documents * document_tokens)))
+        self.mean_tokens = documents * document_tokens  # of a sequence
+        self.sequences = max(1, round(run.tokens_per_step / self.mean_tokens))
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> PackedBatch:
         """Part ``part`` of ``parts`` of a step: every sequence is in one part, and they are about equally long.
@@ -262,7 +265,8 @@ def draw_side(rng: np.random.Generator, codes: int, most: int) -> int:
 def packed_loss(
     generator: Generator, batch: PackedBatch, vocabulary: Vocabulary, z_loss: float
 ) -> tuple[Tensor, Metrics]:
-    """The batch's share of the step's loss, and the mean loss of each kind of target that it holds."""
+    """The batch's share of the step's loss; and of each kind of target that it holds, the sum of the losses and their
+    number. ``output_rms`` is the root mean square of the hidden states."""
     device = generator.lm_head.weight.device
     arrays = (batch.ids, batch.targets, batch.weights, batch.main)
     ids, targets, weights, main = (torch.from_numpy(array).to(device) for array in arrays)
@@ -271,7 +275,9 @@ def packed_loss(
     learnt, image = weights > 0, targets >= vocabulary.image_start
     text = (targets >= vocabulary.text_start) & ~image
     kinds = {"main_image": main & image & learnt, "main_text": main & text & learnt, "retrieved": ~main & learnt}
-    return loss.total, {name: loss.token_nll[kind].mean() for name, kind in kinds.items() if kind.any()}
+    metrics: Metrics = {name: ((loss.token_nll * kind).sum(), kind.sum()) for name, kind in kinds.items()}
+    rms = hidden.detach().float().square().mean(dim=-1).sqrt()  # (N,)
+    return loss.total, metrics | {"output_rms": (rms.sum(), len(rms))}
 
 
 def can_compile() -> bool:
@@ -289,12 +295,22 @@ def train_generator(
     folder: Path,
     code_vectors: Tensor | None = None,
     start: Generator | None = None,
-) -> Generator:
+    image: ImageTokenizer | None = None,
+    made_of: Mapping[str, str] | None = None,
+) -> Generator | None:
     """Train and save a generator folder: Qwen3 layout plus ``tokenizer.json`` and ``racm3.json``.
 
     ``code_vectors`` (codes, D) are the image tokenizer's own vectors of its codes: similar codes then start with
     similar embeddings, which rare codes profit from. ``start`` is a generator of this vocabulary to go on from.
+    Every ``run.loop.look_every`` steps ``image`` shows what the generator draws, in ``samples``. ``made_of``: hashes of
+    the models that made the data. Returns None in all processes but the first.
+    Raises ConfigError if documents are held out and never looked at.
     """
+    if run.validation_documents and not run.loop.look_every:
+        raise ConfigError(
+            f"validation_documents={run.validation_documents} are looked at every loop.look_every steps, which is 0; "
+            "set both, or neither"
+        )
     torch.manual_seed(run.loop.seed)
     vocabulary = markup.vocabulary
     generator = start or Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
@@ -307,18 +323,41 @@ def train_generator(
     if run.compile and not can_compile():
         print(f"{folder.name}: no C++ compiler (g++) or no Python.h: not compiled, so slower", file=sys.stderr)
     generator.train_fast(compile=run.compile and can_compile(), recompute_layers=run.recompute_layers)
-    validation: Metrics = {}
 
-    def loss_of(step: int) -> tuple[Tensor, Metrics]:
-        if run.validation_documents and step % VALIDATE_EVERY == 0:
-            with torch.no_grad():
-                validation["validation"] = packed_loss(generator, batches.validation(), vocabulary, 0.0)[0]
-        loss, metrics = packed_loss(generator, batches.batch(step), vocabulary, run.z_loss)
-        return loss, metrics | validation
+    def batch(step: int, part: int, parts: int) -> Batch:
+        packed = batches.batch(step, part, parts)
+        names = [f"document {row}" for row in packed.rows]
+        return Batch(packed, names, float(packed.weights.sum(dtype=np.float64)), len(packed.ids))
 
-    fit(generator, loss_of, run.optimiser, run.loop, folder, folder.name)
-    generator.save_pretrained(folder, dtype=torch.float16)
+    def loss(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+        return packed_loss(generator, replace(batch.content, normaliser=normaliser), vocabulary, run.z_loss)
+
+    def look(step: int) -> Mapping[str, float]:
+        now = whole(generator, lambda: Generator(generator.config))
+        if now is None:
+            return {}
+        if image is not None:
+            k, path = len(run.retrieved_shares) - 1, folder / "samples" / f"step-{step:09d}.png"
+            draw_sheet(now, batches.data, markup, image, path, k)
+        if not run.validation_documents:
+            return {}
+        return {"validation": float(packed_loss(now, batches.validation(), vocabulary, 0.0)[0])}
+
+    neighbours = [] if data.neighbours is None else [data.neighbours]
+    recipe = Recipe(
+        folder.name,
+        batch,
+        loss,
+        made_of={"data": fingerprint(data.ids, *neighbours)} | dict(made_of or {}),
+        flops_per_token=generator.flops_per_token(round(batches.mean_tokens)),
+        look=look if image is not None or run.validation_documents else None,
+    )
+    fit(generator, recipe, run, folder)
+    trained = whole(generator, lambda: Generator(generator.config))
+    if trained is None:
+        return None
+    trained.save_pretrained(folder, dtype=torch.float16)
     text.save(folder / "tokenizer.json")
     facts = vocabulary.to_dict() | {"codes_per_image": markup.codes_per_image, "grid": list(grid), "run": asdict(run)}
     (folder / "racm3.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return generator
+    return trained

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from racm3.errors import ConfigError
 from racm3.tokens.image import FSQConfig, FSQImageTokenizer
 from racm3.training.image_losses import Critic, PerceptualLoss, adversarial_losses
-from racm3.training.loop import LoopConfig, Metrics, fit
+from racm3.training.journal import fingerprint
+from racm3.training.loop import Batch, LoopConfig, Metrics, Recipe, fit
 from racm3.training.optimiser import OptimiserConfig
 
 CODE_USE_PICTURES = 2000
@@ -51,11 +52,12 @@ class ImageTokenizerRun:
             raise ConfigError("perceptual_weight and perceptual, the encoder whose layers look, go together: set both")
 
 
-def reconstruction_loss(output: Tensor, target: Tensor, edge_weight: float, patch_px: int) -> tuple[Tensor, Metrics]:
+def reconstruction_loss(output: Tensor, target: Tensor, edge_weight: float, patch_px: int) -> tuple[Tensor, Tensor]:
     """Absolute and squared error of the pixels, and of their differences to the neighbours; (B, 3, H, W) in [0, 1].
 
     Every patch is weighed by its own share of the error, within bounds: most patches of a picture are plain ground that
-    is soon right, and would go on taking codes from the few that carry the drawing.
+    is soon right, and would go on taking codes from the few that carry the drawing. The mean squared error is returned
+    beside it, to be shown.
     """
     output = output.float()
     error = (output - target).abs() + 2 * (output - target).square()
@@ -64,7 +66,7 @@ def reconstruction_loss(output: Tensor, target: Tensor, edge_weight: float, patc
     pixels = (F.interpolate(weight, scale_factor=patch_px) * error).mean()
     across = (output.diff(dim=3) - target.diff(dim=3)).abs().mean()
     down = (output.diff(dim=2) - target.diff(dim=2)).abs().mean()
-    return pixels + edge_weight * (across + down), {"mse": F.mse_loss(output, target).detach()}
+    return pixels + edge_weight * (across + down), F.mse_loss(output, target).detach()
 
 
 @dataclass(frozen=True)
@@ -102,25 +104,29 @@ def train_image_tokenizer(
     model = nn.ModuleDict({"tokenizer": tokenizer} | ({"critic": critic} if critic else {}))
     data = torch.from_numpy(pictures)
 
-    def loss_of(step: int) -> tuple[Tensor, Metrics]:
-        rng = np.random.default_rng((run.loop.seed, step))
-        rows = torch.from_numpy(rng.integers(len(data), size=run.batch_size))
-        batch = data[rows].permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
-        digits = tokenizer.digits(batch)
+    def batch(step: int, part: int, parts: int) -> Batch:
+        rows = np.random.default_rng((run.loop.seed, step)).integers(len(data), size=run.batch_size)
+        adversarial_weight = run.adversarial_weight if step >= run.adversarial_start else 0.0
+        return Batch((data[torch.from_numpy(rows)], adversarial_weight), [f"picture {row}" for row in rows])
+
+    def loss_of(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+        pixels, adversarial_weight = batch.content
+        target = pixels.to(next(model.parameters()).device).permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
+        digits = tokenizer.digits(target)
         output = tokenizer.picture(digits)
-        loss, metrics = reconstruction_loss(output, batch, run.edge_weight, tokenizer.config.patch_px)
+        loss, mse = reconstruction_loss(output, target, run.edge_weight, tokenizer.config.patch_px)
         use = code_use(tokenizer.fsq.codes(digits.detach()), tokenizer.codebook_size)
-        metrics |= {"codes": float(use.used), "perplexity": use.perplexity}
+        metrics: Metrics = {"mse": (mse, 1), "codes": (use.used, 1), "perplexity": (use.perplexity, 1)}
         if perceptual is not None:
-            seen = perceptual(output, batch)
-            loss, metrics = loss + run.perceptual_weight * seen, metrics | {"perceptual": seen.detach()}
+            seen = perceptual(output, target)
+            loss, metrics = loss + run.perceptual_weight * seen, metrics | {"perceptual": (seen.detach(), 1)}
         if critic is not None:
-            fooled, hinge = adversarial_losses(critic, output, batch)
-            weight = run.adversarial_weight if step >= run.adversarial_start else 0.0
-            loss, metrics = loss + weight * fooled + hinge, metrics | {"critic": hinge.detach()}
+            fooled, hinge = adversarial_losses(critic, output, target)
+            loss, metrics = loss + adversarial_weight * fooled + hinge, metrics | {"critic": (hinge.detach(), 1)}
         return loss, metrics
 
-    fit(model, loss_of, run.optimiser, run.loop, folder, "image tokenizer")
+    made_of = {"pictures": fingerprint(pictures)}
+    fit(model, Recipe("image tokenizer", batch, loss_of, splits=False, made_of=made_of), run, folder)
     tokenizer.save_pretrained(folder)
     rows = np.random.default_rng(0).permutation(len(pictures))[:CODE_USE_PICTURES]
     batches = (torch.from_numpy(pictures[rows[i : i + 64]]) for i in range(0, len(rows), 64))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
-from racm3.config import save
 from racm3.errors import ConfigError
 from racm3.memory.memory import Memory
 from racm3.memory.sources import read
@@ -22,7 +22,8 @@ from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.data import learn_text, load_pairs, prepare, reused
+from racm3.training.data import code_digest, learn_text, load_pairs, prepare, reused
+from racm3.training.distributed import connect
 from racm3.training.encoder import EncoderRun, train_encoder
 from racm3.training.generator import GeneratorRun, train_generator
 from racm3.training.image_losses import PerceptualLoss
@@ -43,7 +44,6 @@ def make_image_tokenizer(data: Path, run: ImageTokenizerRun, out: Path) -> None:
     """Train the built-in image tokenizer and save it to ``out``; the same call resumes."""
     start = start_image_tokenizer(run)
     pictures, _ = load_pairs(data, run.model.image_size_px, out / "prepared")
-    save(run, out / "run.json")
     perceptual = (
         PerceptualLoss(Encoder.from_pretrained(start_folder(run.perceptual, "encoder"))) if run.perceptual else None
     )
@@ -56,7 +56,6 @@ def make_encoder(data: Path, run: EncoderRun, out: Path, tokenizer: Path | None 
     if start and tokenizer:
         raise ConfigError(f"the encoder goes on from {run.start}, with its own tokenizer; give no other ({tokenizer})")
     pictures, captions = load_pairs(data, run.image_size_px, out / "prepared")
-    save(run, out / "run.json")
     if start:
         words = start.tokenizer
     else:
@@ -76,20 +75,24 @@ def make_generator(
     if tokenizer:
         words = TextTokenizer.load(tokenizer)
     else:
-        words = learn_text(data, run.text_ids, out / "prepared") if run.text_ids else start_text(run)
+        learnt = partial(learn_text, data, run.text_ids, out / "prepared")
+        words = connect().first(learnt) if run.text_ids else start_text(run)
     markup = Markup(Vocabulary(words.size, codes.codebook_size), codes.grid[0] * codes.grid[1])
     start = start_generator(run, markup.vocabulary, words, codes)
-    save(run, out / "run.json")
     k = max(1, len(run.retrieved_shares) - 1)
-    documents = prepare(data, words, codes, markup, retriever, out / "prepared", k=k, seed=run.loop.seed)
+    seed, prepared = run.loop.seed, out / "prepared"
+    documents = connect().first(lambda: prepare(data, words, codes, markup, retriever, prepared, k=k, seed=seed))
     vectors = None
     if isinstance(codes, FSQImageTokenizer):
         vectors = codes.fsq.values(codes.fsq.digits_of(torch.arange(codes.codebook_size)))
-    train_generator(documents, words, markup, codes.grid, run, out, vectors, start)
+    made_of = {"image_tokenizer": code_digest(codes)} | ({"encoder": retriever.fingerprint} if retriever else {})
+    train_generator(documents, words, markup, codes.grid, run, out, vectors, start, codes, made_of)
 
 
 def make_memory(data: Path, out: Path, encoder: Path) -> None:
-    """Make a memory of ``data`` at ``out``; the same call completes a broken one."""
+    """Make a memory of ``data`` at ``out``, unless there is one; the same call completes a broken one."""
+    if reused(out, "memory"):
+        return
     model, part = Encoder.from_pretrained(encoder), out.with_name(out.name + ".part")
     memory = Memory.open(part) if part.exists() else Memory.create(part, model.fingerprint, model.dimension)
     known = frozenset(memory.ids)
@@ -120,7 +123,6 @@ def make_all(
         encoder, memory = beside / "encoder", beside / "memory"
         if not reused(encoder / "model.safetensors", "encoder"):
             make_encoder(data, runs.encoder, encoder)
-        if not reused(memory, "memory"):
-            make_memory(data, memory, encoder)
+        connect().from_main(partial(make_memory, data, memory, encoder))
     make_generator(data, runs.generator, out, image_tokenizer, encoder, tokenizer)
     return memory

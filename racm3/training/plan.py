@@ -30,7 +30,7 @@ from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.data import DROPOUTS
 from racm3.training.generator import GeneratorRun
 from racm3.training.models import Runs
-from racm3.training.optimiser import build_optimisers
+from racm3.training.optimiser import Muon, build_optimisers
 from racm3.training.start import start_text
 
 GB = 1e9
@@ -244,7 +244,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def _state_bytes(optimiser: torch.optim.Optimizer) -> int:
     """Two moments of every weight for AdamW, one for Muon."""
-    moments = 1 if isinstance(optimiser, torch.optim.Muon) else 2
+    moments = 1 if isinstance(optimiser, Muon) else 2
     return moments * sum(_bytes(group["params"]) for group in optimiser.param_groups)
 
 

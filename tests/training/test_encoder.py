@@ -83,9 +83,9 @@ def test_the_contrastive_loss_is_clips() -> None:
     cosine = torch.stack([torch.stack([F.cosine_similarity(i, t, dim=0) for t in text]) for i in image]) * scale.exp()
     by_image = -sum(cosine[i, i] - cosine[i].logsumexp(0) for i in range(5)) / 5
     by_text = -sum(cosine[i, i] - cosine[:, i].logsumexp(0) for i in range(5)) / 5
-    loss, metrics = contrastive_loss(image, text, scale)
+    loss, matched = contrastive_loss(image, text, scale)
     assert loss.item() == pytest.approx(float(by_image + by_text) / 2, rel=1e-5)
-    assert metrics["matched"] == pytest.approx(sum(int(cosine[i].argmax()) == i for i in range(5)) / 5)
+    assert matched == pytest.approx(sum(int(cosine[i].argmax()) == i for i in range(5)) / 5)
     clipped, _ = contrastive_loss(image, text, torch.tensor(99.0))
     assert clipped == contrastive_loss(image, text, torch.tensor(100.0).log())[0]
 

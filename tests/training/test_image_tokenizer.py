@@ -52,10 +52,10 @@ def test_the_loss_weighs_patches_by_their_error() -> None:
     assert torch.isfinite(reconstruction_loss(target + 0.1, target, 1.0, 8)[0])
     output = target.clone()
     output[..., :8, :8] = 0.5  # one patch of four is wrong
-    loss, metrics = reconstruction_loss(output, target, 0.0, 8)
+    loss, mse = reconstruction_loss(output, target, 0.0, 8)
     error = 0.5 + 2 * 0.25
     assert loss.item() == pytest.approx(4 * error / 4)  # weight 4 for that patch, the mean over four
-    assert metrics["mse"] == pytest.approx(0.25 / 4)
+    assert mse == pytest.approx(0.25 / 4)
     with_edges, _ = reconstruction_loss(output, target, 1.0, 8)
     assert with_edges > loss
 

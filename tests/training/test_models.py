@@ -39,7 +39,7 @@ RUNS = Runs(
         text_ids=270,
         tokens_per_step=100,
         validation_documents=2,
-        loop=ONE,
+        loop=replace(ONE, look_every=1),
     ),
 )
 
