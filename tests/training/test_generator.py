@@ -373,6 +373,22 @@ def test_a_look_draws_and_measures(tmp_path: Path) -> None:
         train_generator(dataset(), TEXT, MARKUP, GRID, blind, tmp_path / "blind")
 
 
+def test_documents_held_out_are_never_met() -> None:
+    sampler = Batches(dataset().holding_out(2, 0), MARKUP, GRID, RUN)
+    held = sampler.data.held_out
+    validation = sampler.validation()
+    assert set(validation.rows.tolist()) == held
+    assert not validation.weights[~validation.main].any()
+    for step in range(20):
+        for row, ids, _, _ in sequences(sampler.batch(step)):
+            original, _ = unmask(np.array(ids), V)
+            named = {int(original[start + 2]) - V.text_start for start in np.flatnonzero(original == V.doc)}
+            assert row not in held
+            assert not named & held
+    with pytest.raises(SourceError, match="are to be held out"):
+        dataset().holding_out(ROWS, 0)
+
+
 def test_similar_codes_start_with_similar_embeddings(tmp_path: Path) -> None:
     vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     run = replace(RUN, optimiser=replace(RUN.optimiser, lr=1e-9, muon_lr=1e-9), loop=replace(RUN.loop, steps=1))
