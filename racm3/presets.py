@@ -13,7 +13,7 @@ from dataclasses import replace
 from racm3.errors import ConfigError, unknown
 from racm3.tokens.image import FSQConfig
 from racm3.training.encoder import EncoderRun
-from racm3.training.generator import GeneratorRun, ShapeConfig
+from racm3.training.generator import GeneratorRun, MaskingConfig, ShapeConfig
 from racm3.training.image_tokenizer import ImageTokenizerRun
 from racm3.training.loop import LoopConfig
 from racm3.training.models import Runs
@@ -75,7 +75,7 @@ def paper(layers: int, width: int, heads: int, mlp_width: int) -> Runs:
     """The paper's run in one of its sizes: pictures of 1,024 codes, a context of 4,096 tokens.
 
     Shapes, context and optimiser are the paper's (the optimiser second-hand: Adam 0.9 / 0.98, peak 1e-4, 1,500 warm-up
-    steps, linear decay, clip 1). Ours: SwiGLU, 8/3 as wide as the model rounded up to 128, in place of a twofold MLP of
+    steps, linear decay, clip 1), and so is the objective, without what we add to it for small data. Ours: SwiGLU, 8/3 as wide as the model rounded up to 128, in place of a twofold MLP of
     4 times the width, which are as many weights; 8,000 codes (the paper's 8,192 is no product of levels of at least 5,
     as finite scalar quantisation wants); 49,152 text ids and 2.1 M tokens a step (the paper's are not known); an
     encoder of CLIP ViT-B/32's shape for those who have no public one (the paper's is CLIP ViT-L/14: --encoder FOLDER).
@@ -116,6 +116,9 @@ def paper(layers: int, width: int, heads: int, mlp_width: int) -> Runs:
             model=ShapeConfig(width, layers, heads, heads, width // heads, mlp_width, context_tokens=4096),
             optimiser=optimiser,
             loop=LoopConfig(steps=50_000),
+            masking=MaskingConfig(minimum=0, whole_text_share=0.0, region_share=0.0),
+            rename_share=0.0,
+            text_query_share=0.5,
             text_ids=49_152,
             tokens_per_step=2**21,
             recompute_layers=True,

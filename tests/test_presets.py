@@ -69,7 +69,7 @@ def test_every_encoder_builds_and_every_run_is_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("paper")])
-def test_the_papers_pictures_and_optimiser(name: str) -> None:
+def test_the_papers_pictures_optimiser_and_objective(name: str) -> None:
     runs = preset(name)
     assert (runs.image_tokenizer.model.image_size_px, runs.image_tokenizer.model.patch_px) == (256, 8)  # 1,024 codes
     assert runs.generator.model.context_tokens == 4096
@@ -78,6 +78,9 @@ def test_the_papers_pictures_and_optimiser(name: str) -> None:
     assert (rates.lr, rates.betas, rates.warmup_steps, rates.decay, rates.clip_norm, rates.muon_lr) == (
         (1e-4, (0.9, 0.98), 1500, "linear", 1.0, 0.0)
     )
+    run = runs.generator
+    assert (run.alpha, run.retrieved_shares, run.rename_share) == (0.1, (1 / 3, 1 / 3, 1 / 3), 0.0)
+    assert run.masking.whole_text_share == run.masking.region_share == 0
     assert runs == replace(runs, generator=replace(preset("paper-125m").generator, model=runs.generator.model))
 
 
