@@ -75,10 +75,12 @@ def paper(layers: int, width: int, heads: int, mlp_width: int) -> Runs:
     """The paper's run in one of its sizes: pictures of 1,024 codes, a context of 4,096 tokens.
 
     Shapes, context and optimiser are the paper's (the optimiser second-hand: Adam 0.9 / 0.98, peak 1e-4, 1,500 warm-up
-    steps, linear decay, clip 1), and so is the objective, without what we add to it for small data. Ours: SwiGLU, 8/3 as wide as the model rounded up to 128, in place of a twofold MLP of
-    4 times the width, which are as many weights; 8,000 codes (the paper's 8,192 is no product of levels of at least 5,
-    as finite scalar quantisation wants); 49,152 text ids and 2.1 M tokens a step (the paper's are not known); an
-    encoder of CLIP ViT-B/32's shape for those who have no public one (the paper's is CLIP ViT-L/14: --encoder FOLDER).
+    steps, linear decay, clip 1), and so is the objective, without what we add to it for small data. Ours:
+
+    - SwiGLU, 8/3 as wide as the model rounded up to 128: as many weights as a twofold MLP of 4 times the width
+    - 8,000 codes: 8,192 is no product of levels of at least 5, which finite scalar quantisation wants
+    - 49,152 text ids and 2.1 M tokens a step: the paper's are not known
+    - an encoder of CLIP ViT-B/32's shape, for those who have none; the paper's is CLIP ViT-L/14: ``--encoder FOLDER``
     """
     optimiser = OptimiserConfig(lr=1e-4, betas=(0.9, 0.98), warmup_steps=1500, decay="linear", clip_norm=1.0)
     image = FSQConfig(
