@@ -74,6 +74,7 @@ class Memory:
     weights: int
     gradients: int
     optimiser: int
+    """The moments, and the running average of the weights where there is one."""
     gathered: int
     """Half-precision weights and gradients of the layers at work, fetched from the other GPUs."""
     activations: int
@@ -138,11 +139,12 @@ def plan(runs: Runs, assumed: Assumptions) -> Plan:
             f"a main document and {len(shares) - 1} retrieved ones are {longest} tokens, but the context holds "
             f"{run.model.context_tokens}; set model.context_tokens or retrieved_shares"
         )
-    here = run.tokens_per_step // assumed.gpus
+    parts = assumed.gpus * run.loop.accumulate
+    here = run.tokens_per_step // parts
     if here < sequence:
         raise ConfigError(
-            f"{run.tokens_per_step} tokens a step over {assumed.gpus} GPUs are {here} for each, less than one sequence "
-            f"({sequence:.0f} tokens on average); use fewer GPUs or set tokens_per_step"
+            f"{run.tokens_per_step} tokens a step in {parts} parts are {here} for each, less than one sequence "
+            f"({sequence:.0f} tokens on average); lower gpus or loop.accumulate, or raise tokens_per_step"
         )
     tokens = assumed.tokens or float(run.loop.steps * run.tokens_per_step)
     per_token = generator.flops_per_token(round(seen))
@@ -179,7 +181,7 @@ def check(made: Plan) -> None:
     if made.needed_bytes <= made.assumed.gpu_memory_gb * GB:
         return
     fits = made.memory_recomputed.total + made.assumed.reserved_gb * GB <= made.assumed.gpu_memory_gb * GB
-    cure = "--set recompute_layers=true" if fits and not made.recompute else "more --gpus, or --set tokens_per_step"
+    cure = "--set recompute_layers=true" if fits and not made.recompute else "more --gpus, or --set loop.accumulate"
     raise ConfigError(
         f"the run needs {made.needed_bytes / GB:.1f} GB of each GPU, but it has {made.assumed.gpu_memory_gb:g}; "
         f"it would fit with {cure}"
@@ -219,6 +221,7 @@ def step_memory(
         generator = Generator(config)
         optimisers = build_optimisers(generator.named_parameters(), run.optimiser)
     every, layer = (_bytes(module.parameters()) for module in (generator, generator.model.layers[0]))
+    average = every if run.loop.ema else 0
     gradients, activations, gathered = traced.gradients, traced.kept, 0
     if kind == "sharded":
         gradients = every // gpus
@@ -231,7 +234,7 @@ def step_memory(
     return Memory(
         weights=every // gpus,
         gradients=gradients,
-        optimiser=sum(_state_bytes(optimiser) for optimiser in optimisers) // gpus,
+        optimiser=(sum(_state_bytes(optimiser) for optimiser in optimisers) + average) // gpus,
         gathered=gathered,
         activations=activations,
         working=traced.peak - traced.gradients - activations,
@@ -340,7 +343,7 @@ def lines(made: Plan) -> list[str]:
     table = [
         ("vocabulary", f"{made.vocabulary_size:,} ids"),
         ("parameters", f"{made.parameters:,}"),
-        ("tokens", f"{made.tokens:.3g} in {made.steps:,} steps, {made.tokens_per_gpu:,} a step on each GPU"),
+        ("tokens", f"{made.tokens:.3g} in {made.steps:,} steps, {made.tokens_per_gpu:,} at once on each GPU"),
         ("FLOPs", f"{made.flops:.3g}, {made.flops_per_token:.3g} a token (forward, backward, causal attention)"),
         ("documents", f"{made.documents:.3g}, {made.raw_bytes / GB:,.1f} GB as they lie on disk"),
         ("token cache", f"{made.token_cache_bytes / GB:,.1f} GB"),

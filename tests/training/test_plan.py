@@ -72,6 +72,8 @@ def test_more_gpus_share_what_can_be_shared() -> None:
     )
     assert (two.activations, two.working, two.gathered) == (eight.activations, eight.working, eight.gathered)
     assert two.weights == 4 * Generator(CONFIG).parameter_count // 2
+    averaged = step_memory(CONFIG, replace(RUN, loop=replace(RUN.loop, ema=0.999)), TOKENS, 2)
+    assert averaged.optimiser == two.optimiser + two.weights
 
 
 def test_recomputing_layers_keeps_their_inputs() -> None:
@@ -109,7 +111,7 @@ def test_every_assumption_is_printed() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs 4.5 GB of each GPU, but it has 2; it would fit with more --gpus, or"):
         check(plan(preset("scenes"), Assumptions(gpu_memory_gb=2)))
-    with pytest.raises(ConfigError, match="over 100 GPUs are 38 for each, less than one sequence"):
+    with pytest.raises(ConfigError, match="in 100 parts are 38 for each, less than one sequence"):
         plan(preset("scenes"), Assumptions(gpus=100))
     with pytest.raises(ConfigError, match="639 tokens, but the context holds 512"):
         plan(preset("scenes"), Assumptions(caption_tokens=145))
