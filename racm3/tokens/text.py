@@ -67,12 +67,13 @@ class TextTokenizer:
         """For every id the ids of ``other`` that stand for the same characters; none for half a character."""
         names = {id_: token for token, id_ in self._tokenizer.get_vocab().items()}
         of_other = other._tokenizer.get_vocab()
-        found = []
+        found: list[list[int]] = []
         for id_ in range(self.size):
-            name = names.get(id_, "")
-            text = self.decode([id_])
-            known = [of_other[name]] if name in of_other else []
-            found.append(known or ([] if "\ufffd" in text else other.encode(text)))
+            if (name := names.get(id_)) in of_other:
+                found.append([of_other[name]])
+            else:
+                text = self.decode([id_])
+                found.append([] if "\ufffd" in text else other.encode(text))
         return found
 
     @property
