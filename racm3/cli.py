@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from racm3.memory.sources import Source as DataSource
     from racm3.pipeline import RACM3, Completion, Settings
     from racm3.retriever.encoder import Encoder
-    from racm3.tokens.text import TextTokenizer
 
 C = TypeVar("C")
 Verbs = Mapping[str, "Callable[..., int | None] | Verbs"]
@@ -61,7 +60,6 @@ def train_image_tokenizer(
     data: Source,
     *,
     out: Out,
-    start: OptionalFolder = None,
     preset: str = "scenes",
     config: OptionalFile = None,
     set: Overrides = (),
@@ -70,23 +68,16 @@ def train_image_tokenizer(
 
     Args:
         data: Captioned pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
-        out: Where the model and the state of its training go.
-        start: A trained tokenizer to go on from; with --set decoder_only=true its codes stay what they are.
+        out: Where the model, the state of its training and the prepared pictures go.
         preset: The run to start from; racm3/presets.py lists them.
         config: Settings of the run as .json or .toml instead; what it leaves out keeps its default.
-        set: Settings that replace those, such as loop.steps=2000 model.patch_px=4.
+        set: Settings that replace those, such as loop.steps=2000 model.patch_px=4 start=FOLDER.
     """
-    from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
-    from racm3.training.data import load_pairs
-    from racm3.training.image_tokenizer import ImageTokenizerRun, train_image_tokenizer
+    from racm3.presets import preset as runs
+    from racm3.training.image_tokenizer import ImageTokenizerRun
+    from racm3.training.models import make_image_tokenizer
 
-    run = _settings(ImageTokenizerRun, preset, config, set)
-    pictures, _ = load_pairs(data, run.model.image_size_px)
-    _begin(run, out)
-    first = load_image_tokenizer(start) if start else None
-    if first is not None and not isinstance(first, FSQImageTokenizer):
-        raise InputError(f"{start} is not a built-in image tokenizer; only that is trained here")
-    train_image_tokenizer(pictures, run, out, first)
+    make_image_tokenizer(data, _settings(ImageTokenizerRun, lambda: runs(preset).image_tokenizer, config, set), out)
     print(f"wrote {out}")
 
 
@@ -95,7 +86,6 @@ def train_encoder(
     *,
     out: Out,
     tokenizer: OptionalFile = None,
-    text_ids: int = 2048,
     preset: str = "scenes",
     config: OptionalFile = None,
     set: Overrides = (),
@@ -104,24 +94,17 @@ def train_encoder(
 
     Args:
         data: Captioned pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
-        out: Where the model and the state of its training go.
+        out: Where the model, the state of its training and the prepared pictures go.
         tokenizer: The tokenizer.json for its texts; without one, it is learnt from the captions.
-        text_ids: At most so many ids, for a tokenizer that is learnt.
         preset: The run to start from; racm3/presets.py lists them.
         config: Settings of the run as .json or .toml instead; what it leaves out keeps its default.
-        set: Settings that replace those, such as loop.steps=2000 batch_size=128.
+        set: Settings that replace those, such as loop.steps=2000 batch_size=128 start=FOLDER.
     """
-    from tokenizers import Tokenizer
+    from racm3.presets import preset as runs
+    from racm3.training.encoder import EncoderRun
+    from racm3.training.models import make_encoder
 
-    from racm3.training.data import load_pairs
-    from racm3.training.encoder import EncoderRun, train_encoder
-
-    run = _settings(EncoderRun, preset, config, set)
-    pictures, captions = load_pairs(data, run.image_size_px)
-    words = _text_tokenizer(tokenizer, (text for texts in captions for text in texts), text_ids)
-    _begin(run, out)
-    words.save(out / "tokenizer.json")
-    train_encoder(pictures, captions, Tokenizer.from_file(str(out / "tokenizer.json")), run, out)
+    make_encoder(data, _settings(EncoderRun, lambda: runs(preset).encoder, config, set), out, tokenizer)
     print(f"wrote {out}")
 
 
@@ -129,51 +112,49 @@ def train_generator(
     data: Source,
     *,
     out: Out,
-    image_tokenizer: Annotated[Path, arg(metavar="FOLDER")],
+    image_tokenizer: OptionalFolder = None,
     encoder: OptionalFolder = None,
     tokenizer: OptionalFile = None,
-    text_ids: int = 1024,
     preset: str = "scenes",
     config: OptionalFile = None,
     set: Overrides = (),
 ) -> None:
-    """Train a generator on documents and the documents retrieved for them. The same command resumes a broken run.
+    """Train a generator, and before it whatever it needs; what is there is reused. The same command resumes.
+
+    Without --image-tokenizer and --encoder, those beside --out are used, or trained there on the same data; a memory of
+    the data is made there too.
 
     Args:
         data: Documents: a folder of pictures, metadata.jsonl, COCO captions, or WebDataset shards.
-        out: Where the model, the state of its training and the prepared data go.
-        image_tokenizer: The model that turns pictures into codes: racm3 train image-tokenizer, or a JanusVQVAE.
-        encoder: The model that retrieves; none for the vanilla model, trained with --set retrieved_shares=[1].
+        out: Where the model, the state of its training and the prepared data go, such as MODELS/generator.
+        image_tokenizer: What turns pictures into codes: ours or a JanusVQVAE. By default MODELS/image-tokenizer.
+        encoder: What retrieves: ours or a CLIP. By default MODELS/encoder; a run with retrieved_shares=[1] needs none.
         tokenizer: The tokenizer.json for texts; without one, it is learnt from the captions.
-        text_ids: At most so many ids, for a tokenizer that is learnt.
-        preset: The run to start from; racm3/presets.py lists them.
-        config: Settings of the run as .json or .toml instead; what it leaves out keeps its default.
+        preset: The runs to start from; racm3/presets.py lists them.
+        config: Settings of the generator's run as .json or .toml instead; what it leaves out keeps its default.
         set: Settings that replace those, such as loop.steps=2000 alpha=1 model.width=384.
     """
-    import torch
+    from dataclasses import replace
+    from shlex import quote
 
     from racm3.memory.sources import read
-    from racm3.retriever.encoder import Encoder
-    from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
-    from racm3.tokens.markup import Markup
-    from racm3.tokens.vocabulary import Vocabulary
-    from racm3.training.data import prepare
-    from racm3.training.generator import GeneratorRun, train_generator
+    from racm3.presets import preset as presets
+    from racm3.training.distributed import connect
+    from racm3.training.generator import GeneratorRun
+    from racm3.training.models import make_all
 
-    run = _settings(GeneratorRun, preset, config, set)
-    codes = load_image_tokenizer(image_tokenizer)
-    retriever = Encoder.from_pretrained(encoder) if encoder else None
-    captions = (item.document.text for item in read(data))
-    words = _text_tokenizer(tokenizer, (caption for caption in captions if caption), text_ids)
-    markup = Markup(Vocabulary(words.size, codes.codebook_size), codes.grid[0] * codes.grid[1])
-    _begin(run, out)
-    k = max(1, len(run.retrieved_shares) - 1)
-    documents = prepare(data, words, codes, markup, retriever, out / "prepared", k=k, seed=run.loop.seed)
-    vectors = None
-    if isinstance(codes, FSQImageTokenizer):
-        vectors = codes.fsq.values(codes.fsq.digits_of(torch.arange(codes.codebook_size)))
-    train_generator(documents, words, markup, codes.grid, run, out, vectors)
+    runs = presets(preset)
+    runs = replace(runs, generator=_settings(GeneratorRun, lambda: runs.generator, config, set))
+    memory = make_all(data, runs, out, image_tokenizer, encoder, tokenizer)
+    if not connect().main:
+        return
     print(f"wrote {out}")
+    if memory and image_tokenizer is None and out.name == "generator":  # a whole folder of models
+        where = f"--models {out.parent} --memory {memory}"
+        caption = next(item.document.text for item in read(data) if item.document.text)
+        print("try it:")
+        print(f"  racm3 generate {quote(caption)} {where} --out {out.parent / 'drawn.png'}")
+        print(f"  racm3 caption {out.parent / 'drawn.png'} {where}")
 
 
 def train_judge(*, out: Out, config: OptionalFile = None, set: Overrides = ()) -> None:
@@ -184,35 +165,77 @@ def train_judge(*, out: Out, config: OptionalFile = None, set: Overrides = ()) -
         config: Settings of the run as .json or .toml; what it leaves out keeps its default.
         set: Settings that replace those, such as loop.steps=500 batch_size=32.
     """
-    from racm3.config import load, override
     from racm3.scenes.judges import JudgeRun, train_judge
 
-    run = override(load(JudgeRun, config) if config else JudgeRun(), set)
-    _begin(run, out)
+    run = _settings(JudgeRun, JudgeRun, config, set)
     train_judge(run, out)
     print(f"wrote {out}")
 
 
-def _settings(kind: type[C], name: str, config: Path | None, set: Sequence[str]) -> C:
-    """A run's configuration: the preset of that name or the file, then the overrides."""
+def plan(
+    *,
+    preset: str = "scenes",
+    config: OptionalFile = None,
+    set: Overrides = (),
+    gpus: int = 1,
+    tokens: float = 0.0,
+    gpu_memory_gb: float = 80.0,
+    reserved_gb: float = 4.0,
+    gpu_tflops: float = 312.0,
+    mfu: float = 0.4,
+    gpu_hour_price: float = 2.0,
+    caption_tokens: int = 24,
+    pair_kb: float = 30.0,
+    epochs: float = 1.0,
+) -> None:
+    """Print what a generator's training takes: FLOPs, memory, data, hours, cost; exit status 2 if it does not fit.
+
+    Args:
+        preset: The runs to start from; racm3/presets.py lists them.
+        config: Settings of the generator's run as .json or .toml instead; what it leaves out keeps its default.
+        set: Settings that replace those, such as tokens_per_step=1000000 recompute_layers=true.
+        gpus: GPUs that share the weights and each step's tokens.
+        tokens: Tokens trained on, main and retrieved; 0: the run's steps times its tokens a step.
+        gpu_memory_gb: Memory of a GPU.
+        reserved_gb: Of it, for its context, communication buffers and fragmentation.
+        gpu_tflops: Dense bfloat16 rate of a GPU; an A100's by default.
+        mfu: Share of that rate which the model's own FLOPs reach; computing layers again lowers it.
+        gpu_hour_price: Of one GPU for one hour.
+        caption_tokens: Text ids of a document.
+        pair_kb: Thousand bytes of a captioned picture on disk; a 256 px JPEG's by default.
+        epochs: How often a document is the main one of a sequence.
+    """
+    from dataclasses import replace
+
+    from racm3.presets import preset as presets
+    from racm3.training import plan as planning
+    from racm3.training.generator import GeneratorRun
+
+    assumed = planning.Assumptions(
+        gpus=gpus,
+        tokens=tokens,
+        gpu_memory_gb=gpu_memory_gb,
+        reserved_gb=reserved_gb,
+        gpu_tflops=gpu_tflops,
+        mfu=mfu,
+        gpu_hour_price=gpu_hour_price,
+        caption_tokens=caption_tokens,
+        pair_kb=pair_kb,
+        epochs=epochs,
+    )
+    runs = presets(preset)
+    runs = replace(runs, generator=_settings(GeneratorRun, lambda: runs.generator, config, set))
+    made = planning.plan(runs, assumed)
+    print("\n".join(planning.lines(made)))
+    planning.check(made)
+
+
+def _settings(kind: type[C], preset: Callable[[], C], config: Path | None, set: Sequence[str]) -> C:
+    """A run's configuration: the preset or the file, then the overrides."""
     from racm3.config import load, override
-    from racm3.presets import preset
 
-    run: Any = load(kind, config) if config else preset(kind, name)  # type: ignore[type-var]
+    run: Any = load(kind, config) if config else preset()  # type: ignore[type-var]
     return override(run, set)
-
-
-def _begin(run: Any, out: Path) -> None:
-    """Make ``out`` and keep the run's configuration there, as run.json."""
-    from racm3.config import save
-
-    save(run, out / "run.json")
-
-
-def _text_tokenizer(path: Path | None, captions: Iterable[str], size: int) -> TextTokenizer:
-    from racm3.tokens.text import TextTokenizer
-
-    return TextTokenizer.load(path) if path else TextTokenizer.train(captions, size)
 
 
 def memory_create(folder: Folder, data: Sources, *, encoder: OptionalFolder = None, strict: bool = False) -> None:
@@ -952,6 +975,7 @@ VERBS: Verbs = {
     "edit": edit,
     "classify": classify,
     "doctor": doctor,
+    "plan": plan,
     "train": {
         "image-tokenizer": train_image_tokenizer,
         "encoder": train_encoder,

@@ -47,7 +47,7 @@ def from_dict(kind: type[C], given: Mapping[str, Any]) -> C:
 
 
 def load(kind: type[C], path: str | Path) -> C:
-    """Read a configuration from a ``.json`` or ``.toml`` file.
+    """Read a configuration from a ``.json`` or ``.toml`` file, or from the ``settings`` in one, such as a run.json.
 
     Raises ConfigError if the file is missing, malformed, holds a key twice, or does not fit ``kind``.
     """
@@ -57,7 +57,7 @@ def load(kind: type[C], path: str | Path) -> C:
     try:
         text = path.read_text(encoding="utf-8")
         given = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text, object_pairs_hook=_without_doubles)
-        return from_dict(kind, given)
+        return from_dict(kind, given["settings"] if isinstance(given, dict) and "settings" in given else given)
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}; check the path") from None
     except ConfigError as error:

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from racm3 import cli, errors
 from racm3.document import Document, Image
 from racm3.memory.sources import Item, write_coco
 from racm3.pipeline import Settings
+from racm3.training.plan import Assumptions
 
 ROOT = Path(__file__).parent.parent
 PYTHON = {"cwd": ROOT, "capture_output": True, "text": True}
@@ -148,8 +150,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_encoder(data: Path, out: Path, *settings: str) -> int:
     return cli.main(
-        ["train", "encoder", str(data), "--out", str(out), "--text-ids", "270"]
-        + ["--set", *TINY.split(), "batch_size=4", "loop.steps=2", *settings]
+        ["train", "encoder", str(data), "--out", str(out)]
+        + ["--set", *TINY.split(), "text_ids=270", "batch_size=4", "loop.steps=2", *settings]
     )
 
 
@@ -189,17 +191,42 @@ SHAPE = "model.width=16 model.layers=1 model.heads=2 model.kv_heads=2 model.head
 
 @pytest.mark.parametrize("vanilla", [True, False])
 def test_a_generator_is_trained(
-    vanilla: bool, data: Path, image_tokenizer: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vanilla: bool, data: Path, image_tokenizer: Path, encoder: Path, tmp_path: Path
 ) -> None:
     run = ["train", "generator", str(data), "--out", str(tmp_path), "--image-tokenizer", str(image_tokenizer)]
-    settings = ["--text-ids", "270", "--set", *SHAPE.split(), "tokens_per_step=100", "loop.steps=2"]
+    settings = ["--set", "text_ids=270", *SHAPE.split(), "tokens_per_step=100", "loop.steps=2"]
     if vanilla:
-        assert cli.main([*run, *settings]) == 2  # the default run retrieves
-        assert "retrieves" in capsys.readouterr().err
         assert cli.main([*run, *settings, "retrieved_shares=[1]"]) == 0
     else:
         assert cli.main([*run, "--encoder", str(encoder), *settings]) == 0
     assert {"config.json", "model.safetensors", "tokenizer.json", "run.json"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_one_command_says_what_to_try(
+    data: Path, image_tokenizer: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "encoder").symlink_to(encoder)
+    (tmp_path / "image-tokenizer").symlink_to(image_tokenizer)
+    command = ["train", "generator", str(data), "--out", str(tmp_path / "generator")]
+    settings = ["--set", "text_ids=270", *SHAPE.split(), "tokens_per_step=100", "loop.steps=1"]
+    assert cli.main([*command, *settings]) == 0
+    generate, caption = (line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert run(generate) == 0
+    assert run(caption) == 0
+
+
+def test_a_plan_is_printed_and_what_cannot_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--tokens", "1e9", "--mfu", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "3,701,184" in printed
+    assert "mfu                 0.5" in printed
+    assert cli.main(["plan", "--gpu-memory-gb", "1"]) == 2
+    assert "more --gpus" in capsys.readouterr().err
+
+
+def test_the_defaults_of_a_plan_are_those_of_the_library() -> None:
+    options = inspect.signature(cli.plan).parameters
+    assert {name: options[name].default for name in asdict(Assumptions())} == asdict(Assumptions())
 
 
 def test_searching_prints_documents_with_scores(
@@ -338,9 +365,9 @@ def models(data: Path, encoder: Path, image_tokenizer: Path, tmp_path_factory: p
     folder = tmp_path_factory.mktemp("models")
     (folder / "encoder").symlink_to(encoder)
     (folder / "image-tokenizer").symlink_to(image_tokenizer)
-    run = ["train", "generator", str(data), "--out", str(folder / "generator"), "--text-ids", "270"]
+    run = ["train", "generator", str(data), "--out", str(folder / "generator")]
     run += ["--image-tokenizer", str(image_tokenizer), "--encoder", str(encoder)]
-    assert cli.main([*run, "--set", *SHAPE.split(), "tokens_per_step=100", "loop.steps=1"]) == 0
+    assert cli.main([*run, "--set", "text_ids=270", *SHAPE.split(), "tokens_per_step=100", "loop.steps=1"]) == 0
     return folder
 
 

@@ -38,9 +38,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert cli.main(["train", verb, data, "--out", str(folder / name), *more, "loop.steps=1"]) == 0
 
     train("image-tokenizer", "image-tokenizer", "--set", *TOKENIZER.split())
-    train("encoder", "encoder", "--text-ids", "300", "--set", *ENCODER.split(), "batch_size=4")
-    common = ["--image-tokenizer", str(folder / "image-tokenizer"), "--text-ids", "300"]
-    settings = ["--set", *GENERATOR.split(), "tokens_per_step=100"]
+    train("encoder", "encoder", "--set", "text_ids=300", *ENCODER.split(), "batch_size=4")
+    common = ["--image-tokenizer", str(folder / "image-tokenizer")]
+    settings = ["--set", "text_ids=300", *GENERATOR.split(), "tokens_per_step=100"]
     train("generator", "generator", *common, "--encoder", str(folder / "encoder"), *settings)
     train("generator", "vanilla", *common, *settings, "retrieved_shares=[1]")
     return folder

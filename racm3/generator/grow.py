@@ -11,9 +11,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from racm3.errors import CheckpointError
 from racm3.generator.model import Generator
+from racm3.tokens.text import TextTokenizer
+from racm3.tokens.vocabulary import Vocabulary
 
-__all__ = ["grown"]
+__all__ = ["grown", "origins"]
 
 JITTER = 0.01
 """Noise on a new row, in standard deviations of the old table (ours): equal rows would learn alike for a while."""
@@ -45,3 +48,27 @@ def _grown_table(table: Tensor, origins: Sequence[Sequence[int]]) -> Tensor:
     fresh = counts == 0
     rows[fresh] = table.mean(0) + JITTER * table.std(0) * torch.randn(int(fresh.sum()), table.shape[1])
     return rows
+
+
+def origins(
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    old_vocabulary: Vocabulary | None,
+    old_text: TextTokenizer,
+    same_codes: bool,
+) -> list[Sequence[int]]:
+    """For every id of ``vocabulary`` the old ids that mean the same: what ``grown`` asks for.
+
+    ``old_vocabulary`` None is a language model's: the ids of ``old_text`` and nothing else. A text token that the old
+    tokenizer does not have comes from those that spell it. ``same_codes``: whether old and new image codes mean the
+    same. Raises CheckpointError if they are said to, but are not equally many.
+    """
+    start = old_vocabulary.text_start if old_vocabulary else 0
+    found: list[Sequence[int]] = [[i] if old_vocabulary else [] for i in range(vocabulary.text_start)]
+    found += [[start + id_ for id_ in ids] for ids in text.spelled_by(old_text)]
+    if not (same_codes and old_vocabulary):
+        return found + [[]] * vocabulary.image_size
+    if old_vocabulary.image_size != vocabulary.image_size:
+        sizes = f"{old_vocabulary.image_size} image codes became {vocabulary.image_size}"
+        raise CheckpointError(f"{sizes}: these cannot be the same codes; give the image tokenizer it was trained with")
+    return found + [[old_vocabulary.image_start + code] for code in range(vocabulary.image_size)]

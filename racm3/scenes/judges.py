@@ -22,7 +22,7 @@ from racm3.scenes.draw import BACKGROUNDS, POSITIONS, STYLES, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.world import World
 from racm3.tokens.image import ResidualConv
-from racm3.training.loop import LoopConfig, Metrics, fit
+from racm3.training.loop import Batch, LoopConfig, Metrics, Recipe, fit
 from racm3.training.optimiser import OptimiserConfig
 
 
@@ -109,26 +109,32 @@ def train_judge(run: JudgeRun, folder: Path) -> Judge:
     combinations = {name: run.world.combinations(name) for name in load_glyphs().names}
     last = run.world.train + run.world.pretrain
 
-    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+    def batch(step: int, part: int, parts: int) -> Batch:
         rng = random.Random(f"judge {run.loop.seed} {step}")
         scenes = [_random_scene(rng, combinations, last) for _ in range(run.batch_size)]
-        pixels = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
-        blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        strength = torch.tensor([rng.choice((0.0, rng.random())) for _ in scenes])[:, None, None, None]
-        logits = judge(pixels + strength * (blurred - pixels))
+        content = {
+            "pixels": torch.from_numpy(np.stack([draw(scene) for scene in scenes])),
+            "blur": torch.tensor([rng.choice((0.0, rng.random())) for _ in scenes]),
+        }
         truth = {
             "entity": [scene.entities[0] for scene in scenes],
             "background": [scene.background for scene in scenes],
             "position": [scene.position for scene in scenes],
             "style": [scene.style for scene in scenes],
         }
-        losses = {}
         for name, answers in truth.items():
-            target = torch.tensor([judge.names[name].index(answer) for answer in answers])
-            losses[name] = F.cross_entropy(logits[name].float(), target)
-        return torch.stack(list(losses.values())).sum(), {name: value.detach() for name, value in losses.items()}
+            content[name] = torch.tensor([judge.names[name].index(answer) for answer in answers])
+        return Batch(content, [str(scene) for scene in scenes])
 
-    fit(judge, loss_of, run.optimiser, run.loop, folder, "judge")
+    def loss(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+        given = {name: value.to(next(judge.parameters()).device) for name, value in batch.content.items()}
+        pixels = given["pixels"].permute(0, 3, 1, 2).float() / 255
+        blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        logits = judge(pixels + given["blur"][:, None, None, None] * (blurred - pixels))
+        losses = {name: F.cross_entropy(logits[name].float(), given[name]) for name in judge.names}
+        return torch.stack(list(losses.values())).sum(), {name: (one.detach(), 1) for name, one in losses.items()}
+
+    fit(judge, Recipe("judge", batch, loss, splits=False), run, folder)
     judge.save_pretrained(folder)
     return judge
 

@@ -5,6 +5,7 @@ Ids are the tokenizer's own, from 0; ``markup.py`` moves them to their place in 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -61,6 +62,24 @@ class TextTokenizer:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{path} cannot be read as a tokenizer.json: {error}") from error
+
+    def spelled_by(self, other: TextTokenizer) -> list[list[int]]:
+        """For every id the ids of ``other`` that stand for the same characters; none for half a character."""
+        names = {id_: token for token, id_ in self._tokenizer.get_vocab().items()}
+        of_other = other._tokenizer.get_vocab()
+        found: list[list[int]] = []
+        for id_ in range(self.size):
+            if (name := names.get(id_)) in of_other:
+                found.append([of_other[name]])
+            else:
+                text = self.decode([id_])
+                found.append([] if "\ufffd" in text else other.encode(text))
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change with whatever changes the ids: the whole ``tokenizer.json``."""
+        return hashlib.blake2b(self._tokenizer.to_str().encode(), digest_size=16).hexdigest()
 
     def save(self, path: str | Path) -> None:
         self._tokenizer.save(str(path))

@@ -10,10 +10,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -30,34 +31,82 @@ from racm3.tokens.documents import token_documents
 from racm3.tokens.image import ImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text import TextTokenizer
+from racm3.training.arrays import Growing, Sequences
 
 BATCH = 256
-PROBE = "a fox in the snow"
-"""A text whose ids tell one text tokenizer from another of the same size."""
+DROPOUTS = (0.0, QUERY_DROPOUT)
+"""Shares of the query that are dropped, one draw each: half of the queries are asked as they are."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """``ids``: N token sequences; ``neighbours``: (N, R, K) rows, -1 where there are fewer; None without retrieval."""
+    """``ids``: N token sequences; ``neighbours``: (N, R, K) rows, -1 where there are fewer; None without retrieval.
 
-    ids: list[np.ndarray]
+    The rows ``held_out`` are for validation: they are never main documents of training, nor retrieved for one.
+    """
+
+    ids: Sequence[np.ndarray]
     neighbours: np.ndarray | None
+    held_out: frozenset[int] = frozenset()
+
+    def holding_out(self, count: int, seed: int) -> TrainingSet:
+        """The same set with ``count`` rows held out. Raises SourceError if that is more than half of them."""
+        if 2 * count > len(self.ids):
+            raise SourceError(
+                f"{count} of {len(self.ids)} documents are to be held out; lower validation_documents or give more data"
+            )
+        rows = np.random.default_rng(seed).choice(len(self.ids), count, replace=False)
+        return replace(self, held_out=frozenset(rows.tolist()))
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """(count,) rows to train on, each as likely as any other."""
+        rows = rng.integers(len(self.ids), size=count)
+        while any(held := [row in self.held_out for row in rows.tolist()]):
+            rows[held] = rng.integers(len(self.ids), size=sum(held))
+        return rows
 
 
-def load_pairs(path: Path, image_size_px: int) -> tuple[np.ndarray, list[list[str]]]:
+def load_pairs(path: Path, image_size_px: int, cache: Path) -> tuple[np.ndarray, list[list[str]]]:
     """All documents that have both a picture and a text: (N, H, W, 3) uint8, and the captions of each.
 
-    A picture's captions are its document's text and those of ``metadata["captions"]``, if there are any.
+    A picture's captions are its document's text and those of ``metadata["captions"]``, if there are any. The pictures
+    lie in ``cache`` and are read from there, so that they may be more than memory holds.
     Raises SourceError if there is no such document.
     """
-    pictures, captions = [], []
-    for item in read(path):
-        if item.document.images and item.document.text:
-            pictures.append(item.document.images[0].resized(image_size_px).pixels)
-            captions.append(list(dict.fromkeys([item.document.text, *item.metadata.get("captions", [])])))
-    if not pictures:
-        raise SourceError(f"{path} holds no document with both a picture and a caption; training needs such pairs")
-    return np.stack(pictures), captions
+    folder = cache / f"pictures-{_digest(_files(path), image_size_px)}"
+    if not reused(folder, "pictures"):
+        part = _unfinished(folder)
+        shutil.rmtree(part)
+        part.mkdir()
+        shape = (image_size_px, image_size_px, 3)
+        with (
+            Growing(part / "pictures.npy", np.uint8, shape) as pictures,
+            open(part / "captions.jsonl", "w", encoding="utf-8") as captions,
+        ):
+            for item in read(path):
+                if item.document.images and item.document.text:
+                    pictures.append(item.document.images[0].resized(image_size_px).pixels[None])
+                    texts = [item.document.text, *item.metadata.get("captions", [])]
+                    captions.write(json.dumps(list(dict.fromkeys(texts))) + "\n")
+            found = len(pictures)
+        if not found:
+            raise SourceError(f"{path} holds no document with both a picture and a caption; training needs such pairs")
+        part.rename(folder)
+    lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    return np.load(folder / "pictures.npy", mmap_mode="c"), [json.loads(line) for line in lines]
+
+
+def learn_text(path: Path, size: int, cache: Path) -> TextTokenizer:
+    """The text tokenizer of at most ``size`` ids learnt from a data folder's captions, from ``cache`` if there."""
+    file = cache / f"text-{_digest(_files(path), size)}.json"
+    if not reused(file, "text tokenizer"):
+        texts = (item.document.text for item in read(path))
+        learnt = TextTokenizer.train((text for text in texts if text), size)
+        cache.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        learnt.save(part)
+        part.rename(file)
+    return TextTokenizer.load(file)
 
 
 def prepare(
@@ -69,7 +118,7 @@ def prepare(
     cache: Path,
     *,
     k: int = 2,
-    dropouts: tuple[float, ...] = (0.0, QUERY_DROPOUT),
+    dropouts: tuple[float, ...] = DROPOUTS,
     seed: int = 0,
 ) -> TrainingSet:
     """The training set of a data folder, from ``cache`` where that was made of the same data by the same models.
@@ -77,72 +126,105 @@ def prepare(
     Queries are, as in training of the paper, the text part or the picture part of the document itself, never the
     whole. There is one draw of both for each of ``dropouts``, the share of the query that is dropped: by default half
     of the queries are asked as they are. Of the built-in world's short captions a fifth is often the entity's name.
-    Raises SourceError if the folder holds no readable document.
+    What a kill left half done is taken up where it stood. Raises SourceError if the folder holds no readable document.
     """
     data = _files(path)
-    tokens = cache / f"tokens-{_digest(data, text.size, text.encode(PROBE), _codes_of(image))}.npz"
-    if not tokens.exists():
-        _write(tokens, **_tokenised(path, text, image, markup))
-    with np.load(tokens) as stored:
-        ids = np.split(stored["ids"], stored["offsets"])
+    tokens = cache / f"tokens-{_digest(data, text.fingerprint, code_digest(image))}"
+    if not reused(tokens, "tokens"):
+        _tokenise(path, text, image, markup, tokens)
+    ids = Sequences(np.load(tokens / "ids.npy", mmap_mode="r"), np.load(tokens / "ends.npy", mmap_mode="r"))
     if encoder is None:
         return TrainingSet(ids, None)
-    made_by = (encoder.fingerprint, encoder.redundancy_threshold, k, dropouts, seed)
-    found = cache / f"neighbours-{_digest(data, *made_by)}.npz"
-    if not found.exists():
-        _write(found, rows=_neighbours(path, encoder, k, dropouts, seed))
-    with np.load(found) as stored:
-        return TrainingSet(ids, stored["rows"])
+    made_by = (encoder.fingerprint, dropouts, seed)
+    found = cache / f"neighbours-{_digest(data, made_by, encoder.redundancy_threshold, k)}.npy"
+    if not reused(found, "neighbours"):
+        vectors = cache / f"vectors-{_digest(data, made_by)}"
+        if not reused(vectors, "vectors"):
+            _embed(path, encoder, dropouts, seed, vectors, len(ids))
+        _find(vectors, k, encoder.redundancy_threshold, found)
+    return TrainingSet(ids, np.load(found, mmap_mode="r"))
 
 
-def _tokenised(path: Path, text: TextTokenizer, image: ImageTokenizer, markup: Markup) -> dict[str, np.ndarray]:
-    """All documents' ids in a row, and where each but the first begins."""
-    ids: list[np.ndarray] = []
-    for documents in _batches(path, "tokenise"):
-        ids += [np.array(markup.to_ids(d), np.int32) for d in token_documents(documents, text, image)]
-    return {"ids": np.concatenate(ids), "offsets": np.cumsum([len(row) for row in ids])[:-1]}
+def reused(path: Path, what: str) -> bool:
+    """Whether ``path`` is there already; says so if it is."""
+    if path.exists():
+        print(f"{what}: reused {path}", file=sys.stderr)
+    return path.exists()
 
 
-def _neighbours(path: Path, encoder: Encoder, k: int, dropouts: tuple[float, ...], seed: int) -> np.ndarray:
-    """(N, R, K) rows of every document's diverse neighbours, -1 where there are fewer.
+def _tokenise(path: Path, text: TextTokenizer, image: ImageTokenizer, markup: Markup, folder: Path) -> None:
+    """Write all documents' ids in a row, ``ids.npy``, and where each ends, ``ends.npy`` (N,)."""
+    kind = np.uint16 if markup.vocabulary.size <= 1 << 16 else np.int32
+    part = _unfinished(folder)
+    with Growing(part / "ids.npy", kind) as ids, Growing(part / "ends.npy", np.int64) as ends:
+        ids.truncate(ends.last() if len(ends) else 0)
+        for documents in _batches(path, "tokenise", len(ends)):
+            rows = [np.array(markup.to_ids(d), kind) for d in token_documents(documents, text, image)]
+            before = len(ids)
+            ids.append(np.concatenate(rows))
+            ends.append(before + np.cumsum([len(row) for row in rows]))
+    part.rename(folder)
+
+
+def _embed(path: Path, encoder: Encoder, dropouts: tuple[float, ...], seed: int, folder: Path, total: int) -> None:
+    """Write the vector of every document, ``whole.npy`` (N, D), and those of its queries, ``queries.npy`` (N, R, D).
 
     R: for each of ``dropouts`` the text part's query, then the picture part's.
     """
-    parts: list[np.ndarray] = []  # (B, 2, D) each
-    queries: list[np.ndarray] = []  # (B, R, D) each
-    rng = np.random.default_rng(seed)
-    for documents in _batches(path, "embed"):
-        whole = draw_queries(documents, encoder, (0.0,), rng)
-        parts.append(whole)
-        drawn = [draw_queries(documents, encoder, (rate,), rng) if rate else whole for rate in dropouts]
-        queries.append(np.concatenate(drawn, axis=1))
-    table, asked = np.concatenate(parts).sum(axis=1), np.concatenate(queries)
-    table /= np.linalg.norm(table, axis=1, keepdims=True)  # the mixed-modal vector of each document
+    part, size = _unfinished(folder), encoder.dimension
+    with (
+        Growing(part / "whole.npy", np.float32, (size,)) as whole,
+        Growing(part / "queries.npy", np.float32, (2 * len(dropouts), size)) as queries,
+    ):
+        done = min(len(whole), len(queries))
+        whole.truncate(done)
+        queries.truncate(done)
+        for documents in _batches(path, "embed", done, total):
+            rng = np.random.default_rng((seed, len(whole)))  # of the place, so that a resumed run draws the same
+            parts = draw_queries(documents, encoder, (0.0,), rng)  # (B, 2, D)
+            drawn = [draw_queries(documents, encoder, (rate,), rng) if rate else parts for rate in dropouts]
+            mixed = parts.sum(axis=1)
+            whole.append(mixed / np.linalg.norm(mixed, axis=1, keepdims=True))
+            queries.append(np.concatenate(drawn, axis=1))
+    part.rename(folder)
+
+
+def _find(vectors: Path, k: int, threshold: float, file: Path) -> None:
+    """Write (N, R, K) rows of every document's diverse neighbours, -1 where there are fewer."""
+    table, asked = (np.load(vectors / name, mmap_mode="c") for name in ("whole.npy", "queries.npy"))
     own = np.arange(len(table))
     columns = []
     for draw in range(asked.shape[1]):
-        columns.append(neighbours(asked[:, draw], table, k, encoder.redundancy_threshold, own))
+        columns.append(neighbours(asked[:, draw], table, k, threshold, own))
         print(f"neighbours: draw {draw + 1} of {asked.shape[1]}", file=sys.stderr)
-    return np.stack(columns, axis=1).astype(np.int32)
+    part = file.with_suffix(".part")
+    with open(part, "wb") as out:
+        np.save(out, np.stack(columns, axis=1).astype(np.int32))
+    part.rename(file)
 
 
-def _batches(path: Path, what: str) -> Iterator[list[Document]]:
-    """The documents of a data folder, ``BATCH`` at a time, with progress. Raises SourceError if there is none."""
-    items, done, started = read(path), 0, time.monotonic()
+def _batches(path: Path, what: str, done: int = 0, total: int = 0) -> Iterator[list[Document]]:
+    """The documents of a data folder behind the first ``done``, ``BATCH`` at a time, with progress.
+
+    Raises SourceError if there is none at all.
+    """
+    items, first, started = islice(read(path), done, None), done, time.monotonic()
     while batch := [item.document for item in islice(items, BATCH)]:
         yield batch
         done += len(batch)
-        print(f"\r{what}: {done} documents, {done / (time.monotonic() - started):.0f}/s", end="", file=sys.stderr)
+        rate = (done - first) / (time.monotonic() - started)
+        left = f" of {total}, {(total - done) / rate / 60:.1f} min left" if total else ""
+        print(f"\r{what}: {done} documents{left}, {rate:.0f}/s", end="", file=sys.stderr)
     print(file=sys.stderr)
     if not done:
         raise SourceError(f"{path} holds no readable document; see the warnings above")
 
 
-def _write(file: Path, **arrays: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part.npz")
-    np.savez(part, **arrays)  # type: ignore[arg-type]
-    part.rename(file)
+def _unfinished(folder: Path) -> Path:
+    """Where ``folder`` is written until it is whole."""
+    part = folder.with_name(folder.name + ".part")
+    part.mkdir(parents=True, exist_ok=True)
+    return part
 
 
 def _files(path: Path) -> list[tuple[str, int, int]]:
@@ -155,8 +237,8 @@ def _files(path: Path) -> list[tuple[str, int, int]]:
     return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
 
 
-def _codes_of(image: ImageTokenizer) -> str:
-    """A digest of what writes the codes; the decoder does not."""
+def code_digest(image: ImageTokenizer) -> str:
+    """16 hex digits that change with whatever changes the codes: everything but the decoder."""
     digest = hashlib.blake2b(digest_size=8)
     if isinstance(image, torch.nn.Module):
         for name, value in image.state_dict().items():

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -17,7 +18,8 @@ from torch import Tensor
 from racm3.document import Document, Image
 from racm3.errors import SourceError
 from racm3.retriever.encoder import Encoder
-from racm3.training.loop import LoopConfig, Metrics, fit
+from racm3.training.journal import fingerprint
+from racm3.training.loop import Batch, LoopConfig, Metrics, Recipe, fit
 from racm3.training.optimiser import OptimiserConfig
 
 LEAST_TEMPERATURE = 0.01  # CLIP clips the learned logit scale at 100
@@ -30,6 +32,9 @@ class EncoderRun:
     ``agreement_weight`` pulls the captions of one picture together. What they do not all mention (where a thing stands,
     on what) tells pictures of a batch apart all the same, so without this pull an encoder ranks by it, and not by what
     the picture is of. With one caption a picture it does nothing.
+
+    A text tokenizer that is learnt from the captions has at most ``text_ids`` ids. ``start`` is an encoder folder to go
+    on from, with its tokenizer, or "scenes", the shipped one.
     """
 
     dimension: int = 128
@@ -40,6 +45,9 @@ class EncoderRun:
     text_width: int = 128
     text_layers: int = 2
     text_tokens: int = 32
+    head_width: int = 32
+    text_ids: int = 2048
+    start: str | None = None
     optimiser: OptimiserConfig = OptimiserConfig(lr=1e-3, muon_lr=2e-3, weight_decay=0.05)
     loop: LoopConfig = LoopConfig(steps=900)
     batch_size: int = 256
@@ -55,28 +63,48 @@ def new_encoder(tokenizer: Tokenizer, run: EncoderRun) -> Encoder:
             "hidden_size": run.text_width,
             "intermediate_size": 4 * run.text_width,
             "num_hidden_layers": run.text_layers,
-            "num_attention_heads": run.text_width // 32,
+            "num_attention_heads": run.text_width // run.head_width,
             "max_position_embeddings": run.text_tokens,
         },
         vision={
             "hidden_size": run.vision_width,
             "intermediate_size": 4 * run.vision_width,
             "num_hidden_layers": run.vision_layers,
-            "num_attention_heads": run.vision_width // 32,
+            "num_attention_heads": run.vision_width // run.head_width,
             "image_size": run.image_size_px,
             "patch_size": run.patch_px,
         },
     )
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Metrics]:
-    """CLIP's symmetric cross-entropy of (B, D) image and text features; pair i belongs together."""
+def shape_of(encoder: Encoder) -> dict[str, int]:
+    """The fields of `EncoderRun` that say an encoder's shape."""
+    config: Any = encoder.model.config
+    text, vision = config.text_config, config.vision_config
+    return {
+        "dimension": encoder.dimension,
+        "image_size_px": vision.image_size,
+        "patch_px": vision.patch_size,
+        "vision_width": vision.hidden_size,
+        "vision_layers": vision.num_hidden_layers,
+        "text_width": text.hidden_size,
+        "text_layers": text.num_hidden_layers,
+        "text_tokens": text.max_position_embeddings,
+        "head_width": vision.hidden_size // vision.num_attention_heads,
+    }
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP's symmetric cross-entropy of (B, D) image and text features; pair i belongs together.
+
+    The share of images that find their text is returned beside it, to be shown.
+    """
     image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
     logits = scale.exp().clamp(max=1 / LEAST_TEMPERATURE) * image @ text.T  # (B, B)
     target = torch.arange(len(logits), device=logits.device)
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     matched = (logits.argmax(dim=1) == target).float().mean()
-    return loss, {"matched": matched.detach()}
+    return loss, matched.detach()
 
 
 def train_encoder(
@@ -85,34 +113,41 @@ def train_encoder(
     tokenizer: Tokenizer,
     run: EncoderRun,
     folder: Path,
+    start: Encoder | None = None,
 ) -> Encoder:
     """Train on N (H, W, 3) uint8 pictures, each with at least one caption, and save to ``folder``.
 
-    Raises SourceError if there are fewer pairs than one batch.
+    A batch is all pairs where there are fewer than ``run.batch_size``. Raises SourceError if there are fewer than two,
+    which leave nothing to tell apart.
     """
-    if len(pictures) < run.batch_size or len(pictures) != len(captions):
-        raise SourceError(
-            f"{len(pictures)} pictures and {len(captions)} captions were given; a batch takes {run.batch_size} pairs"
-        )
+    if len(pictures) < 2 or len(pictures) != len(captions):
+        raise SourceError(f"{len(pictures)} pictures and {len(captions)} captions were given; give at least two pairs")
     torch.manual_seed(run.loop.seed)
-    encoder = new_encoder(tokenizer, run)
+    encoder = start or new_encoder(tokenizer, run)
+    size = min(run.batch_size, len(pictures))
     most = max(map(len, captions))
     every = encoder.text_inputs([texts[i % len(texts)] for texts in captions for i in range(most)])["input_ids"]
     ids = every.unflatten(0, (len(captions), most))  # (N, captions, T)
 
-    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+    def batch(step: int, part: int, parts: int) -> Batch:
         rng = np.random.default_rng((run.loop.seed, step))
-        rows = rng.choice(len(captions), run.batch_size, replace=False)
-        one, other = (torch.from_numpy(rng.integers(most, size=run.batch_size)) for _ in range(2))
+        rows = rng.choice(len(captions), size, replace=False)
+        one, other = (torch.from_numpy(rng.integers(most, size=size)) for _ in range(2))
         pixels = encoder.image_inputs([Image(pictures[row]) for row in rows])
-        image = encoder.model.get_image_features(pixel_values=pixels).pooler_output  # (B, D)
-        texts = torch.cat((ids[torch.from_numpy(rows), one], ids[torch.from_numpy(rows), other]))
-        text, same = encoder.model.get_text_features(input_ids=texts).pooler_output.chunk(2)  # (B, D) each
-        loss, metrics = contrastive_loss(image, text, encoder.model.logit_scale)
-        disagreement = (1 - F.cosine_similarity(text.float(), same.float())).mean()
-        return loss + run.agreement_weight * disagreement, metrics | {"disagreement": disagreement.detach()}
+        texts = torch.cat((ids[torch.from_numpy(rows), one], ids[torch.from_numpy(rows), other]))  # (2 B, T)
+        return Batch((pixels, texts), [f"pair {row}" for row in rows])
 
-    fit(encoder.model, loss_of, run.optimiser, run.loop, folder, "encoder")
+    def loss(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+        pixels, texts = (tensor.to(encoder.model.device) for tensor in batch.content)
+        image = encoder.model.get_image_features(pixel_values=pixels).pooler_output  # (B, D)
+        text, same = encoder.model.get_text_features(input_ids=texts).pooler_output.chunk(2)  # (B, D) each
+        total, matched = contrastive_loss(image, text, encoder.model.logit_scale)
+        disagreement = (1 - F.cosine_similarity(text.float(), same.float())).mean()
+        metrics: Metrics = {"matched": (matched, 1), "disagreement": (disagreement.detach(), 1)}
+        return total + run.agreement_weight * disagreement, metrics
+
+    made_of = {"pictures": fingerprint(pictures), "captions": fingerprint(ids.numpy())}
+    fit(encoder.model, Recipe("encoder", batch, loss, splits=False, made_of=made_of), run, folder)
     encoder.redundancy_threshold = redundancy_threshold(encoder, pictures, [texts[0] for texts in captions], folder)
     encoder.save_pretrained(folder)
     return encoder

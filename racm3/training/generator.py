@@ -12,8 +12,8 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,17 +24,24 @@ from torch import Tensor
 from racm3.errors import ConfigError, SourceError
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.tokens.image import ImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.masking import draw_count, draw_spans, mask, part_spans, prediction_weights, region_spans
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import MAX_MASKS, Vocabulary
 from racm3.training.data import TrainingSet
-from racm3.training.loop import LoopConfig, Metrics, fit
+from racm3.training.distributed import whole
+from racm3.training.journal import fingerprint
+from racm3.training.loop import Batch, LoopConfig, Metrics, Recipe, fit
 from racm3.training.optimiser import OptimiserConfig
+from racm3.training.sheet import draw_sheet
 
 RARE = 0.05
 """A text id in fewer of the documents is rare: a piece of a name, and not a word of the grammar. Ours: in the built-in
 world colours and places stand in 6 to 9 % of the captions, pieces of names in less than 5 %."""
+
+SAMPLE = 50_000
+"""At most so many documents, evenly spaced, tell what is rare and how long a document is."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class ShapeConfig:
     head_dim: int = 48
     mlp_width: int = 512
     context_tokens: int = 512
+    rope_theta: float = 10000.0
+    tie_embeddings: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,11 @@ class GeneratorRun:
     entity more reliably than the small encoder's eyes). A step is as many whole sequences, of any k, as have
     ``tokens_per_step`` tokens on average. ``recompute_layers`` saves memory, ``compile`` time: see
     ``Generator.train_fast``.
+
+    A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``start``.
+    ``start`` is a generator folder to go on from, ours or Qwen3's, or "scenes", the shipped one.
+    ``validation_documents`` are never trained on nor retrieved; the loss on them is shown every ``loop.look_every``
+    steps.
     """
 
     model: ShapeConfig = ShapeConfig()
@@ -93,6 +107,9 @@ class GeneratorRun:
     text_query_share: float = 0.8
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
+    text_ids: int = 1024
+    start: str | None = None
+    validation_documents: int = 0
     z_loss: float = 1e-5
     recompute_layers: bool = False
     compile: bool = False
@@ -102,6 +119,8 @@ class GeneratorRun:
         shares = self.retrieved_shares
         if self.alpha < 0 or not shares or min(shares) < 0 or not sum(shares):
             raise ConfigError(f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {self}")
+        if min(self.text_ids, self.validation_documents) < 0:
+            raise ConfigError(f"text_ids and validation_documents are >= 0; given {self}")
         for name in ("text_query_share", "rename_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is between 0 and 1, but {getattr(self, name)} was given")
@@ -131,15 +150,17 @@ class Batches:
         self.data, self.markup, self.grid, self.run = data, markup, grid, run
         if len(run.retrieved_shares) > 1 and data.neighbours is None:
             raise SourceError("this run retrieves, but the data was prepared without an encoder; give one")
-        held = np.bincount(np.concatenate([np.unique(ids) for ids in data.ids]), minlength=markup.vocabulary.size)
+        sample = data.ids[:: -(-len(data.ids) // SAMPLE)]
+        held = np.bincount(np.concatenate([np.unique(ids) for ids in sample]), minlength=markup.vocabulary.size)
         every = np.arange(markup.vocabulary.size)
-        rare_text = markup.vocabulary.is_text(every) & (held < RARE * len(data.ids))
+        rare_text = markup.vocabulary.is_text(every) & (held < RARE * len(sample))
         self.renamable = rare_text | markup.vocabulary.is_image(every)  # (V,)
         shares = np.array(run.retrieved_shares, dtype=float)
         self.share_edges = (shares.cumsum() / shares.sum())[:-1]
         documents = 1 + (np.arange(len(shares)) * shares).sum() / shares.sum()  # of a sequence, on average
-        document_tokens = float(np.mean([len(ids) for ids in data.ids]))
-        self.sequences = max(1, round(run.tokens_per_step / (documents * document_tokens)))
+        document_tokens = float(np.mean([len(ids) for ids in sample]))
+        self.mean_tokens = documents * document_tokens  # of a sequence
+        self.sequences = max(1, round(run.tokens_per_step / self.mean_tokens))
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> PackedBatch:
         """Part ``part`` of ``parts`` of a step: every sequence is in one part, and they are about equally long.
@@ -155,18 +176,32 @@ class Batches:
         # One draw places all: each k has its share of the step's sequences but for a fraction of one.
         places = (np.arange(self.sequences) + rng.random()) / self.sequences
         counts = np.searchsorted(self.share_edges, places, side="right")
-        rows = rng.integers(len(self.data.ids), size=self.sequences)
+        rows = self.data.draw(self.sequences, rng)
         drawn = [(row, *self.sequence(int(row), int(k), rng)) for row, k in zip(rows, counts, strict=True)]
         drawn.sort(key=lambda one: -len(one[1]))
-        mine, doc = drawn[part::parts], self.markup.vocabulary.doc
+        return self._packed(drawn[part::parts], float(sum(weights[1:].sum(dtype=np.float64) for *_, weights in drawn)))
+
+    def validation(self) -> PackedBatch:
+        """The documents held out, each behind as many retrieved ones as the run has at most; the same every time.
+
+        Only the main documents have a weight.
+        """
+        rng, k = np.random.default_rng(self.run.loop.seed), len(self.run.retrieved_shares) - 1
+        batch = self._packed([(row, *self.sequence(row, k, rng)) for row in sorted(self.data.held_out)], 1.0)
+        weights = batch.weights * batch.main
+        return replace(batch, weights=weights, normaliser=float(weights.sum()))
+
+    def _packed(self, drawn: list[tuple[int, np.ndarray, np.ndarray]], normaliser: float) -> PackedBatch:
+        """(row, ids, weights) each, laid end to end."""
+        doc = self.markup.vocabulary.doc
         return PackedBatch(
-            ids=np.concatenate([ids[:-1] for _, ids, _ in mine]).astype(np.int64),
-            targets=np.concatenate([ids[1:] for _, ids, _ in mine]).astype(np.int64),
-            weights=np.concatenate([weights[1:] for _, _, weights in mine]),
-            main=np.concatenate([np.arange(1, len(ids)) >= (ids == doc).nonzero()[0][-1] for _, ids, _ in mine]),
-            offsets=np.cumsum([0, *(len(ids) - 1 for _, ids, _ in mine)]),
-            rows=np.array([row for row, _, _ in mine]),
-            normaliser=float(sum(weights[1:].sum(dtype=np.float64) for _, _, weights in drawn)),
+            ids=np.concatenate([ids[:-1] for _, ids, _ in drawn]).astype(np.int64),
+            targets=np.concatenate([ids[1:] for _, ids, _ in drawn]).astype(np.int64),
+            weights=np.concatenate([weights[1:] for *_, weights in drawn]),
+            main=np.concatenate([np.arange(1, len(ids)) >= (ids == doc).nonzero()[0][-1] for _, ids, _ in drawn]),
+            offsets=np.cumsum([0, *(len(ids) - 1 for _, ids, _ in drawn)]),
+            rows=np.array([row for row, *_ in drawn]),
+            normaliser=normaliser,
         )
 
     def sequence(self, row: int, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +211,7 @@ class Batches:
             by_text = rng.random() < self.run.text_query_share
             draws = self.data.neighbours[row, 0 if by_text else 1 :: 2]  # (R / 2, K)
             chosen = draws[rng.integers(len(draws))][:k]
-            retrieved = [self.data.ids[other] for other in chosen if other >= 0]
+            retrieved = [self.data.ids[other] for other in chosen if other >= 0 and other not in self.data.held_out]
         main = self.data.ids[row]
         alpha = self.run.alpha
         if retrieved and rng.random() < self.run.rename_share:
@@ -230,7 +265,8 @@ def draw_side(rng: np.random.Generator, codes: int, most: int) -> int:
 def packed_loss(
     generator: Generator, batch: PackedBatch, vocabulary: Vocabulary, z_loss: float
 ) -> tuple[Tensor, Metrics]:
-    """The batch's share of the step's loss, and the mean loss of each kind of target that it holds."""
+    """The batch's share of the step's loss; and of each kind of target that it holds, the sum of the losses and their
+    number. ``output_rms`` is the root mean square of the hidden states."""
     device = generator.lm_head.weight.device
     arrays = (batch.ids, batch.targets, batch.weights, batch.main)
     ids, targets, weights, main = (torch.from_numpy(array).to(device) for array in arrays)
@@ -239,7 +275,9 @@ def packed_loss(
     learnt, image = weights > 0, targets >= vocabulary.image_start
     text = (targets >= vocabulary.text_start) & ~image
     kinds = {"main_image": main & image & learnt, "main_text": main & text & learnt, "retrieved": ~main & learnt}
-    return loss.total, {name: loss.token_nll[kind].mean() for name, kind in kinds.items() if kind.any()}
+    metrics: Metrics = {name: ((loss.token_nll * kind).sum(), kind.sum()) for name, kind in kinds.items()}
+    rms = hidden.detach().float().square().mean(dim=-1).sqrt()  # (N,)
+    return loss.total, metrics | {"output_rms": (rms.sum(), len(rms))}
 
 
 def can_compile() -> bool:
@@ -256,31 +294,70 @@ def train_generator(
     run: GeneratorRun,
     folder: Path,
     code_vectors: Tensor | None = None,
-) -> Generator:
+    start: Generator | None = None,
+    image: ImageTokenizer | None = None,
+    made_of: Mapping[str, str] | None = None,
+) -> Generator | None:
     """Train and save a generator folder: Qwen3 layout plus ``tokenizer.json`` and ``racm3.json``.
 
     ``code_vectors`` (codes, D) are the image tokenizer's own vectors of its codes: similar codes then start with
-    similar embeddings, which rare codes profit from.
+    similar embeddings, which rare codes profit from. ``start`` is a generator of this vocabulary to go on from.
+    Every ``run.loop.look_every`` steps ``image`` shows what the generator draws, in ``samples``. ``made_of``: hashes of
+    the models that made the data. Returns None in all processes but the first.
+    Raises ConfigError if documents are held out and never looked at.
     """
+    if run.validation_documents and not run.loop.look_every:
+        raise ConfigError(
+            f"validation_documents={run.validation_documents} are looked at every loop.look_every steps, which is 0; "
+            "set both, or neither"
+        )
     torch.manual_seed(run.loop.seed)
     vocabulary = markup.vocabulary
-    generator = Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
-    if code_vectors is not None:
+    generator = start or Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
+    if start is None and code_vectors is not None:
         with torch.no_grad():
             table = generator.model.embed_tokens.weight[vocabulary.image_start :]
             directions = torch.randn(code_vectors.shape[1], table.shape[1])
             table.add_(0.02 * torch.nn.functional.normalize(code_vectors, dim=1) @ directions)
-    batches = Batches(data, markup, grid, run)
+    batches = Batches(data.holding_out(run.validation_documents, run.loop.seed), markup, grid, run)
     if run.compile and not can_compile():
         print(f"{folder.name}: no C++ compiler (g++) or no Python.h: not compiled, so slower", file=sys.stderr)
     generator.train_fast(compile=run.compile and can_compile(), recompute_layers=run.recompute_layers)
 
-    def loss_of(step: int) -> tuple[Tensor, Metrics]:
-        return packed_loss(generator, batches.batch(step), vocabulary, run.z_loss)
+    def batch(step: int, part: int, parts: int) -> Batch:
+        packed = batches.batch(step, part, parts)
+        names = [f"document {row}" for row in packed.rows]
+        return Batch(packed, names, float(packed.weights.sum(dtype=np.float64)), len(packed.ids))
 
-    fit(generator, loss_of, run.optimiser, run.loop, folder, folder.name)
-    generator.save_pretrained(folder, dtype=torch.float16)
+    def loss(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+        return packed_loss(generator, replace(batch.content, normaliser=normaliser), vocabulary, run.z_loss)
+
+    def look(step: int) -> Mapping[str, float]:
+        now = whole(generator, lambda: Generator(generator.config))
+        if now is None:
+            return {}
+        if image is not None:
+            k, path = len(run.retrieved_shares) - 1, folder / "samples" / f"step-{step:09d}.png"
+            draw_sheet(now, batches.data, markup, image, path, k)
+        if not run.validation_documents:
+            return {}
+        return {"validation": float(packed_loss(now, batches.validation(), vocabulary, 0.0)[0])}
+
+    neighbours = [] if data.neighbours is None else [data.neighbours]
+    recipe = Recipe(
+        folder.name,
+        batch,
+        loss,
+        made_of={"data": fingerprint(data.ids, *neighbours)} | dict(made_of or {}),
+        flops_per_token=generator.flops_per_token(round(batches.mean_tokens)),
+        look=look if image is not None or run.validation_documents else None,
+    )
+    fit(generator, recipe, run, folder)
+    trained = whole(generator, lambda: Generator(generator.config))
+    if trained is None:
+        return None
+    trained.save_pretrained(folder, dtype=torch.float16)
     text.save(folder / "tokenizer.json")
     facts = vocabulary.to_dict() | {"codes_per_image": markup.codes_per_image, "grid": list(grid), "run": asdict(run)}
     (folder / "racm3.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return generator
+    return trained

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from racm3.errors import ConfigError
+
+MOMENTUM = 0.95
+"""Muon's, as its author has it."""
+
+Decay = Literal["linear", "cosine", "wsd", "none"]
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
     """``muon_lr`` > 0 gives the matrices inside the blocks to Muon; everything else goes to AdamW.
 
+    ``decay``: linear or cosine to 0 right after the warm-up; wsd (warm-up, stable, decay) keeps the peak until the last
+    ``decay_share`` of the steps and then falls linearly, so that a run can be made longer; none keeps it to the end.
     The paper's run is AdamW alone: 0.9 / 0.98, peak 1e-4, 1500 warm-up steps, linear decay, clip 1.0 (second-hand).
     """
 
@@ -24,13 +33,17 @@ class OptimiserConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
     warmup_steps: int = 100
-    decay: Literal["linear", "cosine", "none"] = "linear"
+    decay: Decay = "linear"
+    decay_share: float = 0.2
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        if self.lr <= 0 or self.muon_lr < 0 or self.clip_norm <= 0 or self.decay not in ("linear", "cosine", "none"):
-            raise ConfigError(f"lr > 0, muon_lr >= 0, clip_norm > 0 and decay linear, cosine or none; given {self}")
+        decays = ("linear", "cosine", "wsd", "none")
+        if self.lr <= 0 or self.muon_lr < 0 or self.clip_norm <= 0 or self.decay not in decays:
+            raise ConfigError(f"lr > 0, muon_lr >= 0, clip_norm > 0 and decay {', '.join(decays)}; given {self}")
+        if not 0 < self.decay_share <= 1:
+            raise ConfigError(f"decay_share is above 0 and at most 1, but {self.decay_share} was given")
 
 
 def build_optimisers(
@@ -44,20 +57,22 @@ def build_optimisers(
         (matrices if config.muon_lr and hidden_matrix else rest).append(parameter)
     optimisers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimisers.append(
-            torch.optim.Muon(
-                matrices, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+        optimisers.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimisers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas))
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["peak_lr"] = group["lr"]
+    groups = [group for group in groups if group["params"]]
+    optimisers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True))
     return optimisers
+
+
+def set_learning_rates(optimisers: Iterable[torch.optim.Optimizer], config: OptimiserConfig, factor: float) -> None:
+    """Give each optimiser ``factor`` times its peak, which the settings say and no checkpoint."""
+    for optimiser in optimisers:
+        peak = config.muon_lr if isinstance(optimiser, Muon) else config.lr
+        for group in optimiser.param_groups:
+            group["lr"] = peak * factor
 
 
 def lr_factor(step: int, steps: int, config: OptimiserConfig) -> float:
@@ -68,5 +83,56 @@ def lr_factor(step: int, steps: int, config: OptimiserConfig) -> float:
     if config.decay == "linear":
         return left
     if config.decay == "cosine":
-        return float(0.5 - 0.5 * torch.cos(torch.tensor(torch.pi * left)))
+        return 0.5 - 0.5 * math.cos(math.pi * left)
+    if config.decay == "wsd":
+        return min(1.0, (steps - step) / max(1.0, config.decay_share * steps))
     return 1.0
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose direction is orthogonalised, matrix by matrix (Jordan et al. 2024), sized like AdamW's steps.
+
+    The mathematics is ``torch.optim.Muon``'s with ``adjust_lr_fn="match_rms_adamw"``. That one, given matrices sharded
+    by FSDP, communicates in each of its 15 products; this one gathers a matrix once, and every process does them all.
+    """
+
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)
+                direction = _whole_orthogonal(matrix.grad.lerp(mean, MOMENTUM))  # Nesterov's look ahead
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
+
+
+def _whole_orthogonal(matrix: Tensor) -> Tensor:
+    """``orthogonal`` of the whole matrix, sharded as it was given."""
+    if not isinstance(matrix, DTensor):
+        return orthogonal(matrix)
+    whole = orthogonal(matrix.full_tensor())
+    replicated = DTensor.from_local(whole, matrix.device_mesh, [Replicate()] * matrix.device_mesh.ndim)
+    return replicated.redistribute(placements=matrix.placements)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About U V^T of the (M, N) matrix U S V^T: five quintic Newton-Schulz steps in bfloat16.
+
+    Jordan's coefficients bring all singular values to between 0.7 and 1.2, in the fewest steps.
+    """
+    x = matrix.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.T if tall else x

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -105,13 +106,15 @@ def test_documents_with_holes_are_refused(image: FSQImageTokenizer) -> None:
 def test_pairs(tmp_path: Path) -> None:
     given = [*items(3), Item("words", Document.of("no picture"), {}, "test")]
     write_webdataset(given, tmp_path / "data")
-    pictures, captions = load_pairs(tmp_path / "data", 16)
+    pictures, captions = load_pairs(tmp_path / "data", 16, tmp_path / "cache")
     assert pictures.shape == (3, 16, 16, 3)
     assert pictures.dtype == np.uint8
     assert captions == [[f"{i} foxes in the snow", f"{i} foxes"] for i in range(3)]
+    assert (pictures == [item.document.images[0].resized(16).pixels for item in items(3)]).all()
+    assert load_pairs(tmp_path / "data", 16, tmp_path / "cache")[1] == captions
     write_webdataset(given[-1:], tmp_path / "words")
     with pytest.raises(SourceError, match="no document with both a picture and a caption"):
-        load_pairs(tmp_path / "words", 16)
+        load_pairs(tmp_path / "words", 16, tmp_path / "cache")
 
 
 # The training set
@@ -135,6 +138,43 @@ def test_what_was_kept_equals_what_is_made_anew(
     assert equal(kept, fresh)
     assert prepare(folder, TEXT, image, markup, None, tmp_path / "one").neighbours is None
     assert next(reads) == 1
+
+
+def test_a_kill_costs_one_batch(
+    folder: Path,
+    image: FSQImageTokenizer,
+    markup: Markup,
+    encoder: Encoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 3)
+    whole = prepare(folder, TEXT, image, markup, encoder, tmp_path / "whole")
+    real, done = module._batches, count()
+
+    def broken(*given: object) -> Iterator[list[Document]]:
+        for batch in real(*given):  # type: ignore[arg-type]
+            yield batch
+            if next(done) % 2:  # the second batch of a run is appended, then the run dies
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_batches", broken)
+    for _ in range(2):  # while tokenising, then while embedding
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder, TEXT, image, markup, encoder, tmp_path / "cache")
+    monkeypatch.setattr(module, "_batches", real)
+    for torn in (tmp_path / "cache").glob("*.part/*"):
+        torn.write_bytes(torn.read_bytes() + b"torn")
+    assert equal(prepare(folder, TEXT, image, markup, encoder, tmp_path / "cache"), whole)
+
+
+def test_another_text_tokenizer_of_the_same_size_is_another_set(
+    folder: Path, image: FSQImageTokenizer, markup: Markup, tmp_path: Path
+) -> None:
+    one, other = (TextTokenizer.train([text * 9], 257) for text in ("ab", "yz"))  # neither pair is in the captions
+    prepare(folder, one, image, markup, None, tmp_path / "cache")
+    prepare(folder, other, image, markup, None, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_the_ids_are_those_of_the_documents(
@@ -203,4 +243,4 @@ def test_a_folder_without_documents(image: FSQImageTokenizer, markup: Markup, tm
     (tmp_path / "data").mkdir()
     with pytest.raises(SourceError):
         prepare(tmp_path / "data", TEXT, image, markup, None, tmp_path / "cache")
-    assert not list((tmp_path).glob("cache/*"))
+    assert [made.suffix for made in tmp_path.glob("cache/*")] == [".part"]

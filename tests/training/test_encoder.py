@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,14 @@ from tokenizers import Tokenizer
 from racm3.errors import SourceError
 from racm3.retriever.encoder import Encoder
 from racm3.tokens.text import TextTokenizer
-from racm3.training.encoder import EncoderRun, contrastive_loss, redundancy_threshold, train_encoder
+from racm3.training.encoder import (
+    EncoderRun,
+    contrastive_loss,
+    new_encoder,
+    redundancy_threshold,
+    shape_of,
+    train_encoder,
+)
 from racm3.training.loop import LoopConfig
 from racm3.training.optimiser import OptimiserConfig
 
@@ -76,16 +83,26 @@ def test_the_contrastive_loss_is_clips() -> None:
     cosine = torch.stack([torch.stack([F.cosine_similarity(i, t, dim=0) for t in text]) for i in image]) * scale.exp()
     by_image = -sum(cosine[i, i] - cosine[i].logsumexp(0) for i in range(5)) / 5
     by_text = -sum(cosine[i, i] - cosine[:, i].logsumexp(0) for i in range(5)) / 5
-    loss, metrics = contrastive_loss(image, text, scale)
+    loss, matched = contrastive_loss(image, text, scale)
     assert loss.item() == pytest.approx(float(by_image + by_text) / 2, rel=1e-5)
-    assert metrics["matched"] == pytest.approx(sum(int(cosine[i].argmax()) == i for i in range(5)) / 5)
+    assert matched == pytest.approx(sum(int(cosine[i].argmax()) == i for i in range(5)) / 5)
     clipped, _ = contrastive_loss(image, text, torch.tensor(99.0))
     assert clipped == contrastive_loss(image, text, torch.tensor(100.0).log())[0]
 
 
-def test_fewer_pairs_than_a_batch(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_batch_is_at_most_all_pairs(tokenizer: Tokenizer, tmp_path: Path) -> None:
     pictures, captions = pairs()
-    with pytest.raises(SourceError, match="3 pictures and 3 captions were given; a batch takes 4 pairs"):
-        train_encoder(pictures[:3], captions[:3], tokenizer, RUN, tmp_path)
-    with pytest.raises(SourceError, match="4 pictures and 3 captions"):
-        train_encoder(pictures, captions[:3], tokenizer, RUN, tmp_path)
+    run = replace(RUN, batch_size=100, loop=replace(RUN.loop, steps=1))
+    train_encoder(pictures, captions, tokenizer, run, tmp_path)
+    for few in (pictures[:1], captions[:1]), (pictures, captions[:3]):
+        with pytest.raises(SourceError, match="give at least two pairs"):
+            train_encoder(*few, tokenizer, run, tmp_path)
+
+
+def test_going_on_from_an_encoder(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    start = new_encoder(tokenizer, RUN)
+    assert shape_of(start) == {key: value for key, value in asdict(RUN).items() if key in shape_of(start)}
+    before = start.model.text_projection.weight.detach().clone()
+    run = replace(RUN, loop=replace(RUN.loop, steps=1), optimiser=replace(RUN.optimiser, warmup_steps=10**6))
+    trained = train_encoder(*pairs(), tokenizer, run, tmp_path, start)
+    torch.testing.assert_close(trained.model.text_projection.weight, before, atol=1e-6, rtol=0)

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from racm3.errors import ConfigError, SourceError
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.tokens.image import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.masking import part_spans, unmask
 from racm3.tokens.text import TextTokenizer
@@ -298,9 +299,10 @@ def test_losses_of_the_kinds_of_targets_make_up_the_loss() -> None:
     nll = torch.nn.functional.cross_entropy(logits[0], torch.from_numpy(batch.targets), reduction="none").numpy()
     image, text = V.is_image(batch.targets), V.is_text(batch.targets)
     learnt = batch.weights > 0
-    assert metrics["retrieved"] == pytest.approx(nll[~batch.main & learnt].mean(), rel=1e-4)
-    assert metrics["main_image"] == pytest.approx(nll[batch.main & image].mean(), rel=1e-4)
-    assert metrics["main_text"] == pytest.approx(nll[batch.main & text].mean(), rel=1e-4)
+    means = {name: float(total / count) for name, (total, count) in metrics.items()}
+    assert means["retrieved"] == pytest.approx(nll[~batch.main & learnt].mean(), rel=1e-4)
+    assert means["main_image"] == pytest.approx(nll[batch.main & image].mean(), rel=1e-4)
+    assert means["main_text"] == pytest.approx(nll[batch.main & text].mean(), rel=1e-4)
 
 
 def test_without_a_compiler_training_says_so_and_goes_on(
@@ -349,23 +351,42 @@ def test_a_generator_folder_is_written(tmp_path: Path) -> None:
     rows_of(tmp_path)
 
 
-def test_a_stopped_run_ends_where_an_unbroken_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train_generator(dataset(), TEXT, MARKUP, GRID, RUN, tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        batch = Batches.batch
+def test_a_look_draws_and_measures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = FSQConfig(image_size_px=16, levels=(5,), encoder_width=8, decoder_width=16, decoder_layers=1)
+    image = FSQImageTokenizer(config).eval()
+    run = replace(RUN, loop=replace(RUN.loop, steps=40, look_every=20), validation_documents=2)
+    train_generator(dataset(), TEXT, MARKUP, GRID, run, tmp_path / "seen", image=image)
+    assert [row["step"] for row in rows_of(tmp_path / "seen") if "validation" in row] == [20, 40]
+    sheets = sorted((tmp_path / "seen" / "samples").iterdir())
+    assert [sheet.name for sheet in sheets] == ["step-000000020.png", "step-000000040.png"]
+    pictures = [np.asarray(PIL.Image.open(sheet)) for sheet in sheets]
+    data = dataset().holding_out(2, RUN.loop.seed)
+    rows = [*sorted(data.held_out), 0, 1, 2, 3][:4]
+    above = image.decode(torch.tensor([MARKUP.from_ids(data.ids[row])[1].codes for row in rows]))  # type: ignore[union-attr]
+    for picture in pictures:  # the data above, what was drawn below
+        assert picture.shape == (32, 64, 3)
+        assert np.allclose(picture[:16], 255 * torch.cat(list(above), dim=2).permute(1, 2, 0), atol=1)
+    assert not np.array_equal(pictures[0][16:], pictures[1][16:])
+    blind = replace(run, loop=replace(run.loop, look_every=0))
+    with pytest.raises(ConfigError, match="validation_documents=2 are looked at every loop.look_every steps"):
+        train_generator(dataset(), TEXT, MARKUP, GRID, blind, tmp_path / "blind")
 
-        def stopping(self: Batches, step: int) -> PackedBatch:
-            if step == 2:
-                signal.raise_signal(signal.SIGTERM)
-            return batch(self, step)
 
-        patched.setattr(Batches, "batch", stopping)
-        with pytest.raises(KeyboardInterrupt, match="stopped and saved at step 3"):
-            train_generator(dataset(), TEXT, MARKUP, GRID, RUN, tmp_path / "broken")
-    assert not (tmp_path / "broken" / "racm3.json").exists()
-    resumed = train_generator(dataset(), TEXT, MARKUP, GRID, RUN, tmp_path / "broken")
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+def test_documents_held_out_are_never_met() -> None:
+    sampler = Batches(dataset().holding_out(2, 0), MARKUP, GRID, RUN)
+    held = sampler.data.held_out
+    validation = sampler.validation()
+    assert set(validation.rows.tolist()) == held
+    assert not validation.weights[~validation.main].any()
+    for step in range(20):
+        for row, ids, _, _ in sequences(sampler.batch(step)):
+            original, _ = unmask(np.array(ids), V)
+            named = {int(original[start + 2]) - V.text_start for start in np.flatnonzero(original == V.doc)}
+            assert row not in held
+            assert not named & held
+    with pytest.raises(SourceError, match="are to be held out"):
+        dataset().holding_out(ROWS, 0)
 
 
 def test_similar_codes_start_with_similar_embeddings(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""From a folder of captioned pictures to a folder of models, step by step; what is there already is reused.
+
+MODELS/image-tokenizer   MODELS/encoder   MODELS/generator   MODELS/memory
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from racm3.errors import ConfigError
+from racm3.memory.memory import Memory
+from racm3.memory.sources import read
+from racm3.retriever.encoder import Encoder
+from racm3.retriever.remember import remember
+from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
+from racm3.tokens.markup import Markup
+from racm3.tokens.text import TextTokenizer
+from racm3.tokens.vocabulary import Vocabulary
+from racm3.training.data import code_digest, learn_text, load_pairs, prepare, reused
+from racm3.training.distributed import connect
+from racm3.training.encoder import EncoderRun, train_encoder
+from racm3.training.generator import GeneratorRun, train_generator
+from racm3.training.image_losses import PerceptualLoss
+from racm3.training.image_tokenizer import ImageTokenizerRun, train_image_tokenizer
+from racm3.training.start import start_encoder, start_folder, start_generator, start_image_tokenizer, start_text
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The trainings that make a folder of models."""
+
+    image_tokenizer: ImageTokenizerRun
+    encoder: EncoderRun
+    generator: GeneratorRun
+
+
+def make_image_tokenizer(data: Path, run: ImageTokenizerRun, out: Path) -> None:
+    """Train the built-in image tokenizer and save it to ``out``; the same call resumes."""
+    start = start_image_tokenizer(run)
+    pictures, _ = load_pairs(data, run.model.image_size_px, out / "prepared")
+    perceptual = (
+        PerceptualLoss(Encoder.from_pretrained(start_folder(run.perceptual, "encoder"))) if run.perceptual else None
+    )
+    train_image_tokenizer(pictures, run, out, start, perceptual)
+
+
+def make_encoder(data: Path, run: EncoderRun, out: Path, tokenizer: Path | None = None) -> None:
+    """Train an encoder and save it to ``out``; the same call resumes. Without ``tokenizer`` one is learnt."""
+    start = start_encoder(run)
+    if start and tokenizer:
+        raise ConfigError(f"the encoder goes on from {run.start}, with its own tokenizer; give no other ({tokenizer})")
+    pictures, captions = load_pairs(data, run.image_size_px, out / "prepared")
+    if start:
+        words = start.tokenizer
+    else:
+        every = (text for texts in captions for text in texts)
+        learnt = TextTokenizer.load(tokenizer) if tokenizer else TextTokenizer.train(every, run.text_ids)
+        learnt.save(out / "tokenizer.json")
+        words = Tokenizer.from_file(str(out / "tokenizer.json"))
+    train_encoder(pictures, captions, words, run, out, start)
+
+
+def make_generator(
+    data: Path, run: GeneratorRun, out: Path, image_tokenizer: Path, encoder: Path | None, tokenizer: Path | None = None
+) -> None:
+    """Train a generator and save it to ``out``, the prepared data too; the same call resumes."""
+    codes = load_image_tokenizer(image_tokenizer)
+    retriever = Encoder.from_pretrained(encoder) if encoder else None
+    if tokenizer:
+        words = TextTokenizer.load(tokenizer)
+    else:
+        learnt = partial(learn_text, data, run.text_ids, out / "prepared")
+        words = connect().first(learnt) if run.text_ids else start_text(run)
+    markup = Markup(Vocabulary(words.size, codes.codebook_size), codes.grid[0] * codes.grid[1])
+    start = start_generator(run, markup.vocabulary, words, codes)
+    k = max(1, len(run.retrieved_shares) - 1)
+    seed, prepared = run.loop.seed, out / "prepared"
+    documents = connect().first(lambda: prepare(data, words, codes, markup, retriever, prepared, k=k, seed=seed))
+    vectors = None
+    if isinstance(codes, FSQImageTokenizer):
+        vectors = codes.fsq.values(codes.fsq.digits_of(torch.arange(codes.codebook_size)))
+    made_of = {"image_tokenizer": code_digest(codes)} | ({"encoder": retriever.fingerprint} if retriever else {})
+    train_generator(documents, words, markup, codes.grid, run, out, vectors, start, codes, made_of)
+
+
+def make_memory(data: Path, out: Path, encoder: Path) -> None:
+    """Make a memory of ``data`` at ``out``, unless there is one; the same call completes a broken one."""
+    if reused(out, "memory"):
+        return
+    model, part = Encoder.from_pretrained(encoder), out.with_name(out.name + ".part")
+    memory = Memory.open(part) if part.exists() else Memory.create(part, model.fingerprint, model.dimension)
+    known = frozenset(memory.ids)
+    remember(memory, model, (item for item in read(data) if item.id not in known))
+    part.rename(out)
+    print(f"memory: wrote {len(memory)} documents to {out}", file=sys.stderr)
+
+
+def make_all(
+    data: Path,
+    runs: Runs,
+    out: Path,
+    image_tokenizer: Path | None = None,
+    encoder: Path | None = None,
+    tokenizer: Path | None = None,
+) -> Path | None:
+    """Train the generator at ``out``, after whatever it needs that is not given and not found beside it.
+
+    Where it retrieves, and by an encoder that lies beside it, a memory of the data is made there too, unless there is
+    one; its path is returned. The same call resumes.
+    """
+    beside, memory = out.parent, None
+    if image_tokenizer is None:
+        image_tokenizer = beside / "image-tokenizer"
+        if not reused(image_tokenizer / "model.safetensors", "image tokenizer"):
+            make_image_tokenizer(data, runs.image_tokenizer, image_tokenizer)
+    if encoder is None and len(runs.generator.retrieved_shares) > 1:
+        encoder, memory = beside / "encoder", beside / "memory"
+        if not reused(encoder / "model.safetensors", "encoder"):
+            make_encoder(data, runs.encoder, encoder)
+        connect().from_main(partial(make_memory, data, memory, encoder))
+    make_generator(data, runs.generator, out, image_tokenizer, encoder, tokenizer)
+    return memory

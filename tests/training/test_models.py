@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from racm3.document import Document, Image
+from racm3.errors import ConfigError, SourceError
+from racm3.memory.memory import Memory
+from racm3.memory.sources import Item, write_coco
+from racm3.pipeline import RACM3, Settings
+from racm3.tokens.image import FSQConfig
+from racm3.training.encoder import EncoderRun
+from racm3.training.generator import GeneratorRun, ShapeConfig
+from racm3.training.image_tokenizer import ImageTokenizerRun
+from racm3.training.loop import LoopConfig
+from racm3.training.models import Runs, make_all, make_encoder, make_memory
+
+ONE = LoopConfig(steps=1, dtype="float32")
+RUNS = Runs(
+    ImageTokenizerRun(
+        model=FSQConfig(image_size_px=16, levels=(4, 4), encoder_width=8, decoder_width=16, decoder_layers=1), loop=ONE
+    ),
+    EncoderRun(
+        dimension=8,
+        image_size_px=16,
+        patch_px=8,
+        vision_width=32,
+        vision_layers=1,
+        text_width=32,
+        text_layers=1,
+        text_ids=270,
+        loop=ONE,
+    ),
+    GeneratorRun(
+        model=ShapeConfig(width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=16),
+        text_ids=270,
+        tokens_per_step=100,
+        validation_documents=2,
+        loop=replace(ONE, look_every=1),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    pictures = [Image(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(9)]
+    items = [Item(str(i), Document.of(f"{i} foxes", picture), {}, "test") for i, picture in enumerate(pictures)]
+    return write_coco(items, tmp_path_factory.mktemp("data")).parent
+
+
+def test_from_a_folder_to_a_model_and_again(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_all(data, RUNS, tmp_path / "generator")
+    assert {made.name for made in tmp_path.iterdir()} == {"image-tokenizer", "encoder", "generator", "memory"}
+    model = RACM3.from_pretrained(tmp_path, tmp_path / "memory")
+    done = model.generate_image("3 foxes", Settings(k=2))
+    assert done.document.images[0].pixels.shape == (16, 16, 3)
+    assert done.sources
+    assert "reused" not in capsys.readouterr().err.replace("pictures: reused", "")
+
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if "prepared" in file.parts}
+    make_all(data, RUNS, tmp_path / "generator")
+    said = capsys.readouterr().err
+    for what in ("image tokenizer", "encoder", "memory", "text tokenizer", "tokens", "neighbours"):
+        assert f"{what}: reused" in said
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert len(Memory.open(tmp_path / "memory")) == 9
+
+
+def test_a_memory_that_was_half_made_is_completed(data: Path, tmp_path: Path) -> None:
+    make_encoder(data, RUNS.encoder, tmp_path / "encoder")
+    make_memory(data, tmp_path / "whole", tmp_path / "encoder")
+    whole = Memory.open(tmp_path / "whole")
+    ids = list(whole.ids)
+    partly = Memory.create(tmp_path / "memory.part", whole.encoder_fingerprint, whole.dimension)
+    partly.add(whole.get(ids[:4]), whole.vectors[:4])
+    make_memory(data, tmp_path / "memory", tmp_path / "encoder")
+    made = Memory.open(tmp_path / "memory")
+    assert list(made.ids) == ids
+    assert np.allclose(made.vectors, whole.vectors)
+    assert not (tmp_path / "memory.part").exists()
+
+
+def test_without_retrieval_there_is_no_encoder_and_no_memory(data: Path, tmp_path: Path) -> None:
+    make_all(data, replace(RUNS, generator=replace(RUNS.generator, retrieved_shares=(1.0,))), tmp_path / "vanilla")
+    assert {made.name for made in tmp_path.iterdir()} == {"image-tokenizer", "vanilla"}
+
+
+def test_more_held_out_than_trained_on(data: Path, tmp_path: Path) -> None:
+    runs = replace(RUNS, generator=replace(RUNS.generator, validation_documents=5))
+    with pytest.raises(SourceError, match="5 of 9 documents are to be held out; lower validation_documents"):
+        make_all(data, runs, tmp_path / "generator")
+
+
+def test_an_encoder_that_goes_on_keeps_its_tokenizer(data: Path, tmp_path: Path) -> None:
+    make_encoder(data, RUNS.encoder, tmp_path / "one")
+    on = replace(RUNS.encoder, start=str(tmp_path / "one"))
+    with pytest.raises(ConfigError, match="goes on from .* with its own tokenizer"):
+        make_encoder(data, on, tmp_path / "two", tmp_path / "one" / "tokenizer.json")
+    make_encoder(data, on, tmp_path / "two")
+    assert (tmp_path / "one" / "tokenizer.json").read_text() == (tmp_path / "two" / "tokenizer.json").read_text()
