@@ -451,18 +451,33 @@ def memory_index(folder: Folder) -> None:
 
 
 def memory_export(folder: Folder, *, out: Out) -> None:
-    """Write the documents of a memory as WebDataset shards, which every reader of racm3, and others, read.
+    """Write the documents of a memory as WebDataset shards; those of another shape than a caption and a picture go to
+    OUT/interleaved/documents.jsonl. Both are read by racm3 memory create.
 
     Args:
         folder: The memory.
-        out: Where the shards go.
+        out: Where the files go.
     """
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import write_webdataset
+    from racm3.memory.sources import write_webdataset, writing_documents
+    from racm3.memory.sources.writing import is_pair
 
-    memory = Memory.open(folder)
-    shards = write_webdataset(_shown(memory.items(), "exporting documents"), out)
-    print(f"wrote {len(memory)} documents to {len(shards)} shards in {out}")
+    memory, others = Memory.open(folder), 0
+    with writing_documents(out / "interleaved") as write:
+
+        def pairs() -> Iterator[Item]:
+            nonlocal others
+            for item in _shown(memory.items(), "exporting documents"):
+                if is_pair(item):
+                    yield item
+                else:
+                    write(item)
+                    others += 1
+
+        shards = write_webdataset(pairs(), out)
+    print(f"wrote {len(memory) - others} documents to {len(shards)} shards in {out}")
+    if others:
+        print(f"wrote {others} documents of other shapes to {out / 'interleaved'}")
 
 
 def memory_re_embed(folder: Folder, *, encoder: Annotated[Path, arg(metavar="FOLDER")]) -> None:

@@ -11,13 +11,15 @@ path, else what the line has as "id", else the file's name and the number of the
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from racm3.document import MAX_PIXELS, Document, Part
+from racm3.document import MAX_PIXELS, Document, Image, Part, Text
 from racm3.errors import SourceError
 from racm3.memory.sources.item import (
     MAX_LINE_BYTES,
@@ -32,6 +34,7 @@ from racm3.memory.sources.item import (
     picture,
     texts,
 )
+from racm3.memory.sources.writing import file_name
 
 MAX_DOCUMENT_PIXELS = 4 * MAX_PIXELS
 """Of all pictures of one document together (ours): 768 MB decoded."""
@@ -103,6 +106,39 @@ def _interleaved(given: object, folder: Path) -> Document:
     if not parts:
         raise SourceError('its "parts" hold neither a picture nor a text')
     return Document(tuple(parts))
+
+
+@contextmanager
+def writing_documents(folder: Path) -> Iterator[Callable[[Item], None]]:
+    """Gives what writes an item, of any parts, to ``folder``/documents.jsonl and its pictures beside it.
+
+    Nothing is made before the first. It raises SourceError if the metadata have a key of the line's own.
+    """
+    folder = Path(folder)
+    with ExitStack() as open_files:
+        lines: list[TextIO] = []
+
+        def write(item: Item) -> None:
+            if clash := {"id", "parts", "text", "file_name"} & item.metadata.keys():
+                raise SourceError(
+                    f"item {item.id!r} has metadata {sorted(clash)}, names that a line keeps; rename them"
+                )
+            if not lines:
+                (folder / "images").mkdir(parents=True, exist_ok=True)
+                lines.append(open_files.enter_context((folder / "documents.jsonl").open("w", encoding="utf-8")))
+            parts: list[str | dict[str, str]] = []
+            for number, part in enumerate(item.document.parts):
+                if isinstance(part, Image) and part.mask is None:
+                    name = f"images/{file_name(item.id)}-{number}.png"
+                    (folder / name).write_bytes(part.png())
+                    parts.append({"image": name})
+                elif isinstance(part, Text):
+                    parts.append(part.text)
+                else:
+                    raise SourceError(f"item {item.id!r} has holes; only complete documents are written")
+            lines[0].write(json.dumps({"id": item.id, "parts": parts, **item.metadata}, ensure_ascii=False) + "\n")
+
+        yield write
 
 
 def read_csv(file: Path, root: Path) -> Iterator[Draft]:

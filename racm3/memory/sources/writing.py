@@ -5,19 +5,25 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Iterable, Iterator
 
-from racm3.document import Image, Part, Text
+from racm3.document import Image, Text
 from racm3.errors import SourceError
 from racm3.memory.sources.item import Item
 
 
+def is_pair(item: Item) -> bool:
+    """Whether an item is one text and then one picture, or one of the two, without holes."""
+    pictures = item.document.images
+    text = [Text(item.document.text)] if item.document.text else []
+    return item.document.parts == (*text, *pictures[:1]) and not any(p.mask is not None for p in pictures)
+
+
 def text_and_picture(item: Item) -> tuple[str | None, Image | None]:
     """The text and the picture of an item that has no more than these, in this order."""
-    text, pictures = item.document.text, item.document.images
-    pair: tuple[Part, ...] = (*([Text(text)] if text else []), *pictures[:1])
-    if item.document.parts != pair or any(picture.mask is not None for picture in pictures):
+    if not is_pair(item):
         given = ", ".join(type(part).__name__ for part in item.document.parts)
         raise SourceError(f"item {item.id!r} is {given}; this format keeps one text, then one picture, without holes")
-    return text, pictures[0] if pictures else None
+    pictures = item.document.images
+    return item.document.text, pictures[0] if pictures else None
 
 
 def unique(items: Iterable[Item]) -> Iterator[Item]:

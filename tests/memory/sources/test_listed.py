@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from racm3.document import Document, Text
+from racm3.document import Document, Hole, Text
 from racm3.errors import SourceError
+from racm3.memory.sources import Item, listed, read, writing_documents
 from racm3.memory.sources import item as limits
-from racm3.memory.sources import listed, read
 from tests.memory.sources.conftest import PNG, one_skipped, picture, read_all
 
 
@@ -49,6 +49,25 @@ def test_interleaved_documents(folder: Path) -> None:
     (item,) = read(folder)
     assert (item.id, item.metadata) == ("foxes", {"source": "a book"})
     assert item.document == Document.of("Two foxes.", picture(1), picture(2), "They sleep.")
+
+
+def test_documents_are_read_as_they_were_written(tmp_path: Path) -> None:
+    items = [
+        Item("käse/1", Document.of("one", picture(1), "two", picture(2)), {"n": [1, None]}, ""),
+        Item("2", Document.of(picture(3), "below"), {}, ""),
+    ]
+    with writing_documents(tmp_path / "out") as write:
+        for item in items:
+            write(item)
+        with pytest.raises(SourceError, match=r"has metadata \['text'\]"):
+            write(Item("3", Document.of("a", "b"), {"text": 1}, ""))
+        with pytest.raises(SourceError, match="has holes"):
+            write(Item("4", Document.of("a", Hole("image")), {}, ""))
+    found = list(read(tmp_path / "out"))
+    assert [(i.id, i.document, i.metadata) for i in found] == [(i.id, i.document, i.metadata) for i in items]
+    with writing_documents(tmp_path / "nothing"):
+        pass
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_lists_in_folders_of_a_folder(folder: Path) -> None:
