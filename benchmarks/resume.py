@@ -50,7 +50,7 @@ def train(folder: Path, steps: int) -> None:
     run = GeneratorRun(
         model=ShapeConfig(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=64, context_tokens=128),
         optimiser=OptimiserConfig(lr=3e-3, muon_lr=4e-3, warmup_steps=10),
-        loop=LoopConfig(steps=steps, accumulate=2, ema=0.99, log_every_s=0, checkpoint_every_s=0.1),
+        loop=LoopConfig(steps=steps, accumulate=2, ema=0.99, log_every_s=0, checkpoint_every_s=0.3),
         tokens_per_step=500,
         compile=False,
     )

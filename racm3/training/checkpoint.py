@@ -21,11 +21,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -38,7 +39,10 @@ KEPT = 2
 
 
 class Checkpoints:
-    """The checkpoints of one run in ``folder``; ``identity`` names what must be the same when it goes on."""
+    """The checkpoints of one run in ``folder``; ``identity`` names what must be the same when it goes on.
+
+    A context manager: within it no other run can use the folder, and at its end all is on disk.
+    """
 
     def __init__(self, folder: Path, processes: Processes, identity: Mapping[str, Any]) -> None:
         self.folder, self.processes = folder, processes
@@ -48,6 +52,25 @@ class Checkpoints:
         self.group = dist.new_group(backend="gloo") if processes.size > 1 else None
         self.background = ThreadPoolExecutor(1)
         self.pending: Future[Any] | None = None
+        self.lock = FileLock(folder / "lock")
+
+    def __enter__(self) -> Self:
+        """Raises CheckpointError if another run is at work in the folder."""
+        self.processes.from_main(self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.background.shutdown()
+        self.lock.release()
+
+    def _take(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise CheckpointError(
+                f"another process is training in {self.folder.parent}; wait for it, stop it, or choose another --out"
+            ) from error
 
     def restore(self, model: nn.Module, optimisers: list[torch.optim.Optimizer], average: Average | None = None) -> int:
         """Load the newest good checkpoint and return its step; 0 if there is none.

@@ -132,7 +132,7 @@ def fit(model: nn.Module, recipe: Recipe, run: Run, folder: Path) -> None:
     Writes ``run.json``, ``metrics.jsonl`` and, every ``checkpoint_every_s``, on Ctrl-C and on SIGTERM, a checkpoint.
     Under torchrun the model is sharded and stays so; ``distributed.whole`` gathers it.
     Raises RACM3Error if the loss or its gradient is not finite, ConfigError for settings that the recipe has no use
-    for, CheckpointError if the checkpoint is another run's.
+    for, CheckpointError if the checkpoint is another run's, or another process is at work in the folder.
     """
     config, processes = run.loop, connect()
     _check(recipe, config, processes)
@@ -144,64 +144,68 @@ def fit(model: nn.Module, recipe: Recipe, run: Run, folder: Path) -> None:
     optimisers = build_optimisers(model.named_parameters(), run.optimiser)
     average = Average(model, config.ema) if config.ema else None
     settings = to_dict(run)  # type: ignore[arg-type]
-    checkpoints = Checkpoints(folder / "checkpoints", processes, _identity(settings, recipe.made_of))
-    first = checkpoints.restore(model, optimisers, average)
-    if first > config.steps:
-        raise ConfigError(f"loop.steps={config.steps}, but {checkpoints.newest} is further; give at least {first}")
-    model.train()
-    parts = config.accumulate * processes.size
-    mine = range(processes.rank * config.accumulate, (processes.rank + 1) * config.accumulate)
-    with (
-        stop_requests() as stop,
-        Journal(folder, recipe.name, first, config.steps, config.tensorboard, processes.main) as journal,
-        closing(ahead(lambda step: [recipe.batch(step, p, parts) for p in mine], range(first, config.steps))) as steps,
-    ):
-        if processes.main:
-            write_run(folder, settings, recipe.made_of, processes.size)
-        clock = _Clock(recipe, processes, bfloat16)
-        for step, batch, waited_s in steps:
-            torch.manual_seed(np.random.SeedSequence((config.seed, step, processes.rank)).generate_state(1)[0].item())
-            factor = lr_factor(step, config.steps, run.optimiser)
-            set_learning_rates(optimisers, run.optimiser, factor)
-            numbers, losses = _gradient(recipe, batch, processes, bfloat16)
-            norm = scalar(nn.utils.clip_grad_norm_(model.parameters(), run.optimiser.clip_norm))
-            if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
-                checkpoints.wait()
-                raise RACM3Error(
-                    f"{recipe.name}: loss {numbers['loss']} and gradient {norm} at step {step}, before they reached "
-                    f"the weights. Documents: {_named(batch, losses, processes)}. Last good checkpoint: "
-                    f"{checkpoints.newest or 'none'}. Look at these documents, or lower the learning rate"
-                )
-            for optimiser in optimisers:
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-            if average:
-                average.update()
+    identity = _identity(settings, recipe.made_of)
+    with Checkpoints(folder / "checkpoints", processes, identity) as checkpoints:
+        first = checkpoints.restore(model, optimisers, average)
+        if first > config.steps:
+            raise ConfigError(f"loop.steps={config.steps}, but {checkpoints.newest} is further; give at least {first}")
+        model.train()
+        parts = config.accumulate * processes.size
+        mine = range(processes.rank * config.accumulate, (processes.rank + 1) * config.accumulate)
 
-            clock.count(numbers.pop("tokens"), waited_s)
-            log = clock.since_row_s > config.log_every_s
-            save = clock.since_save_s > config.checkpoint_every_s and not checkpoints.busy
-            # A signal counts whoever got it, but only the first process's clock.
-            flags = processes.total([stop.requested, log and processes.main, save and processes.main])
-            stopped, log, save = (bool(flag) for flag in flags)
-            last = stopped or step + 1 == config.steps
-            if recipe.look and config.look_every and (step + 1) % config.look_every == 0:
-                numbers |= _look(recipe.look, step + 1, model, average)
-                log = True
-            if log or last or step == first:
-                left_s = clock.elapsed_s / (step + 1 - first) * (config.steps - step - 1)
-                row = numbers | {"grad_norm": norm, "lr": run.optimiser.lr * factor} | clock.row()
-                journal.write(step + 1, row, numbers, left_s)
-            if save or last:
-                journal.sync()
-                checkpoints.save(step + 1, model, optimisers, average)
-                clock.saved()
-            if stopped:
-                checkpoints.wait()
-                raise KeyboardInterrupt(
-                    f"{recipe.name}: stopped and saved at step {step + 1}; the same command resumes"
-                )
-        checkpoints.wait()
+        def batch_of(step: int) -> list[Batch]:
+            return [recipe.batch(step, part, parts) for part in mine]
+
+        with (
+            stop_requests() as stop,
+            Journal(folder, recipe.name, first, config.steps, config.tensorboard, processes.main) as journal,
+            closing(ahead(batch_of, range(first, config.steps))) as steps,
+        ):
+            if processes.main:
+                write_run(folder, settings, recipe.made_of, processes.size)
+            clock = _Clock(recipe, processes, bfloat16)
+            for step, batch, waited_s in steps:
+                torch.manual_seed(int(np.random.SeedSequence((config.seed, step, processes.rank)).generate_state(1)[0]))
+                factor = lr_factor(step, config.steps, run.optimiser)
+                set_learning_rates(optimisers, run.optimiser, factor)
+                numbers, losses = _gradient(recipe, batch, processes, bfloat16)
+                norm = scalar(nn.utils.clip_grad_norm_(model.parameters(), run.optimiser.clip_norm))
+                if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
+                    checkpoints.wait()
+                    raise RACM3Error(
+                        f"{recipe.name}: loss {numbers['loss']} and gradient {norm} at step {step}, before they "
+                        f"reached the weights. Documents: {_named(batch, losses, processes)}. Last good checkpoint: "
+                        f"{checkpoints.newest or 'none'}. Look at these documents, or lower the learning rate"
+                    )
+                for optimiser in optimisers:
+                    optimiser.step()
+                    optimiser.zero_grad(set_to_none=True)
+                if average:
+                    average.update()
+
+                clock.count(numbers.pop("tokens"), waited_s)
+                log = clock.since_row_s > config.log_every_s
+                save = clock.since_save_s > config.checkpoint_every_s and not checkpoints.busy
+                # A signal counts whoever got it, but only the first process's clock.
+                flags = processes.total([stop.requested, log and processes.main, save and processes.main])
+                stopped, log, save = (bool(flag) for flag in flags)
+                last = stopped or step + 1 == config.steps
+                if recipe.look and config.look_every and (step + 1) % config.look_every == 0:
+                    numbers |= _look(recipe.look, step + 1, model, average)
+                    log = True
+                if log or last or step == first:
+                    left_s = clock.elapsed_s / (step + 1 - first) * (config.steps - step - 1)
+                    row = numbers | {"grad_norm": norm, "lr": run.optimiser.lr * factor} | clock.row()
+                    journal.write(step + 1, row, numbers, left_s)
+                if save or last:
+                    journal.sync()
+                    checkpoints.save(step + 1, model, optimisers, average)
+                    clock.saved()
+                if stopped:
+                    checkpoints.wait()
+                    message = f"{recipe.name}: stopped and saved at step {step + 1}; the same command resumes"
+                    raise KeyboardInterrupt(message)
+            checkpoints.wait()
     if average:
         average.swap()
     model.eval()

@@ -70,6 +70,15 @@ def test_a_checkpoint_is_read_back(folder: Path) -> None:
     assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
+def test_one_run_at_a_time(folder: Path) -> None:
+    with Checkpoints(folder, connect(), IDENTITY):
+        with pytest.raises(CheckpointError, match=f"another process is training in {folder.parent}; wait for it"):
+            Checkpoints(folder, connect(), IDENTITY).__enter__()
+    with Checkpoints(folder, connect(), IDENTITY) as checkpoints:
+        state = State(0)
+        assert checkpoints.restore(state.model, state.optimisers, state.average) == 3
+
+
 def test_the_same_step_is_written_once(folder: Path) -> None:
     checkpoints = State(3).save(folder, 4)
     before = (folder / "step-000000004" / "manifest.json").stat().st_ino
