@@ -67,7 +67,7 @@ def train_image_tokenizer(
     """Train the built-in image tokenizer. The same command resumes a broken run.
 
     Args:
-        data: Captioned pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
+        data: Captioned pictures in any layout of docs/formats.md.
         out: Where the model, the state of its training and the prepared pictures go.
         preset: The run to start from; racm3/presets.py lists them.
         config: Settings of the run as .json or .toml instead; what it leaves out keeps its default.
@@ -93,7 +93,7 @@ def train_encoder(
     """Train a small CLIP, which retrieves. The same command resumes a broken run.
 
     Args:
-        data: Captioned pictures: a folder of them, metadata.jsonl, COCO captions, or WebDataset shards.
+        data: Captioned pictures in any layout of docs/formats.md.
         out: Where the model, the state of its training and the prepared pictures go.
         tokenizer: The tokenizer.json for its texts; without one, it is learnt from the captions.
         preset: The run to start from; racm3/presets.py lists them.
@@ -125,7 +125,7 @@ def train_generator(
     the data is made there too.
 
     Args:
-        data: Documents: a folder of pictures, metadata.jsonl, COCO captions, or WebDataset shards.
+        data: Documents in any layout of docs/formats.md.
         out: Where the model, the state of its training and the prepared data go, such as MODELS/generator.
         image_tokenizer: What turns pictures into codes: ours or a JanusVQVAE. By default MODELS/image-tokenizer.
         encoder: What retrieves: ours or a CLIP. By default MODELS/encoder; a run with retrieved_shares=[1] needs none.
