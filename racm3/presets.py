@@ -44,10 +44,11 @@ def scenes_vanilla() -> Runs:
 
 
 def pictures() -> Runs:
-    """Some hundred captioned pictures of your own, in about a quarter of an hour on two CPU cores.
+    """Some hundred captioned pictures of your own: about ten minutes on an idle core with native bfloat16.
 
     Everything goes on from the shipped models: after 75 steps the loss on documents held out was 2.1, and 4.4 from
-    nothing. The shipped codes are kept, and with them what the generator knows of copying: only the decoder learns.
+    nothing. The shipped codes are kept, and with them what the generator knows of copying: of the image tokenizer only
+    the decoder learns. From the 450th step on that loss hardly falls; the learning rate's decay still helps.
     """
     usual = scenes()
     return Runs(

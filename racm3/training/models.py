@@ -95,8 +95,7 @@ def make_memory(data: Path, out: Path, encoder: Path) -> None:
         return
     model, part = Encoder.from_pretrained(encoder), out.with_name(out.name + ".part")
     memory = Memory.open(part) if part.exists() else Memory.create(part, model.fingerprint, model.dimension)
-    known = frozenset(memory.ids)
-    remember(memory, model, (item for item in read(data) if item.id not in known))
+    remember(memory, model, read(data))
     part.rename(out)
     print(f"memory: wrote {len(memory)} documents to {out}", file=sys.stderr)
 
