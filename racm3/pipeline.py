@@ -428,7 +428,8 @@ class RACM3:
             return [[] for _ in documents]
         if len(memory) == 0:
             raise MemoryStoreError("the memory is empty; add documents to it, or use k=0 to generate without it")
-        return Retriever(memory, self.encoder).retrieve(documents, settings.k * settings.contexts)
+        queries = [looked_up_by(document) for document in documents]
+        return Retriever(memory, self.encoder).retrieve(queries, settings.k * settings.contexts)
 
     def _contexts(self, hits: Sequence[Hit], settings: Settings) -> list[list[TokenDocument]]:
         """The documents of every context; the best go to different ones, and none stays empty beside others."""
@@ -574,3 +575,10 @@ class RACM3:
             scores = self.encoder.embed_images(pictures) @ self.encoder.embed_texts([document.text])[0]
             return int(scores.argmax())
         return int(np.argmax([answer.log_probability / answer.steps for answer in answers]))
+
+
+def looked_up_by(document: Document) -> Document:
+    """The query of a request: the words alone where they say what the hidden region of a picture is to show, for what
+    is left to see there does not; else the whole document."""
+    hides = any(image.mask is not None for image in document.images)
+    return (document.only("text") if hides else None) or document

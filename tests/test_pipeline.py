@@ -29,7 +29,7 @@ from racm3.generator.decoding import Sampling
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
-from racm3.pipeline import RACM3, Answer, Completion, Settings
+from racm3.pipeline import RACM3, Answer, Completion, Settings, looked_up_by
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
 from racm3.tokens.documents import image_codes, token_documents
@@ -169,6 +169,17 @@ def test_outside_the_region_nothing_changes(model: RACM3, size: int, monkeypatch
     assert not changed.any()
     before = image_codes([hole], model.image)[0]
     assert np.delete(drawn[0], 6).tolist() == np.delete(before, 6).tolist()
+
+
+def test_a_hidden_region_is_looked_up_by_its_words(model: RACM3) -> None:
+    hole = masked(picture(5), slice(8, 16), slice(8, 16))
+    by_words, by_both = (
+        [hit.id for hit in model.complete([Document.of("a fox in the snow", part)], SETTINGS)[0].sources]
+        for part in (Hole("image"), hole)
+    )
+    assert by_both == by_words
+    assert looked_up_by(Document.of(hole)) == Document.of(hole)
+    assert looked_up_by(Document.of("a fox", picture(5))) == Document.of("a fox", picture(5))
 
 
 def test_a_picture_all_hidden_is_drawn_anew(model: RACM3) -> None:

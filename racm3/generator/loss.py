@@ -93,8 +93,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         h, w = hidden.to(dtype), projection.to(dtype)
         learn = any(ctx.needs_input_grad[:2])
+        sums = torch.promote_types(projection.dtype, torch.float32)  # sharded, the projection has 16 bits
         d_hidden = torch.empty_like(hidden) if learn else None
-        d_projection = torch.zeros_like(projection) if learn else None
+        d_projection = torch.zeros_like(projection, dtype=sums) if learn else None
         nll, log_z = shares.new_empty(len(h)), shares.new_empty(len(h))
         with torch.autocast(device, enabled=False):
             for start in range(0, len(h), chunk_tokens):
@@ -113,6 +114,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     d_hidden[part] = d_logits @ w
                     d_projection += d_logits.T @ h[part]
         ctx.save_for_backward(d_hidden, d_projection)
+        ctx.dtype = projection.dtype
         ctx.mark_non_differentiable(nll, log_z)
         return ((nll + z_loss * log_z.square()) * shares).sum(), nll, log_z
 
@@ -120,4 +122,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_projection = ctx.saved_tensors
-        return d_hidden.mul_(d_total), d_projection.mul_(d_total), None, None, None, None
+        return d_hidden.mul_(d_total), d_projection.mul_(d_total).to(ctx.dtype), None, None, None, None

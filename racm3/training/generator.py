@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -297,13 +297,15 @@ def train_generator(
     start: Generator | None = None,
     image: ImageTokenizer | None = None,
     made_of: Mapping[str, str] | None = None,
+    examine: Callable[[int, Generator], Mapping[str, float]] | None = None,
 ) -> Generator | None:
     """Train and save a generator folder: Qwen3 layout plus ``tokenizer.json`` and ``racm3.json``.
 
     ``code_vectors`` (codes, D) are the image tokenizer's own vectors of its codes: similar codes then start with
     similar embeddings, which rare codes profit from. ``start`` is a generator of this vocabulary to go on from.
-    Every ``run.loop.look_every`` steps ``image`` shows what the generator draws, in ``samples``. ``made_of``: hashes of
-    the models that made the data. Returns None in all processes but the first.
+    Every ``run.loop.look_every`` steps ``image`` shows what the generator draws, in ``samples``, and ``examine``
+    measures it after so many steps; its numbers go into the metrics. ``made_of``: hashes of the models that made the
+    data. Returns None in all processes but the first.
     Raises ConfigError if documents are held out and never looked at.
     """
     if run.validation_documents and not run.loop.look_every:
@@ -339,9 +341,10 @@ def train_generator(
         if image is not None:
             k, path = len(run.retrieved_shares) - 1, folder / "samples" / f"step-{step:09d}.png"
             draw_sheet(now, batches.data, markup, image, path, k)
-        if not run.validation_documents:
-            return {}
-        return {"validation": float(packed_loss(now, batches.validation(), vocabulary, 0.0)[0])}
+        seen = {} if examine is None else dict(examine(step, now))
+        if run.validation_documents:
+            seen["validation"] = float(packed_loss(now, batches.validation(), vocabulary, 0.0)[0])
+        return seen
 
     neighbours = [] if data.neighbours is None else [data.neighbours]
     recipe = Recipe(
@@ -350,7 +353,7 @@ def train_generator(
         loss,
         made_of={"data": fingerprint(data.ids, *neighbours)} | dict(made_of or {}),
         flops_per_token=generator.flops_per_token(round(batches.mean_tokens)),
-        look=look if image is not None or run.validation_documents else None,
+        look=look if image is not None or examine is not None or run.validation_documents else None,
     )
     fit(generator, recipe, run, folder)
     trained = whole(generator, lambda: Generator(generator.config))

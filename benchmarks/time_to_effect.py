@@ -1,0 +1,154 @@
+"""How long a generator trains from nothing until retrieval works, with and without what is claimed to speed it up.
+
+Retrieval works when the generator draws half as many novel entities right as the image tokenizer's ceiling allows: the
+true pictures of the same requests, through the tokenizer and back. One drawing a request, judged as in
+`racm3 evaluate scenes`. The built-in world, the shipped image tokenizer, encoder and judge; only the generator is new.
+
+    recipe          the `scenes` preset
+    alpha-0         no loss on the retrieved documents
+    adamw           AdamW for all weights, without Muon
+    no-renaming     codes and rare words keep their names
+
+What is precomputed is counted beside: the time that the recipe's steps would take longer if each step embedded and
+searched its own queries. Minutes are of training alone, compilation included, without set-up and looks; a variant that
+has not reached the goal when its steps are over has none. Every variant keeps its result, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from racm3.document import Document, Hole, Image
+from racm3.evaluation.scenes import Protocol, accuracy, pixels, through_tokenizer, world_memory
+from racm3.generator.model import Generator
+from racm3.memory.sources import read
+from racm3.pipeline import RACM3, SCENES
+from racm3.presets import preset
+from racm3.retriever.encoder import Encoder
+from racm3.retriever.retriever import Retriever
+from racm3.scenes.draw import draw
+from racm3.scenes.judges import Judge
+from racm3.scenes.world import World
+from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
+from racm3.tokens.markup import Markup
+from racm3.tokens.vocabulary import Vocabulary
+from racm3.training.data import learn_text, prepare
+from racm3.training.generator import GeneratorRun, train_generator
+
+
+class Reached(Exception):
+    """Half of the ceiling."""
+
+
+def variants(recipe: GeneratorRun) -> dict[str, GeneratorRun]:
+    return {
+        "recipe": recipe,
+        "alpha-0": replace(recipe, alpha=0.0),
+        "adamw": replace(recipe, optimiser=replace(recipe.optimiser, muon_lr=0.0)),
+        "no-renaming": replace(recipe, rename_share=0.0),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("out/time_to_effect"))
+    parser.add_argument("--world", type=Path, help="made by racm3 scenes make; made in --out if not given")
+    parser.add_argument("--variants", nargs="+", default=list(variants(GeneratorRun())))
+    parser.add_argument("--steps", type=int, default=preset("scenes").generator.loop.steps)
+    parser.add_argument("--look-every", type=int, default=100)
+    parser.add_argument("--pictures", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    world = given.world or given.out / "world"
+    if not world.exists():
+        World().write(world)
+    image = load_image_tokenizer(SCENES / "image-tokenizer")
+    assert isinstance(image, FSQImageTokenizer)
+    encoder, judge = Encoder.from_pretrained(SCENES / "encoder"), Judge.from_pretrained(SCENES / "judge")
+    recipe = preset("scenes").generator
+    recipe = replace(
+        recipe,
+        compile=given.compile,
+        loop=replace(recipe.loop, steps=given.steps, look_every=given.look_every, threads=given.threads),
+    )
+    prepared = given.out / "prepared"
+    text = learn_text(world / "train", recipe.text_ids, prepared)
+    markup = Markup(Vocabulary(text.size, image.codebook_size), image.grid[0] * image.grid[1])
+    data = prepare(world / "train", text, image, markup, encoder, prepared)
+    memory = world_memory(given.out / "memory", World(), encoder)
+    tests = [(scene, caption) for _, scene, caption in islice(World().scenes("test-novel"), given.pictures)]
+    scenes = [scene for scene, _ in tests]
+    truth = through_tokenizer([Image(draw(scene)) for scene in scenes], image)
+    ceiling = accuracy(judge.verdict(pixels(truth)), scenes)["entity"]
+    goal = ceiling / 2
+    print(f"ceiling {ceiling:.2f}: the goal is {goal:.2f} of {len(tests)} novel entities right, one drawing each")
+
+    def trained(name: str, run: GeneratorRun) -> dict[str, Any]:
+        result: dict[str, Any] = {"minutes": None, "steps": None, "accuracy": []}
+        folder = given.out / name
+        trained_s, since = 0.0, time.monotonic()
+
+        def examine(step: int, generator: Generator) -> Mapping[str, float]:
+            nonlocal trained_s, since
+            trained_s += time.monotonic() - since
+            model = RACM3(generator, text, image, markup, encoder, memory)
+            settings = replace(Protocol().drawing, samples=1)
+            done = model.complete([Document.of(caption, Hole("image")) for _, caption in tests], settings)
+            right = accuracy(judge.verdict(pixels([one.document.images[0] for one in done])), scenes)["entity"]
+            result["accuracy"].append([step, right, round(trained_s / 60, 2)])
+            print(f"{name}: step {step}  {trained_s / 60:.1f} min  {right:.2f} of novel entities right", flush=True)
+            if right >= goal:
+                result.update(minutes=round(trained_s / 60, 2), steps=step)
+                raise Reached
+            since = time.monotonic()
+            return {"novel_entity": right}
+
+        try:
+            vectors = image.fsq.values(image.fsq.digits_of(torch.arange(image.codebook_size)))
+            train_generator(data, text, markup, image.grid, run, folder, vectors, examine=examine)
+        except Reached:
+            pass
+        return result
+
+    results = {}
+    for name, run in variants(recipe).items():
+        file = given.out / f"{name}.json"
+        if name in given.variants and not file.exists():
+            file.write_text(json.dumps(trained(name, run)) + "\n", encoding="utf-8")
+        if file.exists():
+            results[name] = json.loads(file.read_text(encoding="utf-8"))
+
+    # What a search of its own would cost every step, in queries asked one step at a time.
+    per_step = round(recipe.tokens_per_step / 2 / float(sum(len(ids) for ids in data.ids) / len(data.ids)))
+    asked = [item.document.only("text") or item.document for item in islice(read(world / "train"), 4 * per_step)]
+    retriever = Retriever(memory, encoder)
+    started = time.monotonic()
+    for first in range(0, len(asked), per_step):
+        retriever.retrieve(asked[first : first + per_step], 2)
+    search_s = (time.monotonic() - started) / 4
+    for name, result in results.items():
+        print(f"{name:>14}  {result['minutes'] or 'not reached'} min  step {result['steps']}")
+    steps = results.get("recipe", {}).get("steps") or 0
+    line = {
+        "minutes": {name: result["minutes"] for name, result in results.items()},
+        "half_ceiling": goal,
+        "steps": {name: result["steps"] for name, result in results.items()},
+        "search_in_the_loop_minutes": round(steps * search_s / 60, 2),
+        "threads": given.threads,
+    }
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
