@@ -27,7 +27,7 @@ import numpy as np
 from racm3.errors import EncoderMismatchError, InputError, MemoryStoreError, unknown
 from racm3.memory.search import Exact, Indexed, Ranking, recall
 from racm3.memory.sources import Item
-from racm3.memory.store import DOCUMENT, UNREADABLE, About, Store, content_hash, item_of, metadata_json
+from racm3.memory.store import DOCUMENT, INDEX_FROM, UNREADABLE, About, Store, content_hash, item_of, metadata_json
 from racm3.memory.where import Facts, Where
 
 __all__ = ["Memory", "Ranking"]
@@ -336,11 +336,12 @@ class Memory:
     def index(self) -> float:
         """Make the index, or bring it up to date; its recall of the true 10 nearest, measured on a sample.
 
-        Raises MemoryStoreError for an empty memory.
+        Raises MemoryStoreError for a memory of fewer than ``INDEX_FROM`` documents.
         """
-        if not len(self):
+        if len(self) < INDEX_FROM:
             raise MemoryStoreError(
-                f"the memory {self.path} is empty: there is nothing to index yet; add documents first"
+                f"the memory {self.path} holds {len(self)} documents, and an index is made of {INDEX_FROM} or more; "
+                "so few are searched exactly in no time"
             )
         with self.writing():
             self._store.index()

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import time
 import zlib
@@ -51,6 +52,10 @@ SMALL_FRAGMENTS = 100
 VERSIONS = 256
 """After so many versions the old ones are deleted (ours: each lists all fragments, so keeping all is quadratic)."""
 INDEX = "nearest"
+INDEX_FROM = 256
+"""Documents that Lance needs to learn the codes of an index."""
+NUMBERS_A_CODE, LEAST_CODES = 8, 16
+"""Numbers of a vector that become one byte in the index, and the least of them (ours, see `search.REFINED`)."""
 IDS_AT_ONCE = 10_000
 """Ids looked for in one scan (ours)."""
 DOCUMENT = ["id", "parts", "images", "metadata", "origin"]
@@ -370,13 +375,22 @@ class Store:
         return self.table.stats.index_stats(INDEX)["num_indexed_rows"]
 
     def index(self) -> None:
-        """Index the vectors and the ids, or bring both indices up to date."""
+        """Index the vectors and the ids, or bring both indices up to date; a memory twice as large gets new ones."""
         with self.writing():
-            if self.indexed() is not None:
+            indexed, rows, about = self.indexed(), self.table.count_rows(), self.about
+            if indexed is not None and 2 * indexed > rows:
                 self.table.optimize.optimize_indices()
             else:
-                column = self.about.column
-                self.table.create_index(column, "IVF_HNSW_SQ", name=INDEX, metric="dot", replace=True)
+                codes = max(about.dimension // NUMBERS_A_CODE, LEAST_CODES)
+                self.table.create_index(
+                    about.column,
+                    "IVF_PQ",
+                    name=INDEX,
+                    metric="dot",
+                    replace=True,
+                    num_partitions=math.isqrt(rows),
+                    num_sub_vectors=max(n for n in range(1, codes + 1) if about.dimension % n == 0),
+                )
                 self.table.create_scalar_index("id", "BTREE", name="ids", replace=True)
             self._flush_indices()
             _flush_version(self.path, self.table.version)

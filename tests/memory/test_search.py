@@ -113,7 +113,7 @@ def test_an_index_that_is_not_there_is_not_asked(tmp_path: Path) -> None:
     memory = Memory.create(tmp_path / "m", "e", D)
     with pytest.raises(MemoryStoreError, match="has no index; make one with `racm3 memory index`"):
         Memory.open(memory.path, search="index")
-    with pytest.raises(MemoryStoreError, match="is empty: there is nothing to index"):
+    with pytest.raises(MemoryStoreError, match="holds 0 documents, and an index is made of 256"):
         memory.index()
     with pytest.raises(InputError, match="unknown search 'hnsw'"):
         Memory.open(memory.path, search="hnsw")  # type: ignore[arg-type]
@@ -135,8 +135,10 @@ def test_the_strategy_is_the_same_on_either(
     from tests.retriever.test_retriever import DOCUMENTS, QUERIES
 
     memory = Memory.create(tmp_path / "m", encoder.fingerprint, encoder.dimension)
-    stored = [Item(f"d{i}", document, {"i": i}, "") for i, document in enumerate(DOCUMENTS)]
-    memory.add(stored, encoder.embed(DOCUMENTS))
+    documents = [*DOCUMENTS, *(Document.of(f"a castle, {i} of them", *DOCUMENTS[3 * i].images) for i in range(40))]
+    documents += [Document.of(f"number {i}") for i in range(100)]
+    stored = [Item(f"d{i}", document, {"i": i}, "") for i, document in enumerate(documents)]
+    memory.add(stored, encoder.embed(documents))
     memory.index()
     found = [
         [
@@ -157,4 +159,4 @@ def test_the_strategy_is_the_same_on_either(
     for item_id, _, document in found[0]:
         assert item_id not in ("d9", "d21")
         if modality:
-            assert document == DOCUMENTS[int(item_id[1:])].only(modality)  # type: ignore[arg-type]
+            assert document == documents[int(item_id[1:])].only(modality)  # type: ignore[arg-type]
