@@ -54,7 +54,7 @@ VERSIONS = 256
 INDEX = "nearest"
 INDEX_FROM = 256
 """Documents that Lance needs to learn the codes of an index."""
-NUMBERS_A_CODE, LEAST_CODES = 8, 16
+NUMBERS_A_CODE, LEAST_CODES = 4, 16
 """Numbers of a vector that become one byte in the index, and the least of them (ours, see `search.REFINED`)."""
 IDS_AT_ONCE = 10_000
 """Ids looked for in one scan (ours)."""
