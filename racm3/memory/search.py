@@ -127,7 +127,8 @@ class Indexed:
         column = self._store.about.column
         refine = max(4, -(-REFINED // k))
         nearest = {"column": column, "q": query, "k": k, "nprobes": PROBES, "refine_factor": refine}
-        found = self._store.table.to_table(columns=["id", column], nearest=nearest, with_row_address=True)
+        # Scores are made of the vectors; Lance warns, search after search, where its own distance is not asked for.
+        found = self._store.table.to_table(columns=["id", column, "_distance"], nearest=nearest, with_row_address=True)
         vectors = _matrix(found[column])
         addresses, scores = found["_rowaddr"].to_numpy().astype(np.int64), vectors @ query
         return Ranking(addresses, found["id"].to_pylist(), scores, vectors).at(np.lexsort((addresses, -scores)))

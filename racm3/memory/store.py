@@ -370,9 +370,7 @@ class Store:
 
     def indexed(self) -> int | None:
         """How many rows the index of the vectors holds, or held before some were removed; None if there is none."""
-        if INDEX not in {index.name for index in self.table.describe_indices()}:
-            return None
-        return self.table.stats.index_stats(INDEX)["num_indexed_rows"]
+        return next((index.num_rows_indexed for index in self.table.describe_indices() if index.name == INDEX), None)
 
     def index(self) -> None:
         """Index the vectors and the ids, or bring both indices up to date; a memory twice as large gets new ones."""
