@@ -54,7 +54,7 @@ VERSIONS = 256
 INDEX = "nearest"
 INDEX_FROM = 256
 """Documents that Lance needs to learn the codes of an index."""
-NUMBERS_A_CODE, LEAST_CODES = 8, 16
+NUMBERS_A_CODE, LEAST_CODES = 4, 16
 """Numbers of a vector that become one byte in the index, and the least of them (ours, see `search.REFINED`)."""
 IDS_AT_ONCE = 10_000
 """Ids looked for in one scan (ours)."""
@@ -370,9 +370,7 @@ class Store:
 
     def indexed(self) -> int | None:
         """How many rows the index of the vectors holds, or held before some were removed; None if there is none."""
-        if INDEX not in {index.name for index in self.table.describe_indices()}:
-            return None
-        return self.table.stats.index_stats(INDEX)["num_indexed_rows"]
+        return next((index.num_rows_indexed for index in self.table.describe_indices() if index.name == INDEX), None)
 
     def index(self) -> None:
         """Index the vectors and the ids, or bring both indices up to date; a memory twice as large gets new ones."""

@@ -59,6 +59,11 @@ def test_the_index_finds_nearly_what_exact_search_finds(indexed: Path) -> None:
     assert exact.get([f"d{row}" for row in rows]) == by_index.get([f"d{row}" for row in rows]) == items(rows)
 
 
+def test_searches_are_silent(indexed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Memory.open(indexed, search="index").search(QUERIES, 10)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_long_ranking_is_exact(indexed: Path) -> None:
     exact, by_index = Memory.open(indexed, search="exact"), Memory.open(indexed, search="index")
     for true, found in zip(exact.search(QUERIES, 300), by_index.search(QUERIES, 300), strict=True):
