@@ -50,17 +50,23 @@ class MaskingConfig:
 
     ``minimum`` 1 is the CM3 paper, 0 the authors' later code (36.8 % of sequences stay causal). A share of documents
     is masked instead as the tasks will ask: one whole text (captioning), or a rectangle of a picture (infilling).
-    Those shares are ours: at a few million training tokens, uniform spans almost never hide exactly a caption.
+    Those shares are ours: at a few million training tokens, uniform spans almost never hide exactly a caption. Of the
+    rectangles half lie around what the retrieved documents show too, the rest anywhere; and ``wordless_share`` of
+    these pictures stand without their words, as in editing.
     """
 
     minimum: Literal[0, 1] = 0
-    whole_text_share: float = 0.2
-    region_share: float = 0.2
+    whole_text_share: float = 0.25
+    region_share: float = 0.25
+    wordless_share: float = 0.3
 
     def __post_init__(self) -> None:
         shares = (self.whole_text_share, self.region_share)
-        if self.minimum not in (0, 1) or min(shares) < 0 or sum(shares) > 1:
-            raise ConfigError(f"masking: minimum is 0 or 1, shares are >= 0 and sum to at most 1; given {self}")
+        if self.minimum not in (0, 1) or min(shares) < 0 or sum(shares) > 1 or not 0 <= self.wordless_share <= 1:
+            raise ConfigError(
+                "masking: minimum is 0 or 1, whole_text_share and region_share are >= 0 and sum to at most 1, "
+                f"wordless_share is between 0 and 1; given {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -153,8 +159,8 @@ class Batches:
         sample = data.ids[:: -(-len(data.ids) // SAMPLE)]
         held = np.bincount(np.concatenate([np.unique(ids) for ids in sample]), minlength=markup.vocabulary.size)
         every = np.arange(markup.vocabulary.size)
-        rare_text = markup.vocabulary.is_text(every) & (held < RARE * len(sample))
-        self.renamable = rare_text | markup.vocabulary.is_image(every)  # (V,)
+        self.rare = held < RARE * len(sample)  # (V,)
+        self.renamable = (markup.vocabulary.is_text(every) & self.rare) | markup.vocabulary.is_image(every)  # (V,)
         shares = np.array(run.retrieved_shares, dtype=float)
         self.share_edges = (shares.cumsum() / shares.sum())[:-1]
         documents = 1 + (np.arange(len(shares)) * shares).sum() / shares.sum()  # of a sequence, on average
@@ -212,13 +218,13 @@ class Batches:
             draws = self.data.neighbours[row, 0 if by_text else 1 :: 2]  # (R / 2, K)
             chosen = draws[rng.integers(len(draws))][:k]
             retrieved = [self.data.ids[other] for other in chosen if other >= 0 and other not in self.data.held_out]
-        main = self.data.ids[row]
         alpha = self.run.alpha
+        main, spans = self.hidden(self.data.ids[row], retrieved, rng)
         if retrieved and rng.random() < self.run.rename_share:
             *retrieved, main = self.renamed([*retrieved, main], rng)
             alpha = 0.0  # new names are chance: there is nothing to learn in predicting them the first time
         before = sum(len(document) for document in retrieved)
-        spans = [(start + before, end + before) for start, end in self.spans(main, rng)]
+        spans = [(start + before, end + before) for start, end in spans]
         ids = mask(np.concatenate([*retrieved, main]), spans, self.markup.vocabulary)
         weights = prediction_weights(ids, self.markup.vocabulary)
         weights[:before] *= alpha
@@ -238,22 +244,45 @@ class Batches:
             names[old] = first + rng.choice(size, len(old), replace=False)
         return [names[document].astype(document.dtype) for document in documents]
 
-    def spans(self, main: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
-        """Which spans of the main document are hidden."""
+    def hidden(
+        self, main: np.ndarray, retrieved: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """The main document, with its words or without, and which spans of it are hidden."""
         vocabulary, masking = self.markup.vocabulary, self.run.masking
         dice = rng.random()
         if dice < masking.whole_text_share:
             texts = part_spans(main, vocabulary, "text")
             if texts:
-                return [texts[rng.integers(len(texts))]]
-        elif dice < masking.whole_text_share + masking.region_share:
-            starts = np.flatnonzero(main == vocabulary.image) + 1
-            if len(starts):
-                rows, columns = self.grid
-                height, width = draw_side(rng, rows, MAX_MASKS), draw_side(rng, columns, columns)
-                top, left = int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1))
-                return region_spans(int(rng.choice(starts)), self.grid, top, left, height, width)
-        return draw_spans(rng, [(1, len(main) - 1)], draw_count(rng, masking.minimum))
+                return main, [texts[rng.integers(len(texts))]]
+        elif dice < masking.whole_text_share + masking.region_share and (main == vocabulary.image).any():
+            if rng.random() < masking.wordless_share:
+                main = without_words(main, vocabulary)
+            start = int(rng.choice(np.flatnonzero(main == vocabulary.image))) + 1
+            return main, region_spans(start, self.grid, *self.rectangle(main[start:], retrieved, rng))
+        return main, draw_spans(rng, [(1, len(main) - 1)], draw_count(rng, masking.minimum))
+
+    def rectangle(
+        self, codes: np.ndarray, retrieved: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a region of the picture that ``codes`` begin with.
+
+        Half of the time it lies around the rare codes that ``retrieved`` documents have too, if there are any.
+        """
+        rows, columns = self.grid
+        if rng.random() < 0.5 and retrieved:
+            shown = codes[: rows * columns].reshape(rows, columns)
+            shared = np.isin(shown, np.concatenate(retrieved)) & self.rare[shown]
+            if shared.any():
+                tops, lefts = (np.flatnonzero(shared.any(axis)).tolist() for axis in (1, 0))
+                height, width = tops[-1] - tops[0] + 1, lefts[-1] - lefts[0] + 1
+                return tops[0], lefts[0], min(height, MAX_MASKS), width
+        height, width = draw_side(rng, rows, MAX_MASKS), draw_side(rng, columns, columns)
+        return int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1)), height, width
+
+
+def without_words(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """A document's pictures alone."""
+    return ids[~(vocabulary.is_text(ids) | (ids == vocabulary.text))]
 
 
 def draw_side(rng: np.random.Generator, codes: int, most: int) -> int:

@@ -65,6 +65,11 @@ def batches(run: GeneratorRun = RUN, **kwargs: int) -> Batches:
     return Batches(dataset(**kwargs), MARKUP, GRID, run)
 
 
+def documents(ids: np.ndarray) -> list[np.ndarray]:
+    """A sequence, unmasked, cut behind every </doc>."""
+    return np.split(ids, np.flatnonzero(ids == V.end)[:-1] + 1)
+
+
 # Sequences
 
 
@@ -129,18 +134,18 @@ def test_more_parts_than_sequences() -> None:
 
 @given(st.integers(0, ROWS - 1), st.integers(0, 2), st.integers(0, 2**32 - 1), st.sampled_from([0, 1]))
 def test_a_sequence_is_its_retrieved_documents_and_the_masked_main_one(row: int, k: int, seed: int, least: int) -> None:
-    run = replace(RUN, masking=MaskingConfig(minimum=least))  # type: ignore[arg-type]
+    run = replace(RUN, masking=MaskingConfig(minimum=least, wordless_share=0))  # type: ignore[arg-type]
     data = dataset()
     ids, weights = Batches(data, MARKUP, GRID, run).sequence(row, k, np.random.default_rng(seed))
     original, spans = unmask(ids, V)
-    documents = np.split(original, np.flatnonzero(original == V.end)[:-1] + 1)
-    names = [int(document[2]) - V.text_start for document in documents]
+    found = documents(original)
+    names = [int(document[2]) - V.text_start for document in found]
     assert names[-1] == row
     assert len(names) == k + 1
     assert row not in names[:-1]
-    for name, document in zip(names, documents, strict=True):
+    for name, document in zip(names, found, strict=True):
         assert np.array_equal(document, data.ids[name])
-    before = sum(len(document) for document in documents[:-1])
+    before = sum(len(document) for document in found[:-1])
     assert all(before < start < end < len(original) for start, end in spans)  # never in a retrieved document
     assert len(spans) >= least
     assert weights[:before].tolist() == [np.float32(RUN.alpha)] * before
@@ -192,6 +197,11 @@ def test_what_is_renamed_is_not_to_be_predicted_before_the_main_document() -> No
     assert weights[main_start:].any()
 
 
+def parts(ids: np.ndarray) -> tuple[list[int], list[int]]:
+    """The text ids and the image codes of a document."""
+    return ids[V.is_text(ids)].tolist(), (ids[V.is_image(ids)] - V.image_start).tolist()
+
+
 def test_documents_with_few_neighbours_have_shorter_prompts() -> None:
     data = dataset(count=2)
     alone = TrainingSet(data.ids, np.array([[[1, -1], [1, -1]], [[-1, -1], [-1, -1]]]))
@@ -217,12 +227,13 @@ def test_the_number_of_retrieved_documents_is_drawn_by_sequences(shares: tuple[f
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 7), (2, 2), (3, 2), (4, 4), (8, 8), (24, 24), (70, 3)])
 def test_regions_fit_every_grid(grid: tuple[int, int]) -> None:
-    run = replace(RUN, masking=MaskingConfig(whole_text_share=0, region_share=1))
+    run = replace(RUN, masking=MaskingConfig(whole_text_share=0, region_share=1, wordless_share=0))
     data = dataset(count=1, grid=grid)
     sampler = Batches(data, Markup(V, grid[0] * grid[1]), grid, run)
     start = int(np.flatnonzero(data.ids[0] == V.image)[0]) + 1
     for seed in range(30):
-        spans = sampler.spans(data.ids[0], np.random.default_rng(seed))
+        main, spans = sampler.hidden(data.ids[0], [], np.random.default_rng(seed))
+        assert main is data.ids[0]
         places = [divmod(position - start, grid[1]) for low, high in spans for position in range(low, high)]
         rows, columns = {row for row, _ in places}, {column for _, column in places}
         assert 1 <= len(spans) == len(rows) <= MAX_MASKS
@@ -241,13 +252,39 @@ def test_a_side_is_a_quarter_to_three_quarters() -> None:
 def test_a_whole_text_is_masked_as_captioning_asks() -> None:
     sampler = batches(replace(RUN, masking=MaskingConfig(whole_text_share=1, region_share=0)))
     main = sampler.data.ids[2]
-    assert sampler.spans(main, np.random.default_rng(0)) == part_spans(main, V, "text")
+    assert sampler.hidden(main, [], np.random.default_rng(0)) == (main, part_spans(main, V, "text"))
+
+
+def test_a_region_may_stand_without_its_words() -> None:
+    sampler = batches(replace(RUN, masking=MaskingConfig(whole_text_share=0, region_share=1, wordless_share=1)))
+    main, spans = sampler.hidden(sampler.data.ids[2], [], np.random.default_rng(0))
+    assert parts(main) == ([], parts(sampler.data.ids[2])[1])
+    assert main.tolist()[:2] == [V.doc, V.image]
+    assert all(V.is_image(main[start:end]).all() for start, end in spans)
+
+
+def test_half_of_the_regions_lie_around_what_was_retrieved() -> None:
+    rng, side = np.random.default_rng(0), 4
+    v = Vocabulary(TEXT.size, 1000)
+    common, own = [0] * 16, [0] * 16
+    own[5], own[10] = 7, 8  # row 1, column 1 and row 2, column 2
+    documents = [
+        np.array(Markup(v, 16).to_ids((TextIds((row,)), ImageCodes(tuple(codes)))), np.int32)
+        for row, codes in enumerate([own, *[common] * 40])
+    ]
+    sampler = Batches(TrainingSet(documents, None), Markup(v, 16), (side, side), replace(RUN, retrieved_shares=(1.0,)))
+    codes = documents[0][np.flatnonzero(documents[0] == v.image)[0] + 1 :]
+    found = Counter(sampler.rectangle(codes, [documents[0]], rng) for _ in range(400))
+    assert found[1, 1, 2, 2] / 400 == pytest.approx(0.5 + 0.5 * 0.25 / 9, abs=0.1)
+    unrelated = Counter(sampler.rectangle(codes, [documents[1]], rng) for _ in range(400))
+    assert unrelated[1, 1, 2, 2] / 400 < 0.2  # the common code says nothing
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: MaskingConfig(minimum=2), "minimum is 0 or 1"),  # type: ignore[arg-type]
+        (lambda: MaskingConfig(wordless_share=1.1), "wordless_share is between 0 and 1"),
         (lambda: MaskingConfig(whole_text_share=0.6, region_share=0.6), "sum to at most 1"),
         (lambda: replace(RUN, alpha=-1), "alpha >= 0"),
         (lambda: replace(RUN, rename_share=1.5), "rename_share is between 0 and 1"),
