@@ -29,7 +29,7 @@ from racm3.document import Document, Hole, Image, Part, Text, is_open, modality_
 from racm3.errors import CheckpointError, ConfigError, DocumentError, InputError, MemoryStoreError
 from racm3.generator.decoding import Sampling
 from racm3.generator.engine import Completion as EngineCompletion
-from racm3.generator.engine import Context, Engine, Job
+from racm3.generator.engine import Context, Engine, Job, Request
 from racm3.generator.model import Generator
 from racm3.generator.prompt import HiddenCodes, HiddenText, OpenPart, Prompt, answer_constraint, build_prompt
 from racm3.memory.memory import Memory
@@ -142,6 +142,16 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """One document to complete. ``retrieved``: the documents to read, instead of those that the memory finds."""
+
+    document: Document
+    settings: Settings
+    seed: int
+    retrieved: Sequence[Document] | None = None
+
+
+@dataclass(frozen=True)
 class Partial:
     """How far a part of a document is: a text so far, or a picture whose codes still to come are grey. The last one
     of a stream has the ``completion``."""
@@ -152,13 +162,14 @@ class Partial:
 
 
 @dataclass
-class _Draft:
+class Draft:
     """A document on its way: ``document`` with what is filled so far, ``parts`` the same as ids and codes."""
 
     document: Document
     parts: list[OpenPart]
     sources: list[Hit]
     contexts: list[list[TokenDocument]]
+    settings: Settings
     seed: int
     answers: list[Answer] = field(default_factory=list)
 
@@ -242,13 +253,22 @@ class RACM3:
         its result does not depend on the others.
         Raises DocumentError if a document has no hole, PromptTooLongError if it does not fit the context.
         """
-        drafts = self._drafts(documents, settings, memory, retrieved)
+        if retrieved is not None and len(retrieved) != len(documents):
+            raise DocumentError(
+                f"{len(documents)} documents, but {len(retrieved)} lists of retrieved ones; give one a document"
+            )
+        given = [None] * len(documents) if retrieved is None else retrieved
+        asked = [
+            Asked(document, settings, settings.seed + number, own)
+            for number, (document, own) in enumerate(zip(documents, given, strict=True))
+        ]
+        drafts = self.begin(asked, memory)
         while unfinished := [draft for draft in drafts if draft.document.holes]:
-            asked = [self._jobs(draft, settings) for draft in unfinished]
-            results = iter(self.engine.run([job for _, jobs in asked for job in jobs], on_step=on_step))
-            for draft, (prompts, jobs) in zip(unfinished, asked, strict=True):
+            work = [self._jobs(draft) for draft in unfinished]
+            results = iter(self.engine.run([job for _, jobs in work for job in jobs], on_step=on_step))
+            for draft, (prompts, jobs) in zip(unfinished, work, strict=True):
                 self._accept(draft, prompts, [next(results) for _ in jobs])
-        return [self._completion(draft, settings) for draft in drafts]
+        return [self._completion(draft) for draft in drafts]
 
     def stream(
         self,
@@ -265,22 +285,50 @@ class RACM3:
         """
         if settings.samples != 1:
             raise ConfigError(f"a stream shows one sample, but samples is {settings.samples}; give 1, or use complete")
-        (draft,) = self._drafts([document], settings, memory, None if retrieved is None else [retrieved])
+        (draft,) = self.begin([Asked(document, settings, settings.seed, retrieved)], memory)
+        for partial in self.go_on(draft):
+            if partial is None:
+                self.engine.step()
+            else:
+                yield partial
+
+    def begin(self, asked: Sequence[Asked], memory: Memory | None = None) -> list[Draft]:
+        """Look up what is asked, all together; ``go_on`` does the rest. ``memory`` and errors are as in ``complete``."""
+        for number, one in enumerate(asked):
+            if not one.document.holes:
+                raise DocumentError(f"document {number} has no hole; give it a Hole, or a part that is partly hidden")
+        opened = [self._open_parts(one.document) for one in asked]
+        sources = self._sources(asked, self.memory if memory is None else memory)
+        return [
+            Draft(one.document, parts, hits, self._contexts(hits, one.settings), one.settings, one.seed)
+            for one, parts, hits in zip(asked, opened, sources, strict=True)
+        ]
+
+    def go_on(self, draft: Draft, show: bool = True) -> Iterator[Partial | None]:
+        """``stream`` for whoever steps the engine, for many drafts at once: after a None it is to make a step.
+
+        Without ``show``, and where there are several samples, the completion alone comes. Closing the iterator cancels.
+        """
         while draft.document.holes:
-            prompts, (job,) = self._jobs(draft, settings)
-            request, shown = self.engine.submit(job), 0
+            prompts, jobs = self._jobs(draft)
+            requests: list[Request] = []
+            shown = 0
             try:
-                while not request.done:
-                    self.engine.step()
-                    answer = Answer(prompts, request.completion.spans, 0.0, 0)
+                requests += [self.engine.submit(job) for job in jobs]
+                while not all(request.done for request in requests):
+                    yield None
+                    if not show or len(requests) > 1:
+                        continue
+                    answer = Answer(prompts, requests[0].completion.spans, 0.0, 0)
                     now = self._shown(answer)
                     if now > shown:
                         shown = now
                         yield Partial(answer.part, self._content(draft, answer))
             finally:
-                request.cancel()
-            self._accept(draft, prompts, [request.completion])
-        done = self._completion(draft, settings)
+                for request in requests:
+                    request.cancel()
+            self._accept(draft, prompts, [request.completion for request in requests])
+        done = self._completion(draft)
         part = done.answers[-1].part
         yield Partial(part, done.document.parts[part], done)
 
@@ -410,26 +458,22 @@ class RACM3:
 
     # The steps of complete ------------------------------------------------------------------------------------------
 
-    def _sources(
-        self,
-        documents: Sequence[Document],
-        settings: Settings,
-        memory: Memory | None,
-        retrieved: Sequence[Sequence[Document]] | None,
-    ) -> list[list[Hit]]:
-        if retrieved is not None:
-            if len(retrieved) != len(documents):
-                raise DocumentError(
-                    f"{len(documents)} documents, but {len(retrieved)} lists of retrieved ones; give one a document"
-                )
-            return [[Hit(f"given-{i}", 1.0, d, {}, "given by hand") for i, d in enumerate(ds)] for ds in retrieved]
-        memory = self.memory if memory is None else memory
-        if memory is None or settings.k == 0:
-            return [[] for _ in documents]
+    def _sources(self, asked: Sequence[Asked], memory: Memory | None) -> list[list[Hit]]:
+        sources = [
+            [Hit(f"given-{i}", 1.0, document, {}, "given by hand") for i, document in enumerate(one.retrieved or ())]
+            for one in asked
+        ]
+        looking = [i for i, one in enumerate(asked) if one.retrieved is None and one.settings.k]
+        if memory is None or not looking:
+            return sources
         if len(memory) == 0:
             raise MemoryStoreError("the memory is empty; add documents to it, or use k=0 to generate without it")
-        queries = [looked_up_by(document) for document in documents]
-        return Retriever(memory, self.encoder).retrieve(queries, settings.k * settings.contexts)
+        wanted = [asked[i].settings.k * asked[i].settings.contexts for i in looking]
+        queries = [looked_up_by(asked[i].document) for i in looking]
+        found = Retriever(memory, self.encoder).retrieve(queries, max(wanted))
+        for i, count, hits in zip(looking, wanted, found, strict=True):
+            sources[i] = hits[:count]
+        return sources
 
     def _contexts(self, hits: Sequence[Hit], settings: Settings) -> list[list[TokenDocument]]:
         """The documents of every context; the best go to different ones, and none stays empty beside others."""
@@ -464,25 +508,9 @@ class RACM3:
         cells = mask.reshape(rows, mask.shape[0] // rows, columns, mask.shape[1] // columns).any(axis=(1, 3))
         return tuple(bool(flag) for flag in cells.flatten())
 
-    def _drafts(
-        self,
-        documents: Sequence[Document],
-        settings: Settings,
-        memory: Memory | None,
-        retrieved: Sequence[Sequence[Document]] | None,
-    ) -> list[_Draft]:
-        for number, document in enumerate(documents):
-            if not document.holes:
-                raise DocumentError(f"document {number} has no hole; give it a Hole, or a part that is partly hidden")
-        opened = [self._open_parts(document) for document in documents]
-        sources = self._sources(documents, settings, memory, retrieved)
-        return [
-            _Draft(document, parts, hits, self._contexts(hits, settings), settings.seed + number)
-            for number, (document, parts, hits) in enumerate(zip(documents, opened, sources, strict=True))
-        ]
-
-    def _jobs(self, draft: _Draft, settings: Settings) -> tuple[tuple[Prompt, ...], list[Job]]:
+    def _jobs(self, draft: Draft) -> tuple[tuple[Prompt, ...], list[Job]]:
         """What to ask the engine for the first open part of a draft: the prompt of each context, a job a sample."""
+        settings = draft.settings
         prompts = tuple(
             build_prompt(context, draft.parts, self.markup, settings.max_text_tokens) for context in draft.contexts
         )
@@ -496,7 +524,7 @@ class RACM3:
             Job(first.prompt, constraint, sampling, seed, first.unconditional, tuple(others)) for seed in seeds
         ]
 
-    def _accept(self, draft: _Draft, prompts: tuple[Prompt, ...], results: Sequence[EngineCompletion]) -> None:
+    def _accept(self, draft: Draft, prompts: tuple[Prompt, ...], results: Sequence[EngineCompletion]) -> None:
         """Fill the first open part of a draft with the best of the results."""
         answers = [Answer(prompts, result.spans, result.log_probability, result.steps) for result in results]
         parts = [self._filled(draft, answer) for answer in answers]
@@ -506,10 +534,10 @@ class RACM3:
         draft.document = draft.document.filled({number: answered})
         draft.answers.append(answers[best])
 
-    def _completion(self, draft: _Draft, settings: Settings) -> Completion:
-        return Completion(draft.document, tuple(draft.sources), settings, draft.seed, tuple(draft.answers), self)
+    def _completion(self, draft: Draft) -> Completion:
+        return Completion(draft.document, tuple(draft.sources), draft.settings, draft.seed, tuple(draft.answers), self)
 
-    def _filled(self, draft: _Draft, answer: Answer) -> tuple[Part, TextIds | ImageCodes]:
+    def _filled(self, draft: Draft, answer: Answer) -> tuple[Part, TextIds | ImageCodes]:
         """The part that was asked for, complete, and the same as ids or codes."""
         given = draft.parts[answer.part]
         if answer.is_text:
@@ -518,7 +546,7 @@ class RACM3:
             return self._content(draft, answer), TextIds((*before, *ids, *after))
         return self._content(draft, answer), ImageCodes(tuple(self._codes(draft, answer).tolist()))
 
-    def _content(self, draft: _Draft, answer: Answer) -> Part:
+    def _content(self, draft: Draft, answer: Answer) -> Part:
         """The part that was asked for, as far as it is generated; codes still to come are grey."""
         v, part = self.markup.vocabulary, draft.document.parts[answer.part]
         if answer.is_text:
@@ -532,7 +560,7 @@ class RACM3:
             picture = np.where(self._cells(missing)[..., None], np.uint8(GREY), picture)
         return Image(picture)
 
-    def _codes(self, draft: _Draft, answer: Answer) -> np.ndarray:
+    def _codes(self, draft: Draft, answer: Answer) -> np.ndarray:
         """(N,) codes of the picture that was asked for, as far as they are generated."""
         given = draft.parts[answer.part]
         codes = np.array(given.codes if isinstance(given, HiddenCodes) else [0] * self.markup.codes_per_image)
