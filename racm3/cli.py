@@ -815,6 +815,7 @@ def classify(
     picture: Picture,
     *,
     example: Annotated[tuple[str, ...], arg(metavar="LABEL=PICTURE ...")],
+    by: Literal["picture", "label"] = "picture",
     models: str = "scenes",
 ) -> None:
     """Tell which of some labels a picture has, from an example or more of each, and print how probable each is.
@@ -822,6 +823,7 @@ def classify(
     Args:
         picture: A picture of any size: the middle square of it is looked at.
         example: Pictures with their labels, any words; equally many of each label.
+        by: What is predicted: the picture behind an example of each label, or the label behind examples of two.
         models: A folder with image-tokenizer, encoder and generator, or scenes, the shipped one.
     """
     from racm3.document import Image
@@ -833,7 +835,7 @@ def classify(
         if not label.strip():
             raise InputError(f"the example {one!r} has no label; give LABEL=PICTURE, such as fox=out/fox.png")
         shown.setdefault(label, []).append(Image.open(path))
-    (found,) = RACM3.from_pretrained(models).classify([Image.open(picture)], shown)
+    (found,) = RACM3.from_pretrained(models).classify([Image.open(picture)], shown, by)
     for label, probability in found.items():
         print(f"{probability:.3f}  {label}")
 

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import PIL.Image
 import torch
 
 from racm3.attribution import Attribution, attribute, overlay
+from racm3.classification import By, compare
 from racm3.document import Document, Hole, Image, Part, Text, is_open, modality_of
 from racm3.errors import CheckpointError, ConfigError, DocumentError, InputError, MemoryStoreError
 from racm3.generator.decoding import Sampling
@@ -293,7 +293,7 @@ class RACM3:
                 yield partial
 
     def begin(self, asked: Sequence[Asked], memory: Memory | None = None) -> list[Draft]:
-        """Look up what is asked, all together; ``go_on`` does the rest. ``memory`` and errors are as in ``complete``."""
+        """Look up what is asked, all together; ``go_on`` does the rest. ``memory``, errors: as in ``complete``."""
         for number, one in enumerate(asked):
             if not one.document.holes:
                 raise DocumentError(f"document {number} has no hole; give it a Hole, or a part that is partly hidden")
@@ -364,49 +364,33 @@ class RACM3:
         shown = control if isinstance(control, Document) else Document.of(control)
         return self.infill(image, text, settings, retrieved=[[shown]], **given)
 
-    def classify(self, images: Sequence[Image], examples: Mapping[str, Sequence[Image]]) -> list[dict[str, float]]:
+    def classify(
+        self, images: Sequence[Image], examples: Mapping[str, Sequence[Image]], by: By = "picture"
+    ) -> list[dict[str, float]]:
         """How probable each label is for each picture, the most probable first, from examples of every label.
 
         One example each is one-shot classification; of more, the predictions are averaged. Labels may be any words.
+        ``by``: what is predicted, the picture behind each label's example, or the label behind examples of two, as in
+        the talk: see racm3/classification.py.
         Raises InputError if there are fewer than two labels, or not equally many examples of each.
         """
-        means = self.compare(images, examples).mean(1).tolist()
+        means = self.compare(images, examples, by).mean(1).tolist()
         labelled = [zip(examples, row, strict=True) for row in means]
         return [dict(sorted(own, key=lambda item: -item[1])) for own in labelled]
 
-    def compare(self, images: Sequence[Image], examples: Mapping[str, Sequence[Image]]) -> np.ndarray:
-        """The same for each shot by itself: (images, shots, labels), sums of 1 over the labels.
-
-        A context holds one example of each of two labels, as the generator was trained to read two documents, and the
-        labels are compared by the probability of each as the text of the picture. Of more than two labels every pair
-        has a context, and these are averaged.
-        """
+    def compare(
+        self, images: Sequence[Image], examples: Mapping[str, Sequence[Image]], by: By = "picture"
+    ) -> np.ndarray:
+        """The same for each shot by itself: (images, shots, labels), sums of 1 over the labels."""
         counts = {label: len(shown) for label, shown in examples.items()}
         if len(counts) < 2 or len(set(counts.values())) != 1 or 0 in counts.values():
             raise InputError(f"give two labels or more, with equally many pictures of each, 1 or more; not {counts}")
-        (shots,) = set(counts.values())
-        shares = np.zeros((len(images), shots, len(examples)))
         shown = [
             token_documents([Document.of(label, image) for image in own], self.text, self.image)
             for label, own in examples.items()
         ]
-        v = self.markup.vocabulary
-        fillings = [[*(v.text_start + id_ for id_ in self.text.encode(label)), v.eos] for label in examples]
-        places, prompts, asked = [], [], []
-        for number, codes in enumerate(image_codes(images, self.image).tolist() if images else []):
-            for shot in range(shots):
-                for pair in combinations(range(len(examples)), 2):
-                    # Shots take turns at which label's example is read last.
-                    context = [shown[label][shot] for label in (pair if shot % 2 else pair[::-1])]
-                    prompt = build_prompt(context, [Hole("text"), ImageCodes(tuple(codes))], self.markup, 1)
-                    places.append((number, shot, list(pair)))
-                    prompts += [prompt.ids] * 2
-                    asked += [fillings[label] for label in pair]
-        scores = [float(score.sum()) for score in self.engine.score(prompts, asked)]
-        pairs = torch.tensor(scores).view(-1, 2).softmax(-1).numpy()
-        for place, own in zip(places, pairs, strict=True):
-            shares[place] += own
-        return shares / math.comb(len(examples), 2)
+        asked = [ImageCodes(tuple(codes)) for codes in image_codes(images, self.image).tolist()] if images else []
+        return compare(self.engine, self.markup, asked, shown, by)
 
     def attribute(self, done: Completion, answer: Answer) -> PartAttribution:
         """The attribution of one generated part of a completion of this model."""

@@ -409,7 +409,7 @@ def model_ids(model: RACM3, label: str, image: Image) -> TokenDocument:
 
 def test_one_shot_classification_compares_the_probabilities_of_the_labels(model: RACM3) -> None:
     x, y, asked = picture(1), picture(2), [picture(3), picture(4)]
-    found = model.classify(asked, {"animal X": [x], "animal Y": [y]})
+    found = model.classify(asked, {"animal X": [x], "animal Y": [y]}, by="label")
     for image, shares in zip(asked, found, strict=True):
         assert shares == pytest.approx(one_shot(model, image, [("animal Y", y), ("animal X", x)]), abs=1e-5)
         assert list(shares.values()) == sorted(shares.values(), reverse=True)
@@ -417,7 +417,7 @@ def test_one_shot_classification_compares_the_probabilities_of_the_labels(model:
 
 def test_more_shots_and_more_labels_are_averaged_over_contexts(model: RACM3) -> None:
     examples = {label: [picture(i), picture(i + 10)] for i, label in enumerate(("X", "Y", "Zed"))}
-    (found,) = model.classify([picture(30)], examples)
+    (found,) = model.classify([picture(30)], examples, by="label")
     expected = dict.fromkeys(examples, 0.0)
     for a, b in (("X", "Y"), ("X", "Zed"), ("Y", "Zed")):
         for shot, labels in enumerate(((b, a), (a, b))):
@@ -426,6 +426,28 @@ def test_more_shots_and_more_labels_are_averaged_over_contexts(model: RACM3) -> 
                 expected[label] += share / 6
     assert found == pytest.approx(expected, abs=1e-5)
     assert sum(found.values()) == pytest.approx(1)
+
+
+def test_by_picture_the_label_is_that_whose_example_makes_the_picture_most_probable(model: RACM3) -> None:
+    v, asked = model.markup.vocabulary, [picture(30), picture(31)]
+    examples = {label: [picture(i), picture(i + 10)] for i, label in enumerate(("X", "Y", "Zed"))}
+    found = model.classify(asked, examples)
+    for image, shares in zip(asked, found, strict=True):
+        codes = [v.image_start + int(code) for code in image_codes([image], model.image)[0]]
+        expected = dict.fromkeys(examples, 0.0)
+        for shot in range(2):
+            likelihood = {}
+            for label, shown in examples.items():
+                own = model.markup.to_ids(model_ids(model, label, shown[shot]))
+                words = [v.text_start + id for id in model.text.encode(label)]
+                ids = [*own, v.doc, v.text, *words, v.image, *codes]
+                with torch.inference_mode():
+                    logits = model.generator.logits(model.generator(torch.tensor([ids])))[0].log_softmax(-1)
+                likelihood[label] = sum(float(logits[i - 1, ids[i]]) for i in range(len(ids) - len(codes), len(ids)))
+            for label, value in likelihood.items():
+                expected[label] += 0.5 / sum(math.exp(other - value) for other in likelihood.values())
+        assert shares == pytest.approx(expected, abs=1e-4)
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
 
 def test_examples_that_do_not_do(model: RACM3) -> None:

@@ -314,11 +314,13 @@ def _task_tables(results: dict[str, Any]) -> list[RenderableType]:
                 shares = ["" if share is None else f"{100 * share:.1f}" for share in found]
                 filled.add_row(task, split, row, *shares)
     shots = Table(title="One-shot classification, and averages of several, % right", caption="chance is 50")
+    shots.add_column("by")
     shots.add_column("model")
     for count in SHOTS:
         shots.add_column(str(count), justify="right")
-    for row, scores in results["one_shot"]["novel"].items():
-        shots.add_row(row, *(f"{100 * scores[str(count)]:.1f}" for count in SHOTS))
+    for by, task in (("picture", "one_shot"), ("label", "one_shot_by_label")):
+        for row, scores in results[task]["novel"].items():
+            shots.add_row(by, row, *(f"{100 * scores[str(count)]:.1f}" for count in SHOTS))
     return [filled, shots]
 
 

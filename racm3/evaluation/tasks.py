@@ -4,7 +4,8 @@
     edit        the same with no words, and another novel entity's picture as control: does the region become that one?
     style       a picture in sepia is asked for, a style never met in training, after two demonstrations of it
     one-shot    two novel entities, called "animal X" and "animal Y", one example each: which is a third picture of?
-                Then with 2, 4 and 8 examples each, by averaging as many contexts. Chance is 50 %
+                Then with 2, 4 and 8 examples each, by averaging as many contexts. Chance is 50 %. By the probability
+                of the picture, and, as in the talk, by that of the label
 
 In edit, style and one-shot no memory is asked, and the vanilla model reads the very same context as the other. Outside
 of a hidden region no pixel may change: ``untouched`` is the share of pictures in which none did.
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from racm3.classification import By
 from racm3.document import Document, Hole, Image
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.scenes.caption import describe
@@ -117,7 +119,10 @@ def examine_tasks(
                 done = model.complete(task.documents, own, retrieved=task.retrieved, on_step=step)
                 scores = scored(name, task, done, judge)
                 results.setdefault(name, {}).setdefault(split, {})[row] = scores | {"n": len(done)}
-    results["one_shot"] = {"novel": {row: one_shot(model, world, trials, on_step) for row, model in models.items()}}
+    by: tuple[tuple[str, By], ...] = (("one_shot", "picture"), ("one_shot_by_label", "label"))
+    for name, what in by:
+        shares = {row: one_shot(model, world, trials, what, on_step) for row, model in models.items()}
+        results[name] = {"novel": shares}
     return results
 
 
@@ -132,7 +137,7 @@ def scored(name: str, task: Task, done: Sequence[Completion], judge: Judge) -> d
     return {"entity": round(float(entity), 4), name: round(other, 4)}
 
 
-def one_shot(model: RACM3, world: World, trials: int, on_step: Steps = lambda *_: None) -> dict[str, float]:
+def one_shot(model: RACM3, world: World, trials: int, by: By, on_step: Steps = lambda *_: None) -> dict[str, float]:
     """The share of right answers by the number of examples of each label, and the number of trials.
 
     Trial i is of novel entities 2i and 2i + 1 in the order of the test split, and asks for them in turn.
@@ -147,7 +152,7 @@ def one_shot(model: RACM3, world: World, trials: int, on_step: Steps = lambda *_
             label: [Image(draw(example(world, name, shot))) for shot in range(max(SHOTS))]
             for label, name in zip(LABELS, pair, strict=True)
         }
-        found = model.compare([asked], examples)[0]  # (shots, 2)
+        found = model.compare([asked], examples, by)[0]  # (shots, 2)
         for column, shots in enumerate(SHOTS):
             right[trial, column] = found[:shots].mean(0).argmax() == truth
         on_step("novel: one-shot", trial + 1, trials)

@@ -185,7 +185,7 @@ def test_the_command_prints_tables_and_ends_with_one_json_line(
     opened = Memory.open(memory, protocol["encoder"])
     assert protocol["memory"]["documents"] == len(opened) == len(TINY_WORLD.seen) + len(TINY_WORLD.novel)
     assert protocol["world"]["tests"] == protocol["n"] == 2
-    assert list(results["tasks"]) == ["infill", "edit", "style", "one_shot"]
+    assert list(results["tasks"]) == ["infill", "edit", "style", "one_shot", "one_shot_by_label"]
     assert results["tasks"]["one_shot"]["novel"]["vanilla"]["n"] == 2
     for shown in (*ROWS, "all correct", "CIDEr-D", "n = 2", "untouched", "One-shot"):
         assert shown in printed

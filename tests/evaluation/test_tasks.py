@@ -72,7 +72,8 @@ def test_untouched_sees_one_pixel(retrieval: RACM3) -> None:
 def test_shots_are_the_first_of_eight_contexts(retrieval: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is right in the contexts 1 and 2 only, and surer when it is wrong."""
 
-    def compare(images: list[Image], examples: dict[str, list[Image]]) -> np.ndarray:
+    def compare(images: list[Image], examples: dict[str, list[Image]], by: str) -> np.ndarray:
+        assert by == "picture"
         assert list(examples) == list(LABELS)
         pictures = [images[0], *examples[LABELS[0]], *examples[LABELS[1]]]
         assert len({picture.png() for picture in pictures}) == 17
@@ -81,7 +82,7 @@ def test_shots_are_the_first_of_eight_contexts(retrieval: RACM3, monkeypatch: py
         return shares
 
     monkeypatch.setattr(retrieval, "compare", compare)
-    found = one_shot(retrieval, WORLD, 1)
+    found = one_shot(retrieval, WORLD, 1, "picture")
     assert found == {"1": 1.0, "2": 1.0, "4": 0.0, "8": 0.0, "n": 1}
 
 
@@ -93,6 +94,7 @@ def test_every_task_is_scored_for_both_models(retrieval: RACM3, vanilla: RACM3, 
         "edit": ["novel"],
         "style": ["seen"],
         "one_shot": ["novel"],
+        "one_shot_by_label": ["novel"],
     }
     for task, splits in results.items():
         for rows in splits.values():
