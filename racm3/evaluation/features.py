@@ -1,9 +1,9 @@
 """Features: what a network given as a TorchScript file sees in pictures. With the usual Inception file, those of FID.
 
-That file is ``inception-2015-12-05.pt``: it takes bytes (N, 3, 299, 299) and, asked to ``return_features``, gives 2,048
-numbers. A network without that argument is called with the pictures alone. Pictures of another size are first cut to
-the middle square and scaled by Pillow with antialiasing (Parmar et al. 2022, arXiv 2104.11222, show what scaling without
-costs; their filter is bicubic, ours Lanczos).
+That file is ``inception-2015-12-05.pt``: it takes bytes (N, 3, 299, 299) and, asked to ``return_features``, gives
+2,048 numbers. A network without that argument is called with the pictures alone. Pictures of another size are first cut
+to the middle square and scaled by Pillow with antialiasing (Parmar et al. 2022, arXiv 2104.11222, show what scaling
+without costs; their filter is bicubic, ours Lanczos).
 
 N pictures, D features.
 """

@@ -1,4 +1,4 @@
-"""Frechet distance: how far apart two sets of pictures are, as seen by a network (Heusel et al. 2017, arXiv 1706.08500).
+"""Frechet distance: how far apart two sets of pictures are, as a network sees them (arXiv 1706.08500).
 
 The features of each set are taken for a normal distribution, and the distance between the two is
 
@@ -55,8 +55,8 @@ class Moments:
 def frechet_distance(one: Moments, other: Moments) -> float:
     """The distance, 0 or more; exact also where a covariance is singular, as with fewer pictures than features.
 
-    The trace of (S S')^(1/2) is the sum of the square roots of the eigenvalues of R S' R, with R the symmetric root of S:
-    that matrix is symmetric, so there are no complex numbers to throw away.
+    The trace of (S S')^(1/2) is the sum of the square roots of the eigenvalues of R S' R, with R the symmetric root of
+    S: that matrix is symmetric, so there are no complex numbers to throw away.
     """
     first, second = one.covariance, other.covariance
     values, vectors = np.linalg.eigh(first)

@@ -29,10 +29,8 @@ def document_perplexity(model: RACM3, documents: Sequence[Document], given: Sequ
     """
     v = model.markup.vocabulary
     own = [model.markup.to_ids(document) for document in token_documents(documents, model.text, model.image)]
-    before = [
-        [id_ for document in token_documents(list(some), model.text, model.image) for id_ in model.markup.to_ids(document)]
-        for some in given
-    ]
+    contexts = [token_documents(some, model.text, model.image) for some in given]
+    before = [[id_ for document in context for id_ in model.markup.to_ids(document)] for context in contexts]
     # The first id opens a document: it is read, never predicted.
     scored = model.engine.score(
         [[*context, ids[0]] for context, ids in zip(before, own, strict=True)], [ids[1:] for ids in own]

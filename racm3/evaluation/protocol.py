@@ -1,8 +1,8 @@
 """Protocol: how a number was measured. It lies beside the number in every result file.
 
 It names the ids and how many they are, how pictures are resized, the hashes of memory, encoder and network of features,
-settings of decoding and seeds; and of what was measured the hashes of its weights, and the commit of the code. Two results
-are comparable if they differ in what was measured alone.
+settings of decoding and seeds; and of what was measured the hashes of its weights, and the commit of the code. Two
+results are comparable if they differ in what was measured alone.
 """
 
 from __future__ import annotations

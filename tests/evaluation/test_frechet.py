@@ -17,8 +17,8 @@ def reference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_by_hand() -> None:
-    """Means (0, 0) and (3, 4): 25 apart. Variances (2, 8) and (18, 2), nothing shared: the roots of their products are 6
-    and 4, so the rest is 2 + 8 + 18 + 2 - 2 (6 + 4) = 10."""
+    """Means (0, 0) and (3, 4): 25 apart. Variances (2, 8) and (18, 2), nothing shared: the roots of their products are
+    6 and 4, so the rest is 2 + 8 + 18 + 2 - 2 (6 + 4) = 10."""
     one = np.array([[1, 2], [-1, -2], [1, -2], [-1, 2]]) * np.sqrt(1.5)  # variances 4 / 3 x (1.5, 6)
     other = np.array([[3, 1], [-3, -1], [3, -1], [-3, 1]]) * np.sqrt(1.5) + [3, 4]
     assert frechet_distance(Moments.of(one), Moments.of(other)) == pytest.approx(25 + 10)
