@@ -2,9 +2,9 @@
 
 Published CIDEr numbers are of captions split by Stanford's PTBTokenizer, lower-cased, without punctuation. This does
 the same with a few rules: contractions are split ("don't" is "do n't", "dog's" is "dog 's", "cannot" is "can not"),
-hyphens and apostrophes inside a word stay, punctuation goes. What differs: Stanford keeps the full stop of abbreviations
-it knows ("mr.", "u.s.") where only single letters with full stops ("u.s.") keep theirs here, and it writes fractions,
-currencies and non-ASCII quotes in ways of its own. Captions of MS-COCO hold few of these.
+hyphens and apostrophes inside a word stay, punctuation goes. What differs: Stanford keeps the full stop of the
+abbreviations it knows ("mr.", "u.s."), here only single letters with full stops ("u.s.") keep theirs, and it writes
+fractions, currencies and non-ASCII quotes in ways of its own. Captions of MS-COCO hold few of these.
 """
 
 from __future__ import annotations
