@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from racm3 import cli
-from racm3.evaluation.scenes import weights_digest
+from racm3.evaluation.protocol import weights_digest
 from racm3.pipeline import SCENES
 
 ROOT = Path(__file__).parent.parent

@@ -9,16 +9,17 @@ picture which entity stands there, on what and where:
     ceiling     the true picture, through the image tokenizer and back
     judge       the true picture itself: the judge's own accuracy
 
-Each test picture is also captioned, with and without retrieval; ``tasks.py`` adds infill, edit, style and one-shot
-classification. The generators never met an entity of the novel
-split; image tokenizer and encoder, which count as pretrained, saw all entities.
+``fd`` is the Frechet distance between the encoder's unit vectors of the pictures and of the true ones, times 100, and
+``clip_score`` is of picture and caption. Each test picture is also captioned, with and without retrieval; ``tasks.py``
+adds infill, edit, style and one-shot classification. The generators never met an entity of the novel split; image
+tokenizer and encoder, which count as pretrained, saw all entities.
 
-N pictures, H W pixels.
+N pictures, D features, H W pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 import re
 import tempfile
 import time
@@ -33,12 +34,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from racm3 import __version__
 from racm3.config import to_dict
 from racm3.document import Document, Hole, Image
 from racm3.errors import ConfigError, InputError, MemoryStoreError
+from racm3.evaluation.bootstrap import Scores, interval, means
 from racm3.evaluation.cider import cider_d
-from racm3.evaluation.tasks import SHOTS, examine_tasks
+from racm3.evaluation.clipscore import clip_score
+from racm3.evaluation.frechet import Moments, frechet_distance
+from racm3.evaluation.protocol import about_code, about_memory, weights_digest
+from racm3.evaluation.tasks import SHOTS, Tests, examine_tasks
 from racm3.generator.decoding import Sampling
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, SCENES, Completion, Settings
@@ -68,7 +72,10 @@ NOTE = (
     "No test combination of entity, background and position was in any training split."
 )
 
-Scores = dict[str, float]
+FD_SCALE = 100
+"""Of distances between unit vectors, which are small numbers (ours)."""
+FD_RESAMPLES = 100
+
 Steps = Callable[[str, int, int], None]
 """Called with what is being done, how many steps of it are done, and how many there are."""
 
@@ -108,7 +115,7 @@ def evaluate_scenes(
     judge = Judge.from_pretrained(folder / "judge")
     vanilla = RACM3.from_pretrained(folder, generator="vanilla")
     retrieval = RACM3.from_pretrained(folder)
-    with tempfile.TemporaryDirectory() as temporary, _progress() as on_step:
+    with tempfile.TemporaryDirectory() as temporary, progress() as on_step:
         path = memory or Path(temporary) / "memory"
         retrieval.memory = world_memory(path, protocol.world, retrieval.encoder, on_step)
         results: dict[str, Any] = {}
@@ -120,21 +127,27 @@ def evaluate_scenes(
             results[name] = examine(own, retrieval, vanilla, judge, protocol, _within(on_step, name))
         rows, world = {"retrieval": retrieval, "vanilla": vanilla}, protocol.world
         results["tasks"] = examine_tasks(tests, rows, judge, world, protocol.filling, protocol.trials, on_step)
-        documents = len(retrieval.memory)
-    return results | {
-        "protocol": to_dict(protocol)
+        about = about_scenes(protocol, retrieval, folder, WEIGHTS)
+    return results | {"protocol": about | {"elapsed_s": round(time.monotonic() - started)}}
+
+
+def about_scenes(protocol: Protocol, model: RACM3, folder: Path, weights: Sequence[str]) -> dict[str, Any]:
+    """The protocol as a result file has it. ``weights``: names of the models in ``folder`` that had a part in it."""
+    assert model.memory is not None
+    return (
+        to_dict(protocol)
         | {
             "ids": {name: [f"{split}-{i:04d}" for i in (0, protocol.n - 1)] for name, split in SPLITS.items()},
-            "memory": {"source": "racm3.scenes, split memory", "documents": documents},
-            "encoder": retrieval.encoder.fingerprint,
-            "weights": {name: weights_digest(folder / name) for name in WEIGHTS},
+            "memory": about_memory(model.memory, "racm3.scenes, split memory"),
+            "encoder": model.encoder.fingerprint,
+            "extractor": "the encoder",
+            "weights": {name: weights_digest(folder / name) for name in weights},
             "picture_px": SCENE_PX,
             "resize": "none",
-            "racm3": __version__,
-            "elapsed_s": round(time.monotonic() - started),
             "note": NOTE,
         }
-    }
+        | about_code()
+    )
 
 
 def world_memory(path: Path, world: World, encoder: Encoder, on_step: Steps = lambda *_: None) -> Memory:
@@ -159,7 +172,7 @@ def world_memory(path: Path, world: World, encoder: Encoder, on_step: Steps = la
 
 
 def examine(
-    tests: Sequence[tuple[Scene, str]],
+    tests: Tests,
     retrieval: RACM3,
     vanilla: RACM3,
     judge: Judge,
@@ -170,29 +183,44 @@ def examine(
 
     ``retrieval`` has its memory. Raises InputError if for one of the captions no picture is retrieved.
     """
+    gauge = Gauge(tests, judge, retrieval.encoder)
+    pictures = draw_all(tests, retrieval, vanilla, protocol.drawing, on_step)
+    results: dict[str, Any] = {row: gauge.scores(pictures[row]) for row in ROWS}
+    captions = caption_all(tests, retrieval, vanilla, protocol.captioning, on_step)
     scenes = [scene for scene, _ in tests]
-    truth = [Image(draw(scene)) for scene in scenes]
-    requests = {
-        "pictures": ([Document.of(caption, Hole("image")) for _, caption in tests], protocol.drawing),
-        "captions": ([Document.of(Hole("text"), image) for image in truth], protocol.captioning),
-    }
-
-    def complete(what: str, row: str) -> list[Completion]:
-        documents, settings = requests[what]
-        model, settings = (retrieval, settings) if row == "retrieval" else (vanilla, replace(settings, k=0))
-        return model.complete(documents, settings, on_step=partial(on_step, f"{what}, {row}"))
-
-    drawn = {row: complete("pictures", row) for row in ("retrieval", "vanilla")}
-    pictures = {row: [done.document.images[0] for done in completions] for row, completions in drawn.items()}
-    pictures["returned"] = [best_retrieved(done) for done in drawn["retrieval"]]
-    pictures["ceiling"] = through_tokenizer(truth, retrieval.image)
-    pictures["judge"] = truth
-    results: dict[str, Any] = {row: accuracy(judge.verdict(pixels(pictures[row])), scenes) for row in ROWS}
-    results["caption"] = {
-        row: caption_scores([done.document.text or "" for done in complete("captions", row)], scenes)
-        for row in ("retrieval", "vanilla")
-    }
+    results["caption"] = {row: caption_scores(captions[row], scenes) for row in ("retrieval", "vanilla")}
     return results
+
+
+def draw_all(
+    tests: Tests, retrieval: RACM3, vanilla: RACM3, settings: Settings, on_step: Steps = lambda *_: None
+) -> dict[str, list[Image]]:
+    """The pictures of each of ``ROWS`` for the captions of scenes."""
+    requests = [Document.of(caption, Hole("image")) for _, caption in tests]
+    truth = [Image(draw(scene)) for scene, _ in tests]
+    done = retrieval.complete(requests, settings, on_step=partial(on_step, "pictures, retrieval"))
+    without = vanilla.complete(requests, replace(settings, k=0), on_step=partial(on_step, "pictures, vanilla"))
+    return {
+        "retrieval": [one.document.images[0] for one in done],
+        "vanilla": [one.document.images[0] for one in without],
+        "returned": [best_retrieved(one) for one in done],
+        "ceiling": through_tokenizer(truth, retrieval.image),
+        "judge": truth,
+    }
+
+
+def caption_all(
+    tests: Tests, retrieval: RACM3, vanilla: RACM3, settings: Settings, on_step: Steps = lambda *_: None
+) -> dict[str, list[str]]:
+    """The captions of scenes' pictures: "retrieval", "vanilla", and "returned", those of the best-ranked document."""
+    requests = [Document.of(Hole("text"), Image(draw(scene))) for scene, _ in tests]
+    done = retrieval.complete(requests, settings, on_step=partial(on_step, "captions, retrieval"))
+    without = vanilla.complete(requests, replace(settings, k=0), on_step=partial(on_step, "captions, vanilla"))
+    return {
+        "retrieval": [one.document.text or "" for one in done],
+        "vanilla": [one.document.text or "" for one in without],
+        "returned": [one.sources[0].document.text or "" for one in done],
+    }
 
 
 # What is judged --------------------------------------------------------------------------------------------------
@@ -224,16 +252,41 @@ def pixels(images: Sequence[Image]) -> np.ndarray:
 # Scores ----------------------------------------------------------------------------------------------------------
 
 
+class Gauge:
+    """What pictures of these scenes are measured with: the judge, and the encoder's vectors of captions and truth."""
+
+    def __init__(self, tests: Tests, judge: Judge, encoder: Encoder) -> None:
+        self.scenes = [scene for scene, _ in tests]
+        self.judge, self.encoder = judge, encoder
+        self.words = encoder.embed_texts([caption for _, caption in tests])  # (N, D)
+        self.truth = encoder.embed_images([Image(draw(scene)) for scene in self.scenes])  # (N, D)
+
+    def scores(self, images: Sequence[Image]) -> Scores:
+        """What ``accuracy`` tells of a picture a scene; ``clip_score`` and ``fd``."""
+        scores = accuracy(self.judge.verdict(pixels(images)), self.scenes)
+        vectors = self.encoder.embed_images(images)  # (N, D)
+        fits = means({"clip_score": clip_score(self.words, vectors)})
+        ends = dict(scores["interval"]) | fits["interval"]
+        scores |= {"clip_score": fits["clip_score"]}
+        if len(images) > 1:
+
+            def fd(rows: np.ndarray) -> float:
+                return FD_SCALE * frechet_distance(Moments.of(vectors[rows]), Moments.of(self.truth[rows]))
+
+            scores["fd"] = round(fd(np.arange(len(images))), 3)
+            ends["fd"] = [round(end, 3) for end in interval(fd, len(images), FD_RESAMPLES)]
+        return scores | {"interval": ends}
+
+
 def accuracy(verdict: Verdict, scenes: Sequence[Scene]) -> Scores:
-    """The share of pictures in which the judge sees the right entity, background, position, and all three; and n."""
+    """The share of pictures in which the judge sees the right entity, background, position, and all three."""
     truth = {
         "entity": [scene.entities[0] for scene in scenes],
         "background": [scene.background for scene in scenes],
         "position": [scene.position for scene in scenes],
     }
     right = np.array([np.array(getattr(verdict, q)) == np.array(truth[q]) for q in QUESTIONS])  # (3, N)
-    shares = dict(zip(QUESTIONS, right.mean(axis=1), strict=True)) | {"all_correct": right.all(axis=0).mean()}
-    return {name: round(float(share), 4) for name, share in shares.items()} | {"n": len(scenes)}
+    return means(dict(zip(QUESTIONS, right, strict=True)) | {"all_correct": right.all(axis=0)})
 
 
 def caption_scores(captions: Sequence[str], scenes: Sequence[Scene]) -> Scores:
@@ -242,7 +295,7 @@ def caption_scores(captions: Sequence[str], scenes: Sequence[Scene]) -> Scores:
     named = [entity_named(caption, scene.entities[0]) for caption, scene in zip(captions, scenes, strict=True)]
     references = [list(dict.fromkeys(describe(scene, form) for form in range(FORMS))) for scene in scenes]
     scores = cider_d([words(caption) for caption in captions], [[words(text) for text in own] for own in references])
-    return {"entity_named": round(float(np.mean(named)), 4), "cider_d": round(float(scores.mean()), 4)}
+    return means({"entity_named": np.array(named), "cider_d": scores})
 
 
 def entity_named(caption: str, entity: str) -> bool:
@@ -269,11 +322,6 @@ def words(text: str) -> list[str]:
     return re.findall(r"[^\s,.;:!?()\"]+", text.lower())
 
 
-def weights_digest(folder: Path) -> str:
-    """16 hex digits of a model's weights file."""
-    return hashlib.blake2b((folder / "model.safetensors").read_bytes(), digest_size=8).hexdigest()
-
-
 # Showing ---------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +333,7 @@ def tables(results: dict[str, Any]) -> list[RenderableType]:
     error = 100 * 0.5 / n**0.5
     drawn = Table(title="Caption -> picture: right by the judge, %", caption=f"n = {n}; standard error <= {error:.1f}")
     told = Table(title="Picture -> caption", caption="entity named in %, CIDEr-D 0 to 10")
-    for table, columns in ((drawn, (*QUESTIONS, "all correct")), (told, ("entity named", "CIDEr-D"))):
+    for table, columns in ((drawn, (*QUESTIONS, "all correct", "FD")), (told, ("entity named", "CIDEr-D"))):
         table.add_column("entities")
         table.add_column("picture" if table is drawn else "caption")
         for column in columns:
@@ -293,7 +341,8 @@ def tables(results: dict[str, Any]) -> list[RenderableType]:
     for split in SPLITS:
         for row in ROWS:
             shares = [results[split][row][key] for key in (*QUESTIONS, "all_correct")]
-            drawn.add_row(split, row, *(f"{100 * share:.1f}" for share in shares), end_section=row == ROWS[-1])
+            cells = [*(f"{100 * share:.1f}" for share in shares), f"{results[split][row].get('fd', math.nan):.2f}"]
+            drawn.add_row(split, row, *cells, end_section=row == ROWS[-1])
         for row, scores in results[split]["caption"].items():
             told.add_row(split, row, f"{100 * scores['entity_named']:.1f}", f"{scores['cider_d']:.2f}")
     return [drawn, told, *_task_tables(results["tasks"])]
@@ -330,7 +379,7 @@ def _within(on_step: Steps, split: str) -> Steps:
 
 
 @contextmanager
-def _progress() -> Iterator[Steps]:
+def progress() -> Iterator[Steps]:
     """One bar on stderr for each thing done."""
     from rich.console import Console
     from rich.progress import Progress, TaskID

@@ -22,9 +22,10 @@ import numpy as np
 
 from racm3.classification import By
 from racm3.document import Document, Hole, Image
+from racm3.evaluation.bootstrap import Scores, means
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.scenes.caption import describe
-from racm3.scenes.draw import Scene, draw
+from racm3.scenes.draw import SCENE_PX, Scene, background, draw
 from racm3.scenes.judges import Judge
 from racm3.scenes.world import HELD_OUT_STYLE, World
 
@@ -84,14 +85,43 @@ def box_of(scene: Scene) -> tuple[int, int, int, int]:
     return left, top, side, side
 
 
-def untouched(asked: Sequence[Document], done: Sequence[Completion]) -> float:
-    """The share of completions in which the pixels outside of the hidden region are those that were given."""
+def two_entities(tests: Tests) -> Task:
+    """The entity of each test scene beside that of the next, on its background."""
+    pairs = zip(tests, [*tests[1:], tests[0]], strict=True)
+    scenes = [Scene((one.entities[0], other.entities[0]), one.background) for (one, _), (other, _) in pairs]
+    return Task([Document.of(describe(scene), Hole("image")) for scene in scenes], None, scenes)
+
+
+def each_alone(images: Sequence[Image], scenes: Sequence[Scene]) -> np.ndarray:
+    """(N, 2, 64, 64, 3) uint8: each of a picture's two entities cut out and put, as large as usual, on white: the judge
+    knows pictures of one entity only."""
+    shown = np.zeros((len(images), 2, SCENE_PX, SCENE_PX, 3), np.uint8)
+    for number, (image, scene) in enumerate(zip(images, scenes, strict=True)):
+        for place, (left, top, side) in enumerate(scene.boxes):
+            alone = Scene((scene.entities[place],), "white")
+            x, y, size, _ = box_of(alone)
+            shown[number, place] = background(alone.background)
+            cut = Image(image.pixels[top : top + side, left : left + side])
+            shown[number, place, y : y + size, x : x + size] = cut.resized(size).pixels
+    return shown
+
+
+def pair_scores(images: Sequence[Image], scenes: Sequence[Scene], judge: Judge) -> Scores:
+    """The share of entities that the judge sees in their place, and of pictures in which it sees both."""
+    alone = each_alone([image.resized(SCENE_PX) for image in images], scenes)  # (N, 2, H, W, 3)
+    names = np.array(judge.verdict(alone.reshape(-1, *alone.shape[2:])).entity).reshape(-1, 2)
+    right = names == np.array([scene.entities for scene in scenes])  # (N, 2)
+    return means({"each": right.mean(axis=1), "both": right.all(axis=1)})
+
+
+def untouched(asked: Sequence[Document], done: Sequence[Completion]) -> np.ndarray:
+    """(N,) bool: in which completions the pixels outside of the hidden region are those that were given."""
     kept = []
     for document, completion in zip(asked, done, strict=True):
         given, filled = document.images[0], completion.document.images[0]
         assert given.mask is not None
         kept.append(bool((given.pixels == filled.pixels)[~given.mask].all()))
-    return float(np.mean(kept))
+    return np.array(kept)
 
 
 def examine_tasks(
@@ -117,8 +147,7 @@ def examine_tasks(
                 own = replace(settings, k=0) if row == "vanilla" else settings
                 step = partial(on_step, f"{split}: {name}, {row}")
                 done = model.complete(task.documents, own, retrieved=task.retrieved, on_step=step)
-                scores = scored(name, task, done, judge)
-                results.setdefault(name, {}).setdefault(split, {})[row] = scores | {"n": len(done)}
+                results.setdefault(name, {}).setdefault(split, {})[row] = scored(name, task, done, judge)
     by: tuple[tuple[str, By], ...] = (("one_shot", "picture"), ("one_shot_by_label", "label"))
     for name, what in by:
         shares = {row: one_shot(model, world, trials, what, on_step) for row, model in models.items()}
@@ -126,15 +155,13 @@ def examine_tasks(
     return results
 
 
-def scored(name: str, task: Task, done: Sequence[Completion], judge: Judge) -> dict[str, float]:
+def scored(name: str, task: Task, done: Sequence[Completion], judge: Judge) -> Scores:
     """The share of pictures with the right entity, and with the right style or untouched outside of the region."""
     verdict = judge.verdict(np.stack([completion.document.images[-1].pixels for completion in done]))
-    entity = np.mean([one == scene.entities[0] for one, scene in zip(verdict.entity, task.scenes, strict=True)])
+    entity = np.array([one == scene.entities[0] for one, scene in zip(verdict.entity, task.scenes, strict=True)])
     if name == "style":
-        name, other = "style", float(np.mean([one == HELD_OUT_STYLE for one in verdict.style]))
-    else:
-        name, other = "untouched", untouched(task.documents, done)
-    return {"entity": round(float(entity), 4), name: round(other, 4)}
+        return means({"entity": entity, "style": np.array(verdict.style) == HELD_OUT_STYLE})
+    return means({"entity": entity, "untouched": untouched(task.documents, done)})
 
 
 def one_shot(model: RACM3, world: World, trials: int, by: By, on_step: Steps = lambda *_: None) -> dict[str, float]:

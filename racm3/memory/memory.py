@@ -12,6 +12,7 @@ Letters: B batch, D dimension, K hits, N items.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -123,6 +124,15 @@ class Memory:
         if self._ids is None:
             self._ids = self._store.table.to_table(columns=["id"])["id"].to_pylist()
         return self._ids
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change with the documents and their ids, and with nothing else: not with their order, nor
+        with the encoder."""
+        self.refresh()
+        rows = self._store.table.to_table(columns=["id", "hash"]).to_pylist()
+        pairs = sorted(f"{row['hash']} {row['id']}" for row in rows)
+        return hashlib.blake2b("\n".join(pairs).encode(), digest_size=16).hexdigest()
 
     @property
     def vectors(self) -> np.ndarray:

@@ -1,0 +1,244 @@
+"""The study: which experiments and which trainings there are, and what becomes of each, one result file a name.
+
+    experiments   on the weights of a folder of models: ``experiments.py``, nothing is trained
+    trainings     a variant of a preset, in three seeds: trained on the world's ``train`` split, then examined
+
+A name is done when docs/results/study/NAME.json is there. Whatever was broken off goes on: a training at its last
+checkpoint, prepared data where they stood. Trainings share image tokenizer, encoder, prepared data and memory, and no
+training sees a novel entity. ``report.py`` makes a page of the results.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from racm3.config import override, to_dict
+from racm3.errors import ConfigError, unknown
+from racm3.evaluation.experiments import EXPERIMENTS, NOTHING_REDUNDANT, Lab, Sheet, examine_generator
+from racm3.evaluation.protocol import weights_digest
+from racm3.evaluation.scenes import WEIGHTS, Protocol, about_scenes, progress, world_memory
+from racm3.generator.model import Generator
+from racm3.memory.sources import write_webdataset
+from racm3.pipeline import RACM3, SCENES
+from racm3.presets import preset
+from racm3.retriever.encoder import Encoder
+from racm3.scenes.draw import SCENE_PX
+from racm3.scenes.judges import Judge
+from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
+from racm3.tokens.markup import Markup
+from racm3.tokens.vocabulary import Vocabulary
+from racm3.training.data import DROPOUTS, learn_text, prepare
+from racm3.training.generator import Batches, GeneratorRun, train_generator
+from racm3.training.journal import write_whole
+
+__all__ = ["EXPERIMENTS", "NAMES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]
+
+SEEDS = (0, 1, 2)
+LOOKED_AT = ("validation_documents=200", "loop.look_every=100")
+"""Of every training: the loss on the same held-out documents every 100 steps; it adds about 4 % to the time (ours)."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A training: a preset and the settings that differ. ``skip``: whether redundant documents are skipped, in training
+    and afterwards; ``dropout``: whether queries of the training lose a fifth of their words and squares."""
+
+    preset: str = "scenes"
+    set: tuple[str, ...] = ()
+    skip: bool = True
+    dropout: bool = True
+
+    def run(self, seed: int, more: Sequence[str] = ()) -> GeneratorRun:
+        usual = override(preset(self.preset).generator, LOOKED_AT)
+        return override(override(usual, self.set), [f"loop.seed={seed}", *more])
+
+
+SMALL = ("model.width=128", "model.layers=4", "model.head_dim=32", "model.mlp_width=352")
+LARGE = ("model.width=288", "model.layers=8", "model.head_dim=72", "model.mlp_width=768")
+
+VARIANTS: dict[str, Variant] = {
+    "alpha-0.1": Variant(set=("alpha=0.1",)),
+    "vanilla": Variant("scenes-vanilla"),
+    "alpha-0": Variant(set=("alpha=0",)),
+    "alpha-1": Variant(set=("alpha=1",)),
+    "no-redundancy-skip": Variant(skip=False),
+    "no-query-dropout": Variant(dropout=False),
+    "alpha-0.3": Variant(set=("alpha=0.3",)),
+    "small": Variant(set=SMALL),
+    "small-vanilla": Variant("scenes-vanilla", SMALL),
+    "large": Variant(set=LARGE),
+    "large-vanilla": Variant("scenes-vanilla", LARGE),
+}
+
+FIRST = ("alpha-0.1", "vanilla", "alpha-0")
+"""What most claims rest on: all seeds of these are trained before the others."""
+
+TRAININGS: dict[str, tuple[str, int]] = {
+    f"{variant}-seed-{seed}": (variant, seed)
+    for variant, seed in [
+        *((variant, seed) for seed in SEEDS for variant in FIRST),
+        *((variant, seed) for seed in SEEDS for variant in VARIANTS if variant not in FIRST),
+    ]
+}
+"""(variant, seed) by name, in the order in which they are run."""
+
+NAMES = (*EXPERIMENTS, *TRAININGS)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where the result files go (``results``), everything else of the study (``work``), the folder of models under
+    examination, whose image tokenizer, encoder and judge serve the trainings too; ``train``: settings of all trainings.
+
+    200 pictures a split: a share then has a standard error of at most 3.5 points. 1,000 trials: 1.6 points.
+    """
+
+    results: Path = Path("docs/results/study")
+    work: Path = Path("out/study")
+    models: Path = SCENES
+    protocol: Protocol = Protocol(n=200, trials=1000)
+    train: tuple[str, ...] = ()
+
+    def file(self, name: str) -> Path:
+        return self.results / f"{name}.json"
+
+
+def selected(only: Iterable[str]) -> list[str]:
+    """The names of experiments and trainings, all or those asked for; a variant stands for all of its seeds.
+
+    Raises ConfigError for a name that is none.
+    """
+    asked = list(only)
+    for name in asked:
+        if name not in (*NAMES, *VARIANTS):
+            raise ConfigError(unknown("experiment or training", name, (*NAMES, *VARIANTS)))
+    return [name for name in NAMES if not asked or name in asked or TRAININGS.get(name, ("",))[0] in asked]
+
+
+def rerun(study: Study, only: Iterable[str] = ()) -> None:
+    """Do what is selected and not done, and write its result files, with progress and the time left on stderr."""
+    todo = [name for name in selected(only) if not study.file(name).exists()]
+    print(f"study: {len(todo)} to do: {', '.join(todo) or 'nothing'}", file=sys.stderr)
+    for place, name in enumerate(todo):
+        started = time.monotonic()
+        result, sheet = _train(study, *TRAININGS[name]) if name in TRAININGS else _experiment(study, name)
+        result["protocol"]["elapsed_s"] = round(time.monotonic() - started)
+        study.results.mkdir(parents=True, exist_ok=True)
+        if sheet:
+            tiles(sheet).save(study.file(name).with_suffix(".webp"), quality=90)
+            result["sheet"] = {"heads": sheet.heads, "titles": [title for title, _ in sheet.lines]}
+        write_whole(study.file(name), json.dumps({"name": name} | result) + "\n")
+        print(f"study: {name} took {(time.monotonic() - started) / 60:.1f} min; {_left(study, todo[place + 1 :])}")
+
+
+def _left(study: Study, names: Sequence[str]) -> str:
+    """What is still to do, and how long it takes if each takes as long as the mean of its kind that is done."""
+    minutes = 0.0
+    for kind in (EXPERIMENTS, TRAININGS):
+        left = sum(name in kind for name in names)
+        done = [json.loads(study.file(name).read_bytes()) for name in kind if study.file(name).exists()]
+        if left and not done:
+            return f"{len(names)} left"
+        minutes += left * float(np.mean([one["protocol"]["elapsed_s"] for one in done])) / 60 if left else 0
+    return f"{len(names)} left, about {minutes:.0f} min"
+
+
+def tiles(sheet: Sheet) -> PIL.Image.Image:
+    """The pictures of a sheet without its words, a row a line."""
+    lines = [np.concatenate([one.resized(SCENE_PX).pixels for one in images], axis=1) for _, images in sheet.lines]
+    return PIL.Image.fromarray(np.concatenate(lines))
+
+
+# One name ----------------------------------------------------------------------------------------------------------
+
+
+def _experiment(study: Study, name: str) -> tuple[dict[str, Any], Sheet | None]:
+    judge = Judge.from_pretrained(study.models / "judge")
+    retrieval = RACM3.from_pretrained(study.models)
+    vanilla = RACM3.from_pretrained(study.models, generator="vanilla")
+    with progress() as on_step:
+        retrieval.memory = world_memory(study.work / "memory", study.protocol.world, retrieval.encoder, on_step)
+        found = EXPERIMENTS[name](Lab(retrieval, vanilla, judge, study.protocol, on_step))
+    about = about_scenes(study.protocol, retrieval, study.models, WEIGHTS)
+    decoding = {name: to_dict(settings) for name, settings in found.decoding.items()}
+    return {"rows": found.rows, "protocol": about | {"decoding": decoding}}, found.sheet
+
+
+def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
+    """Train a variant, or take it up where it stood, and examine it."""
+    variant, folder = VARIANTS[name], study.work / "runs" / f"{name}-seed-{seed}"
+    run = variant.run(seed, study.train)
+    image = load_image_tokenizer(study.models / "image-tokenizer")
+    assert isinstance(image, FSQImageTokenizer)
+    encoder = Encoder.from_pretrained(study.models / "encoder")
+    if not variant.skip:
+        encoder.redundancy_threshold = NOTHING_REDUNDANT
+    data, prepared = _training_data(study), study.work / "prepared"
+    text = learn_text(data, run.text_ids, prepared)
+    markup = Markup(Vocabulary(text.size, image.codebook_size), image.grid[0] * image.grid[1])
+    retrieves = len(run.retrieved_shares) > 1
+    dropouts = DROPOUTS if variant.dropout else (0.0,)
+    documents = prepare(data, text, image, markup, encoder if retrieves else None, prepared, dropouts=dropouts)
+    if not (folder / "model.safetensors").exists():
+        vectors = image.fsq.values(image.fsq.digits_of(torch.arange(image.codebook_size)))
+        # Without something to examine the loop would not look at the documents held out.
+        train_generator(documents, text, markup, image.grid, run, folder, vectors)
+    generator = Generator.from_pretrained(folder).eval()
+    memory = world_memory(study.work / "memory", study.protocol.world, encoder)
+    model = RACM3(generator, text, image, markup, encoder, memory)
+    with progress() as on_step:
+        lab = Lab(model, model, Judge.from_pretrained(study.models / "judge"), study.protocol, on_step)
+        rows = examine_generator(lab, (2, 0) if retrieves else (0,))
+    journal = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    looks = [row for row in journal if "validation" in row]
+    about = about_scenes(study.protocol, model, study.models, ("image-tokenizer", "encoder", "judge"))
+    about["weights"]["generator"] = weights_digest(folder)
+    return {
+        "variant": name,
+        "seed": seed,
+        "settings": to_dict(run) | {"skip": variant.skip, "dropout": variant.dropout},
+        "parameters": generator.parameter_count,
+        "flops_per_step": generator.flops_per_token(round(Batches(documents, markup, image.grid, run).mean_tokens))
+        * run.tokens_per_step,
+        "train_s": round(seconds([row["elapsed_s"] for row in journal])),
+        "curve": {"step": [row["step"] for row in looks], "loss": [round(row["validation"], 4) for row in looks]},
+        "rows": rows,
+        "protocol": about,
+    }, None
+
+
+def _training_data(study: Study) -> Path:
+    """The world's ``train`` split on disk; written if it is not there."""
+    folder = study.work / "train"
+    if not folder.exists():
+        part = folder.with_name("train.part")
+        write_webdataset(study.protocol.world.items("train"), part)
+        part.rename(folder)
+    return folder
+
+
+def seconds(elapsed_s: Sequence[float]) -> float:
+    """How long a run took whose rows tell the seconds since its start, or since it was taken up again."""
+    last = [now for now, later in zip(elapsed_s, [*elapsed_s[1:], 0.0], strict=True) if later < now]
+    return sum(last)
+
+
+def steps_to_reach(steps: Sequence[float], losses: Sequence[float], goal: float) -> float | None:
+    """The step at which a curve is first at ``goal`` or below, straight between its points; None if it never is."""
+    for place, loss in enumerate(losses):
+        if loss <= goal:
+            if place == 0:
+                return float(steps[0])
+            before, step = losses[place - 1], steps[place - 1]
+            return float(step + (before - goal) / (before - loss) * (steps[place] - step))
+    return None
