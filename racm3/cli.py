@@ -984,6 +984,73 @@ def evaluate_scenes(
     print(line)
 
 
+def evaluate_coco(
+    data: Source,
+    *,
+    memory: Out,
+    models: Out,
+    out: Out,
+    features: OptionalFile = None,
+    generator: str = "generator",
+    set: Overrides = (),
+) -> None:
+    """Measure a model on MS-COCO: FID of 30,000 drawings, CIDEr-D of 5,000 captions. The same command goes on.
+
+    Args:
+        data: Karpathy's dataset_coco.json, beside the folders of pictures that it names.
+        memory: What to retrieve from; it may hold none of the pictures under examination.
+        models: A folder with image-tokenizer, encoder and generator.
+        out: Where drawings, captions and result.json go.
+        features: The TorchScript network of FID: inception-2015-12-05.pt of StyleGAN2-ADA. Without it, no FID.
+        generator: The name of the generator's folder in models.
+        set: Settings of racm3.evaluation.coco.CocoProtocol, such as drawn=1000 drawing.samples=1 drawing.k=0.
+    """
+    import json
+
+    from racm3.config import override
+    from racm3.evaluation.coco import CocoProtocol, evaluate_coco
+
+    protocol = override(CocoProtocol(), set)
+    print(json.dumps(evaluate_coco(data, models, memory, out, features, protocol, generator)))
+
+
+def report(
+    *,
+    rerun: bool = False,
+    only: Annotated[tuple[str, ...], arg(metavar="[NAME ...]")] = (),
+    docs: Out = Path("docs"),
+    work: Out = Path("out/study"),
+    models: OptionalFolder = None,
+    set: Overrides = (),
+    train: Overrides = (),
+) -> None:
+    """Write docs/results.md, its plots and its sheets of pictures from the study's result files.
+
+    With --rerun, whatever has no result file is trained and measured first; what was broken off goes on. Each training
+    takes 20 to 60 minutes on a core, all measurements without training together about 20.
+
+    Args:
+        rerun: Do what is not done, in the order in which it tells most.
+        only: Of that, these experiments, trainings, or variants with all their seeds; a wrong name lists them.
+        docs: Where the page goes; the result files are in results/study below it.
+        work: Where memory, prepared data and trainings go.
+        models: A folder of image-tokenizer, encoder, generator, vanilla and judge; by default the shipped ones.
+        set: Settings of racm3.evaluation.scenes.Protocol, such as n=20 trials=50.
+        train: Settings of all trainings, such as loop.threads=1.
+    """
+    from racm3.config import override
+    from racm3.evaluation.report import write_report
+    from racm3.evaluation.study import Study
+    from racm3.evaluation.study import rerun as run
+
+    study = Study(docs / "results" / "study", work, models or Study.models, override(Study.protocol, set), train)
+    if not rerun and (only or set or train):
+        raise InputError("--only, --set and --train say what to measure; add --rerun, or leave them out")
+    if rerun:
+        run(study, only)
+    print(f"wrote {write_report(docs)}")
+
+
 VERBS: Verbs = {
     "demo": demo,
     "generate": generate,
@@ -1015,7 +1082,8 @@ VERBS: Verbs = {
     },
     "data": {"filter": data_filter},
     "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
-    "evaluate": {"scenes": evaluate_scenes},
+    "evaluate": {"scenes": evaluate_scenes, "coco": evaluate_coco},
+    "report": report,
     "export": export,
     "import": import_,
 }

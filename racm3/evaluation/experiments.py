@@ -249,7 +249,7 @@ def caption_documents(lab: Lab) -> Found:
 
 
 def knowledge(lab: Lab) -> Found:
-    """Novel entities are added to a live memory that knew none: the same requests to the same weights, before and then."""
+    """Novel entities are added to a live memory that knew none: the same requests and weights, before and after."""
     items, vectors, novel = list(lab.memory.items()), lab.memory.vectors, set(lab.protocol.world.novel)
     new = np.array([any(name in novel for name in item.metadata["scene"]["entities"]) for item in items])
     rows: list[Row] = []

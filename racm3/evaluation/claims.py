@@ -1,0 +1,300 @@
+"""Claims: what the talk says the method does, and whether the study's results say so too.
+
+Each is judged from numbers of the result files alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from racm3.evaluation.study import SEEDS, steps_to_reach
+
+__all__ = ["CLAIMS", "Claim", "of_seeds", "row_of", "trained"]
+
+Row = Mapping[str, Any]
+Results = Mapping[str, Any]
+"""The study's result files by name."""
+
+
+def row_of(rows: Iterable[Row], **labels: Any) -> Row:
+    """The one row that has these labels."""
+    (found,) = [row for row in rows if all(row.get(key) == value for key, value in labels.items())]
+    return found
+
+
+def trained(results: Results, variant: str) -> list[Any]:
+    """The results of a variant's seeds, as far as there are any."""
+    names = [f"{variant}-seed-{seed}" for seed in SEEDS]
+    return [results[name] for name in names if name in results]
+
+
+def of_seeds(results: Results, variant: str, score: str, **labels: Any) -> list[float]:
+    return [float(row_of(result["rows"], **labels)[score]) for result in trained(results, variant)]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the talk. ``judge`` gives what was found, in words with numbers, and whether it holds by ``target``;
+    it raises LookupError where a result is missing. ``otherwise``: why it may fail here, and what would settle it."""
+
+    claim: str
+    talk: str
+    target: str
+    judge: Callable[[Results], tuple[str, bool]]
+    otherwise: str
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _drawing(results: Results) -> tuple[str, bool]:
+    rows = results["pictures"]["rows"]
+    ours, vanilla, returned = (
+        float(row_of(rows, entities="novel", model=model)["all_correct"])
+        for model in ("retrieval", "vanilla", "returned")
+    )
+    holds = ours > 0 and ours >= 3 * vanilla and ours > returned
+    return (
+        f"{percent(ours)} of novel scenes all correct; vanilla {percent(vanilla)}, returned {percent(returned)}",
+        holds,
+    )
+
+
+def _distance(results: Results) -> tuple[str, bool]:
+    rows = results["pictures"]["rows"]
+    ours, vanilla = (float(row_of(rows, entities="novel", model=model)["fd"]) for model in ("retrieval", "vanilla"))
+    return (
+        f"FD {vanilla:.2f} -> {ours:.2f} on novel scenes ({percent(1 - ours / vanilla)} lower)",
+        ours <= 0.55 * vanilla,
+    )
+
+
+def _captions(results: Results) -> tuple[str, bool]:
+    rows = results["captions"]["rows"]
+    ours, vanilla = (row_of(rows, entities="novel", model=model) for model in ("retrieval", "vanilla"))
+    named = f"named {percent(vanilla['entity_named'])} -> {percent(ours['entity_named'])}"
+    words = f"CIDEr-D {vanilla['cider_d']:.2f} -> {ours['cider_d']:.2f} on novel scenes, entity {named}"
+    return words, ours["cider_d"] >= 1.24 * vanilla["cider_d"]
+
+
+def _one_shot(results: Results) -> tuple[str, bool]:
+    rows = results["one-shot"]["rows"]
+    ours, vanilla = (float(row_of(rows, model=model, contexts=1)["right"]) for model in ("retrieval", "vanilla"))
+    return f"{ours:.2f}; vanilla {vanilla:.2f}", ours >= 0.78 and abs(vanilla - 0.5) <= 0.05
+
+
+def _ensembles(results: Results) -> tuple[str, bool]:
+    rows = results["one-shot"]["rows"]
+    ours = [float(row_of(rows, model="retrieval", contexts=count)["right"]) for count in (1, 2, 4, 8)]
+    return " ".join(f"{share:.2f}" for share in ours), ours[-1] >= 0.90
+
+
+def _alpha_speed(results: Results) -> tuple[str, bool]:
+    """Seed by seed: when alpha 0.1 has the loss with which alpha 0 ends."""
+    shares = []
+    for seed in SEEDS:
+        without, ours = results[f"alpha-0-seed-{seed}"]["curve"], results[f"alpha-0.1-seed-{seed}"]["curve"]
+        step = steps_to_reach(ours["step"], ours["loss"], without["loss"][-1])
+        shares.append(math.inf if step is None else step / without["step"][-1])
+    said = ", ".join("never" if math.isinf(share) else percent(share) for share in shares)
+    return f"alpha 0's last held-out loss after {said} of its steps (three seeds)", mean(shares) <= 0.5
+
+
+def _alpha_best(results: Results) -> tuple[str, bool]:
+    found = {
+        alpha: mean(of_seeds(results, f"alpha-{alpha}", "all_correct", entities="novel", documents=2))
+        for alpha in ("0", "0.1", "0.3", "1")
+        if trained(results, f"alpha-{alpha}")
+    }
+    if len(found) < 4:
+        raise LookupError("alpha")
+    said = ", ".join(f"alpha {alpha}: {percent(share)}" for alpha, share in found.items())
+    return f"novel scenes all correct, {said}", max(found, key=lambda alpha: found[alpha]) == "0.1"
+
+
+def _diversity(results: Results) -> tuple[str, bool]:
+    usual, no_skip, no_dropout = (
+        of_seeds(results, variant, "fd", entities="novel", documents=2)
+        for variant in ("alpha-0.1", "no-redundancy-skip", "no-query-dropout")
+    )
+    if not (usual and no_skip and no_dropout):
+        raise LookupError("diversity")
+    words = f"FD {mean(usual):.2f}; without skip {mean(no_skip):.2f}, without query dropout {mean(no_dropout):.2f}"
+    return words, mean(usual) < min(mean(no_skip), mean(no_dropout))
+
+
+def _whole(results: Results) -> tuple[str, bool]:
+    rows = results["documents"]["rows"]
+    names = ("2 documents", "2 documents, text alone", "2 documents, image alone")
+    whole, text, image = (float(row_of(rows, given=name)["all_correct"]) for name in names)
+    words = f"{percent(whole)} all correct; text alone {percent(text)}, image alone {percent(image)}"
+    return words, whole > max(text, image)
+
+
+def _knowledge(results: Results) -> tuple[str, bool]:
+    rows = results["knowledge"]["rows"]
+    before, after = (row_of(rows, entities="novel", **{"novel documents": when}) for when in ("before", "after"))
+    words = f"novel scenes all correct {percent(before['all_correct'])} -> {percent(after['all_correct'])}"
+    seconds = f"{after['in memory'] - before['in memory']} documents added in {after['added in s']:.1f} s"
+    return f"{words}; {seconds}, no training", after["all_correct"] > max(2 * before["all_correct"], 0.1)
+
+
+def _sizes(results: Results) -> tuple[str, bool]:
+    said, gains = [], []
+    for size, without in (("small", "small-vanilla"), ("alpha-0.1", "vanilla"), ("large", "large-vanilla")):
+        ours = of_seeds(results, size, "all_correct", entities="novel", documents=2)
+        theirs = of_seeds(results, without, "all_correct", entities="novel", documents=0)
+        if not (ours and theirs):
+            raise LookupError(size)
+        millions = trained(results, size)[0]["parameters"] / 1e6
+        gains.append(mean(ours) - mean(theirs))
+        said.append(f"{millions:.1f}M {percent(mean(theirs))} -> {percent(mean(ours))}")
+    return f"novel scenes all correct, {', '.join(said)}", min(gains) > 0.1
+
+
+def _two(results: Results) -> tuple[str, bool]:
+    rows = results["two-entities"]["rows"]
+    ours, given, vanilla = (
+        row_of(rows, model=model) for model in ("retrieval", "one document of each given", "vanilla")
+    )
+    words = f"both drawn {percent(ours['both'])}; one document of each given {percent(given['both'])}"
+    return f"{words}, vanilla {percent(vanilla['both'])}", given["both"] > 2 * vanilla["both"] and given["both"] >= 0.5
+
+
+def _style(results: Results) -> tuple[str, bool]:
+    ours, vanilla = (row_of(results["tasks"]["rows"], task="style", model=m) for m in ("retrieval", "vanilla"))
+    words = f"style met {percent(ours['style'])}, entity {percent(ours['entity'])}; vanilla {percent(vanilla['style'])}"
+    return words, ours["style"] >= 0.5 and ours["style"] > vanilla["style"]
+
+
+def _filling(results: Results) -> tuple[str, bool]:
+    rows = results["tasks"]["rows"]
+    found = {
+        (task, model): row_of(rows, task=task, model=model, entities="novel")
+        for task in ("infill", "edit")
+        for model in ("retrieval", "vanilla")
+    }
+    said = ", ".join(
+        f"{task} {percent(found[task, 'vanilla']['entity'])} -> {percent(found[task, 'retrieval']['entity'])}"
+        for task in ("infill", "edit")
+    )
+    kept = min(row["untouched"] for row in found.values())
+    holds = all(
+        found[task, "retrieval"]["entity"] >= max(0.5, 2 * found[task, "vanilla"]["entity"])
+        for task in ("infill", "edit")
+    )
+    return f"novel entity in the region, {said}; outside untouched {percent(kept)}", holds and kept == 1
+
+
+CLAIMS = (
+    Claim(
+        "caption -> image, faithful to rare entities",
+        "pictures",
+        "all correct on novel entities at least 3 x vanilla and above the returned picture",
+        _drawing,
+        "The share can only be as high as the retriever's recall and the tokenizer's ceiling allow: compare with both.",
+    ),
+    Claim(
+        "caption -> image",
+        "FID 29 -> 16",
+        "FD on novel entities at least 45 % below vanilla",
+        _distance,
+        "FD of 64 px scenes is mostly of backgrounds and styles, which vanilla knows; a generator judged on richer "
+        "pictures would settle it.",
+    ),
+    Claim(
+        "image -> caption",
+        "CIDEr 0.72 -> 0.89",
+        "CIDEr-D on novel entities at least 24 % above vanilla",
+        _captions,
+        "A novel name is copied piece by piece from the retrieved caption; with the true document given by hand, what "
+        "is lost to retrieval and what to copying would be told apart.",
+    ),
+    Claim(
+        "one-shot classification",
+        "0.53 -> 0.78",
+        "at least 0.78, vanilla within 0.05 of chance",
+        _one_shot,
+        "Few training documents have labels that mean nothing; runs with more and less of them would settle whether "
+        "size or data is missing.",
+    ),
+    Claim(
+        "ensembles of 1 / 2 / 4 / 8 contexts",
+        "0.78 0.79 0.86 0.90",
+        "8 contexts at least 0.90",
+        _ensembles,
+        "Averages help only where each context is right more often than not and errors differ between contexts: the "
+        "share right of single contexts, by their place, would tell.",
+    ),
+    Claim(
+        "alpha = 0.1 halves training time",
+        "50 %",
+        "alpha 0's last main loss in at most half of the steps",
+        _alpha_speed,
+        "Half of our sequences with documents are renamed and have no loss on the retrieved part, and the world is "
+        "small: the same runs without renaming, on more documents than are met once, would settle it.",
+    ),
+    Claim(
+        "alpha = 0.1 is best",
+        "0.1 of {0, 0.1, 0.3, 1}",
+        "most novel scenes all correct at 0.1",
+        _alpha_best,
+        "The differences between seeds may be larger than those between alphas: the table below says.",
+    ),
+    Claim(
+        "diversity of what is retrieved",
+        "5 FID",
+        "lowest FD with redundancy skip and query dropout",
+        _diversity,
+        "The memory of the world has few duplicates, so there is little to skip; a memory with each document three "
+        "times over would settle it.",
+    ),
+    Claim(
+        "multimodal documents beat text or image alone",
+        "direction only",
+        "more scenes all correct with whole documents",
+        _whole,
+        "The picture holds all codes that are to be copied; words only say which entity it shows.",
+    ),
+    Claim(
+        "knowledge without retraining",
+        "examples",
+        "novel scenes drawn after their documents are added, and not before",
+        _knowledge,
+        "What is drawn after the change can only be as good as caption -> image with the whole memory.",
+    ),
+    Claim(
+        "two entities in one picture",
+        "pictures",
+        "both drawn in at least half of the pictures and twice as often as vanilla, given one document of each",
+        _two,
+        "Entities are smaller there (32 px) than in most documents (40 px): other codes, which cannot be copied; a "
+        "tokenizer of finer patches would settle it.",
+    ),
+    Claim(
+        "in-context style",
+        "pictures",
+        "the demonstrated style, never met in training, in at least half of the pictures",
+        _style,
+        "A style changes every code of a picture, and training shows none to be taken over from a demonstration.",
+    ),
+    Claim(
+        "infilling and editing with a controlling picture",
+        "pictures",
+        "novel entity in the region in at least half of the cases and twice as often as vanilla, outside untouched",
+        _filling,
+        "Nothing in training looks like an edit: the words are missing, and the given document contradicts the rest.",
+    ),
+    Claim(
+        "generality of scale",
+        "gain at every size",
+        "retrieval at least 10 points above vanilla at three sizes",
+        _sizes,
+        "At equal steps the largest size is trained least for its parameters.",
+    ),
+)
