@@ -45,10 +45,11 @@ def plot_sizes(results: Results, file: Path) -> bool:
 def plot_shots(results: Results, file: Path) -> bool:
     """Share right by the number of contexts, ours with intervals beside the talk's."""
     lines: dict[str, Line] = {}
-    for model in ("retrieval", "vanilla"):
-        rows = [row for row in results["one-shot"]["rows"] if row["model"] == model]
+    every = results["one-shot"]["rows"]
+    for by, model in dict.fromkeys((row["by"], row["model"]) for row in every):
+        rows = [row for row in every if (row["by"], row["model"]) == (by, model)]
         low, high = zip(*(row["interval"]["right"] for row in rows), strict=True)
-        lines[model] = [row["contexts"] for row in rows], [row["right"] for row in rows], low, high
+        lines[f"{model}, by {by}"] = [row["contexts"] for row in rows], [row["right"] for row in rows], low, high
     for model, shares in (("retrieval", (0.78, 0.79, 0.86, 0.90)), ("vanilla", (0.53, 0.50, 0.56, 0.56))):
         lines[f"talk, {model}"] = (1, 2, 4, 8), shares, shares, shares
     return _plot(file, lines, "contexts", "share right")

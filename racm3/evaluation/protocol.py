@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from racm3 import __version__
 from racm3.errors import InputError
 from racm3.memory.memory import Memory
 
-__all__ = ["about_code", "about_memory", "check_comparable", "digest_of_ids", "weights_digest"]
+__all__ = ["about_code", "about_memory", "check_comparable", "digest_of_ids", "flat", "weights_digest"]
 
 MEASURED = {"weights", "racm3", "commit", "elapsed_s", "note"}
 """What may differ between two results that are compared: what was measured, when and by which version."""
@@ -31,7 +31,7 @@ def check_comparable(
     ``names``: of the two results, for the message. ``may_differ``: fields, by the first part of their dotted name, that
     a comparison is about.
     """
-    ours, theirs = dict(_flat(one)), dict(_flat(other))
+    ours, theirs = flat(one), flat(other)
     ignored = MEASURED | set(may_differ)
     wrong = [
         f"{field}: {ours.get(field, 'missing')} and {theirs.get(field, 'missing')}"
@@ -45,12 +45,12 @@ def check_comparable(
         )
 
 
-def _flat(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a table of tables by their dotted names."""
+    values: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
+        values |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return values
 
 
 def about_code() -> dict[str, str]:

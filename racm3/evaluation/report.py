@@ -168,8 +168,9 @@ SECTIONS = (
     (
         "one-shot",
         "One-shot classification, and averages of several contexts",
-        'Two novel entities named "animal X" and "animal Y", one example of each a context; the predictions of several '
-        "contexts are averaged. Chance is 50 %.",
+        'Two novel entities named "animal X" and "animal Y", one example of each a context; the predictions of '
+        "several contexts are averaged. *picture*: which example makes the third picture more probable behind its "
+        "label; *label*, as in the talk: which label is more probable before the third picture. Chance is 50 %.",
     ),
     (
         "two-entities",

@@ -3,13 +3,14 @@
     experiments   on the weights of a folder of models: ``experiments.py``, nothing is trained
     trainings     a variant of a preset, in three seeds: trained on the world's ``train`` split, then examined
 
-A name is done when docs/results/study/NAME.json is there. Whatever was broken off goes on: a training at its last
-checkpoint, prepared data where they stood. Trainings share image tokenizer, encoder, prepared data and memory, and no
-training sees a novel entity. ``report.py`` makes a page of the results.
+A name is done when docs/results/study/NAME.json is there, and is of these settings and weights. Whatever was broken off
+goes on: a training at its last checkpoint, prepared data where they stood. Trainings share image tokenizer, encoder,
+prepared data and memory, and no training sees a novel entity. ``report.py`` makes a page of the results.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -25,7 +26,7 @@ import torch
 from racm3.config import override, to_dict
 from racm3.errors import ConfigError, unknown
 from racm3.evaluation.experiments import EXPERIMENTS, NOTHING_REDUNDANT, Lab, Sheet, examine_generator
-from racm3.evaluation.protocol import weights_digest
+from racm3.evaluation.protocol import flat, weights_digest
 from racm3.evaluation.scenes import WEIGHTS, Protocol, about_scenes, progress, world_memory
 from racm3.generator.model import Generator
 from racm3.memory.sources import write_webdataset
@@ -40,10 +41,13 @@ from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.data import DROPOUTS, learn_text, prepare
 from racm3.training.generator import Batches, GeneratorRun, train_generator
 from racm3.training.journal import write_whole
+from racm3.training.loop import MAY_CHANGE
 
 __all__ = ["EXPERIMENTS", "NAMES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]
 
 SEEDS = (0, 1, 2)
+SHARED = ("image-tokenizer", "encoder", "judge")
+"""Models that all trainings are made or examined with."""
 LOOKED_AT = ("validation_documents=100", "loop.look_every=100")
 """Of every training: the loss on the same held-out documents every 100 steps; it adds about 2 % to the time (ours)."""
 
@@ -127,7 +131,7 @@ def selected(only: Iterable[str]) -> list[str]:
 
 def rerun(study: Study, only: Iterable[str] = ()) -> None:
     """Do what is selected and not done, and write its result files, with progress and the time left on stderr."""
-    todo = [name for name in selected(only) if not study.file(name).exists()]
+    todo = [name for name in selected(only) if not is_done(study, name)]
     print(f"study: {len(todo)} to do: {', '.join(todo) or 'nothing'}", file=sys.stderr)
     for place, name in enumerate(todo):
         started = time.monotonic()
@@ -139,6 +143,33 @@ def rerun(study: Study, only: Iterable[str] = ()) -> None:
             result["sheet"] = {"heads": sheet.heads, "titles": [title for title, _ in sheet.lines]}
         write_whole(study.file(name), json.dumps({"name": name} | result) + "\n")
         print(f"study: {name} took {(time.monotonic() - started) / 60:.1f} min; {_left(study, todo[place + 1 :])}")
+
+
+def is_done(study: Study, name: str) -> bool:
+    """Whether there is a result of these settings and weights; says so if there is one of others."""
+    file = study.file(name)
+    if not file.exists():
+        return False
+    stored = json.loads(file.read_bytes())
+    expected = flat(to_dict(study.protocol))
+    found = flat(stored["protocol"])
+    weights = WEIGHTS
+    if name in TRAININGS:
+        variant, seed = TRAININGS[name]
+        expected |= _identity(VARIANTS[variant], seed, study.train)
+        found |= flat(stored["settings"])
+        weights = SHARED
+    expected |= {f"weights.{one}": weights_digest(study.models / one) for one in weights}
+    differing = [key for key, value in expected.items() if found.get(key) != value]
+    if differing:
+        print(f"study: {file} is of other settings or weights ({', '.join(differing)}): again", file=sys.stderr)
+    return not differing
+
+
+def _identity(variant: Variant, seed: int, more: Sequence[str]) -> dict[str, Any]:
+    """What makes a training this one, by dotted name: all but how it is computed."""
+    settings = flat(to_dict(variant.run(seed, more)) | {"skip": variant.skip, "dropout": variant.dropout})
+    return {name: value for name, value in settings.items() if name not in MAY_CHANGE - {"loop.steps"}}
 
 
 def _left(study: Study, names: Sequence[str]) -> str:
@@ -176,8 +207,10 @@ def _experiment(study: Study, name: str) -> tuple[dict[str, Any], Sheet | None]:
 
 def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
     """Train a variant, or take it up where it stood, and examine it."""
-    variant, folder = VARIANTS[name], study.work / "runs" / f"{name}-seed-{seed}"
+    variant = VARIANTS[name]
     run = variant.run(seed, study.train)
+    made_with = json.dumps(_identity(variant, seed, study.train), sort_keys=True).encode()
+    folder = study.work / "runs" / f"{name}-seed-{seed}-{hashlib.blake2b(made_with, digest_size=4).hexdigest()}"
     image = load_image_tokenizer(study.models / "image-tokenizer")
     assert isinstance(image, FSQImageTokenizer)
     encoder = Encoder.from_pretrained(study.models / "encoder")
@@ -189,9 +222,8 @@ def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
     retrieves = len(run.retrieved_shares) > 1
     dropouts = DROPOUTS if variant.dropout else (0.0,)
     documents = prepare(data, text, image, markup, encoder if retrieves else None, prepared, dropouts=dropouts)
-    if not (folder / "model.safetensors").exists():
-        vectors = image.fsq.values(image.fsq.digits_of(torch.arange(image.codebook_size)))
-        train_generator(documents, text, markup, image.grid, run, folder, vectors)
+    vectors = image.fsq.values(image.fsq.digits_of(torch.arange(image.codebook_size)))
+    train_generator(documents, text, markup, image.grid, run, folder, vectors)  # nothing is left to do if it is done
     generator = Generator.from_pretrained(folder).eval()
     memory = world_memory(study.work / "memory", study.protocol.world, encoder)
     model = RACM3(generator, text, image, markup, encoder, memory)
@@ -200,7 +232,7 @@ def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
         rows = examine_generator(lab, (2, 0) if retrieves else (0,))
     journal = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     looks = [row for row in journal if "validation" in row]
-    about = about_scenes(study.protocol, model, study.models, ("image-tokenizer", "encoder", "judge"))
+    about = about_scenes(study.protocol, model, study.models, SHARED)
     about["weights"]["generator"] = weights_digest(folder)
     return {
         "variant": name,

@@ -47,7 +47,7 @@ def lab(retrieval: RACM3, vanilla: RACM3, judge: Judge, tmp_path_factory: pytest
 ROWS = {
     "pictures": 2 * 5,
     "captions": 2 * 3,
-    "one-shot": 2 * 4,
+    "one-shot": 2 * 2 * 4,
     "two-entities": 5,
     "tasks": 4 * 2,
     "knowledge": 2 * 2,

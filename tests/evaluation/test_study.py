@@ -15,7 +15,18 @@ from racm3.evaluation import study as studies
 from racm3.evaluation.claims import CLAIMS
 from racm3.evaluation.report import cell, load_results, table, write_report
 from racm3.evaluation.scenes import Protocol
-from racm3.evaluation.study import NAMES, TRAININGS, VARIANTS, Study, rerun, seconds, selected, steps_to_reach
+from racm3.evaluation.study import (
+    NAMES,
+    TRAININGS,
+    VARIANTS,
+    Study,
+    is_done,
+    rerun,
+    seconds,
+    selected,
+    steps_to_reach,
+)
+from racm3.pipeline import SCENES
 from racm3.scenes.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -93,9 +104,14 @@ def test_what_is_done_is_not_done_again(
 ) -> None:
     monkeypatch.setattr(studies, "_train", None)
     monkeypatch.setattr(studies, "_experiment", None)
-    done = Study(docs / "results" / "study", docs / "none", models, PROTOCOL)
+    done = Study(docs / "results" / "study", docs / "none", models, PROTOCOL, (*TINY, "loop.threads=1"))
     rerun(done, ["two-entities", "no-redundancy-skip-seed-1"])
     assert "study: 0 to do: nothing" in capsys.readouterr().err
+    assert not is_done(replace(done, protocol=replace(PROTOCOL, trials=2)), "two-entities")
+    assert "two-entities.json is of other settings or weights (trials): again" in capsys.readouterr().err
+    assert not is_done(replace(done, train=(*TINY, "alpha=0.2")), "no-redundancy-skip-seed-1")
+    assert not is_done(replace(done, models=SCENES), "two-entities")
+    assert not is_done(done, "pictures")
 
 
 def test_the_page_is_made_of_the_files(docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +167,8 @@ def synthetic(share: float) -> dict[str, Any]:
     }
     results["one-shot"] = {
         "rows": [
-            row(share if model == "retrieval" else 0.5, model=model, contexts=count)
+            row(share if model == "retrieval" else 0.5, by=by, model=model, contexts=count)
+            for by in ("picture", "label")
             for model in ("retrieval", "vanilla")
             for count in (1, 2, 4, 8)
         ]
