@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from racm3 import cli
 from racm3.document import Image
@@ -26,6 +28,7 @@ TINY = {
     "train image-tokenizer": f"{SMALL_CODES} model.decoder_layers=1 batch_size=4 loop.steps=2",
     "train encoder": f"{SMALL_CLIP} image_size_px=16 text_ids=270 batch_size=4 loop.steps=2",
     "train generator": f"{SMALL_SHAPE} compile=false text_ids=270 tokens_per_step=200 loop.steps=2",
+    "evaluate coco": "drawn=2 captioned=2 drawing.samples=1 captioning.samples=1 captioning.max_text_tokens=4",
 }
 
 
@@ -49,6 +52,13 @@ def pictures(count: int) -> list[bytes]:
     return [Image(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8)).png() for _ in range(count)]
 
 
+class Means(nn.Module):
+    """In the place of Inception."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.float().mean((2, 3))
+
+
 def laion(folder: Path) -> None:
     (folder / "laion").mkdir()
     for shard in range(2):
@@ -66,17 +76,22 @@ def laion(folder: Path) -> None:
 
 
 def coco(folder: Path) -> None:
-    for split, first in (("train2017", 9), ("val2017", 139)):
+    karpathy = []
+    for split, first in (("train2017", 9), ("val2017", 139), ("train2014", 9), ("val2014", 42)):
         (folder / "coco" / split).mkdir(parents=True)
         images, annotations = [], []
         for number, data in enumerate(pictures(8), start=first):
-            name = f"{number:012}.jpg"
+            name = f"{number:012}.jpg" if split.endswith("2017") else f"COCO_{split}_{number:012}.jpg"
             (folder / "coco" / split / name).write_bytes(data)
             images.append({"id": number, "file_name": name, "license": 1})
             annotations += [{"image_id": number, "id": number, "caption": f"fox number {number}"}] * 2
+            known = {"cocoid": number, "filepath": split, "filename": name, "sentences": [{"raw": "a fox"}]}
+            karpathy += [known | {"split": "test" if split == "val2014" else "train"}] * split.endswith("2014")
         annotated = folder / "coco" / "annotations" / f"captions_{split}.json"
         annotated.parent.mkdir(exist_ok=True)
         annotated.write_text(json.dumps({"images": images, "annotations": annotations}))
+    (folder / "coco" / "dataset_coco.json").write_text(json.dumps({"images": karpathy}))
+    torch.jit.script(Means()).save(str(folder / "inception-2015-12-05.pt"))
 
 
 @pytest.mark.parametrize("make", [laion, coco])

@@ -9,6 +9,7 @@ from statistics import mean
 import PIL.Image
 from PIL import ImageDraw, ImageFont
 
+from racm3.errors import ConfigError
 from racm3.evaluation.claims import Results, of_seeds, trained
 from racm3.scenes.draw import SCENE_PX
 
@@ -65,10 +66,14 @@ def _plot(file: Path, lines: Mapping[str, Line], x: str, y: str) -> bool:
     """Write the lines as SVG, the same bytes for the same numbers; whether there was any."""
     if not lines:
         return False
-    import matplotlib
-
+    try:
+        import matplotlib
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ConfigError(
+            f"the plots of the report need a package that is not installed; pip install 'racm3[report]' ({error})"
+        ) from error
     matplotlib.use("svg")
-    from matplotlib import pyplot
 
     with matplotlib.rc_context({"svg.hashsalt": "racm3", "font.size": 9}):
         figure, axes = pyplot.subplots(figsize=(5.5, 3.4))
