@@ -24,13 +24,13 @@ def scenes() -> Runs:
     """The built-in world, on two CPU cores: 64 px to 8 x 8 codes of 4,375, and 3.7M parameters.
 
     On one core with native bfloat16 about 20 minutes for the image tokenizer, 20 for the encoder, and 55 for the
-    generator's 3,000 steps of 3,840 tokens.
+    generator's 2,100 steps of 3,840 tokens.
     """
     return Runs(
         ImageTokenizerRun(loop=LoopConfig(steps=6000)),
         EncoderRun(loop=LoopConfig(steps=1000)),
         GeneratorRun(
-            loop=LoopConfig(steps=3000),
+            loop=LoopConfig(steps=2100),
             optimiser=OptimiserConfig(lr=3e-3, muon_lr=4e-3, warmup_steps=100),
             compile=True,
         ),

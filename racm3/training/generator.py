@@ -109,7 +109,7 @@ class GeneratorRun:
     optimiser: OptimiserConfig = OptimiserConfig(lr=3e-3, muon_lr=3e-3, warmup_steps=100)
     loop: LoopConfig = LoopConfig(steps=3000)
     alpha: float = 0.1
-    rename_share: float = 0.5
+    rename_share: float = 0.75
     text_query_share: float = 0.8
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
