@@ -66,13 +66,13 @@ class Matrix:
         self.fields = [self.panels.data_ptr(), scales, self.inputs, self.outputs]  # the struct
         self._struct = torch.tensor(self.fields)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (R, inputs) -> (R, outputs), float32 both; each row as if it were alone."""
+    def normed(self, x: Tensor, floor: float) -> Tensor:
+        """x / sqrt(|x|^2 + floor) times the matrix: (R, inputs) -> (R, outputs), float32; each row as if alone."""
         assert self.library is not None
-        x = x.contiguous()
-        out = torch.empty(len(x), self.outputs)
-        threads = ctypes.c_int(torch.get_num_threads())
-        self.library.product(*_pointers(self._struct, x), ctypes.c_int64(len(x)), *_pointers(out), threads)
+        x, count, threads = x.contiguous(), len(x), torch.get_num_threads()
+        out, units = torch.empty(count, self.outputs), torch.empty(threads, count)
+        numbers = ctypes.c_int64(count), ctypes.c_float(floor)
+        self.library.product(*_pointers(self._struct, x), *numbers, *_pointers(units, out), ctypes.c_int(threads))
         return out
 
 

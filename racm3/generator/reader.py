@@ -134,9 +134,9 @@ class Reader:
         angles = torch.view_as_real(self.angles).flatten(1)
         self.stepper = native.Stepper(c, native_layers, angles) if compiled else None
         head = state["lm_head.weight"] * (state["model.norm.weight"] * root)
-        self.heads: list[Matrix] = [
-            _native(part, weights) if compiled else matrix(part, weights) for part in (head[:boundary], head[boundary:])
-        ]
+        parts = head[:boundary], head[boundary:]
+        self.native_heads = [_native(part, weights) for part in parts] if compiled else []
+        self.heads = [] if compiled else [matrix(part, weights) for part in parts]
         # The norm of a vector is that of (x, sqrt(width * eps)), whose last part is this.
         self.floors = [
             torch.tensor(math.sqrt(width * c.norm_eps), device=self.device) for width in (c.width, c.head_dim)
@@ -188,12 +188,14 @@ class Reader:
 
     def logits(self, states: Tensor, text: bool, image: bool) -> Tensor:
         """Scores of the next token: (N, D) -> (N, V'), of the ids below the boundary, from it on, or both."""
-        count = len(states)
-        if count == 1:
-            states = states.repeat(2, 1)
-        unit = _unit(states, self.floors[0])
-        parts = [head(unit) for head, wanted in zip(self.heads, (text, image), strict=True) if wanted]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[:count]
+        wanted = [i for i, each in enumerate((text, image)) if each]
+        if self.native_heads:
+            floor = self.config.width * self.config.norm_eps
+            parts = [self.native_heads[i].normed(states, floor) for i in wanted]
+        else:
+            unit = _unit(states if len(states) > 1 else states.repeat(2, 1), self.floors[0])
+            parts = [self.heads[i](unit)[: len(states)] for i in wanted]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 _NAMES = (

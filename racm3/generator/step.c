@@ -47,7 +47,12 @@ static inline vector widened(const number *p) {
 #else
 typedef int8_t number;
 typedef number numbers __attribute__((vector_size(LANES)));
-static inline vector widened(const number *p) { return __builtin_convertvector(*(const numbers *)p, vector); }
+typedef int16_t halves __attribute__((vector_size(2 * LANES)));
+typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+static inline vector widened(const number *p) { /* by doubling: compilers go number by number otherwise */
+    const halves half = __builtin_convertvector(*(const numbers *)p, halves);
+    return __builtin_convertvector(__builtin_convertvector(half, integers), vector);
+}
 #endif
 #endif
 
@@ -230,9 +235,9 @@ static void multiply(const Matrix *m, const float *x, int64_t count, const float
     }
 }
 
-/* What norms divide by, of each row of x (count, D). */
-static void measure(const Shape *s, const float *x, int64_t count, float *units) {
-    for (int64_t r = 0; r < count; r++) units[r] = 1.0f / sqrtf(squares(x + r * s->width, s->width) + s->floor);
+/* What norms multiply with, of each row of x (count, width). */
+static void measure(const float *x, int64_t count, int64_t width, float floor, float *units) {
+    for (int64_t r = 0; r < count; r++) units[r] = 1.0f / sqrtf(squares(x + r * width, width) + floor);
 }
 
 /* x (count, D): embeddings of the tokens in, their states out. angles (positions, E), scores (threads, most_tokens).
@@ -246,7 +251,7 @@ void step(const Shape *s, const Layer *layers, const Row *rows, int64_t count, c
         float *own_units = units + me * count, *own_scores = scores + me * most_tokens;
         for (int64_t l = 0; l < s->layers; l++) {
             const Layer *layer = &layers[l];
-            measure(s, x, count, own_units);
+            measure(x, count, s->width, s->floor, own_units);
             multiply(&layer->qkv, x, count, own_units, STORE, qkv);
 #pragma omp for schedule(dynamic)
             for (int64_t item = 0; item < count * s->groups; item++) {
@@ -255,15 +260,19 @@ void step(const Shape *s, const Layer *layers, const Row *rows, int64_t count, c
                 attend(s, layer, l, &rows[r], item % s->groups, qkv + r * all, turned, own_scores, y + r * inner);
             }
             multiply(&layer->out, y, count, NULL, ADD, x);
-            measure(s, x, count, own_units);
+            measure(x, count, s->width, s->floor, own_units);
             multiply(&layer->gate_up, x, count, own_units, GATE, hidden);
             multiply(&layer->down, hidden, count, NULL, ADD, x);
         }
     }
 }
 
-/* out (count, outputs) = x (count, inputs) times a matrix. */
-void product(const Matrix *m, const float *x, int64_t count, float *out, int threads) {
+/* out (count, outputs) = the norm of x (count, inputs) times a matrix. units (threads, count) are for use. */
+void product(const Matrix *m, const float *x, int64_t count, float floor, float *units, float *out, int threads) {
 #pragma omp parallel num_threads(threads)
-    multiply(m, x, count, NULL, STORE, out);
+    {
+        float *own_units = units + omp_get_thread_num() * count;
+        measure(x, count, m->inputs, floor, own_units);
+        multiply(m, x, count, own_units, STORE, out);
+    }
 }
