@@ -60,7 +60,10 @@ class Matrix:
     def __init__(self, weight: Tensor, scale: Tensor | None = None, gated: bool = False) -> None:
         self.inputs, self.outputs = weight.shape[1], len(weight) // (2 if gated else 1)
         self.panels = _panels(weight, gated).transpose(1, 2).contiguous()  # (P, inputs, PANEL)
-        self.scales = None if scale is None else _panels(scale, gated).contiguous()  # (P, PANEL)
+        self.scales: Tensor | None = None
+        if scale is not None:  # the two halves in turns, and 2^24: see ``widen`` of int8
+            self.panels = self.panels.unflatten(2, (2, LANES)).transpose(2, 3).contiguous()
+            self.scales = _panels(scale / 2**24, gated).contiguous()  # (P, PANEL)
         self.library = compiled(weight.dtype.itemsize)
         scales = 0 if self.scales is None else self.scales.data_ptr()
         self.fields = [self.panels.data_ptr(), scales, self.inputs, self.outputs]  # the struct

@@ -22,7 +22,10 @@ typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 #if WEIGHT_BYTES == 4
 typedef float number;
 typedef float cached;
-static inline vector widened(const number *p) { return *(const vector *)p; }
+static inline void widen(const number *p, vector *left, vector *right) {
+    *left = *(const vector *)p;
+    *right = *(const vector *)(p + LANES);
+}
 static inline float loaded(cached x) { return x; }
 static inline cached stored(float x) { return x; }
 #else
@@ -41,17 +44,19 @@ static inline cached stored(float x) { /* rounded to the nearest, to the even on
 #if WEIGHT_BYTES == 2
 typedef uint16_t number;
 typedef number numbers __attribute__((vector_size(2 * LANES)));
-static inline vector widened(const number *p) {
-    return (vector)(__builtin_convertvector(*(const numbers *)p, bits) << 16);
+static inline void widen(const number *p, vector *left, vector *right) {
+    *left = (vector)(__builtin_convertvector(*(const numbers *)p, bits) << 16);
+    *right = (vector)(__builtin_convertvector(*(const numbers *)(p + LANES), bits) << 16);
 }
 #else
 typedef int8_t number;
-typedef number numbers __attribute__((vector_size(LANES)));
-typedef int16_t halves __attribute__((vector_size(2 * LANES)));
+typedef uint16_t pairs __attribute__((vector_size(2 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
-static inline vector widened(const number *p) { /* by doubling: compilers go number by number otherwise */
-    const halves half = __builtin_convertvector(*(const numbers *)p, halves);
-    return __builtin_convertvector(__builtin_convertvector(half, integers), vector);
+/* Left and right lie in turns. Taken as the upper of four bytes they are 2^24 times as large; scales make up for it. */
+static inline void widen(const number *p, vector *left, vector *right) {
+    const bits pair = __builtin_convertvector(*(const pairs *)p, bits);
+    *left = __builtin_convertvector((integers)(pair << 24), vector);
+    *right = __builtin_convertvector((integers)(pair >> 8 << 24), vector);
 }
 #endif
 #endif
@@ -86,7 +91,8 @@ tile(int rows, const Matrix *m, int64_t panel, const float *x, float *out) {
     const number *w = m->panels + panel * inputs * PANEL;
     vector left[TILE] = {0}, right[TILE] = {0};
     for (int64_t k = 0; k < inputs; k++, w += PANEL) {
-        const vector a = widened(w), b = widened(w + LANES);
+        vector a, b;
+        widen(w, &a, &b);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             left[r] += a * x[r * inputs + k];
@@ -105,10 +111,16 @@ tile(int rows, const Matrix *m, int64_t panel, const float *x, float *out) {
 
 /* As many of the rows as fit in a tile; returns how many. */
 static int tiled(int64_t rows, const Matrix *m, int64_t panel, const float *x, float *out) {
-    if (rows >= 8) return tile(8, m, panel, x, out), 8;
-    if (rows >= 4) return tile(4, m, panel, x, out), 4;
-    if (rows >= 2) return tile(2, m, panel, x, out), 2;
-    return tile(1, m, panel, x, out), 1;
+    switch (rows) {
+        case 1: return tile(1, m, panel, x, out), 1;
+        case 2: return tile(2, m, panel, x, out), 2;
+        case 3: return tile(3, m, panel, x, out), 3;
+        case 4: return tile(4, m, panel, x, out), 4;
+        case 5: return tile(5, m, panel, x, out), 5;
+        case 6: return tile(6, m, panel, x, out), 6;
+        case 7: return tile(7, m, panel, x, out), 7;
+        default: return tile(TILE, m, panel, x, out), TILE;
+    }
 }
 
 static float squares(const float *x, int64_t n) {
@@ -254,10 +266,10 @@ void step(const Shape *s, const Layer *layers, const Row *rows, int64_t count, c
             measure(x, count, s->width, s->floor, own_units);
             multiply(&layer->qkv, x, count, own_units, STORE, qkv);
 #pragma omp for schedule(dynamic)
-            for (int64_t item = 0; item < count * s->groups; item++) {
-                const int64_t r = item / s->groups;
+            for (int64_t item = 0; item < count * s->groups; item++) { /* rows of one head together: they may share */
+                const int64_t r = item % count;
                 const float *turned = angles + (rows[r].shared_length + rows[r].length) * E;
-                attend(s, layer, l, &rows[r], item % s->groups, qkv + r * all, turned, own_scores, y + r * inner);
+                attend(s, layer, l, &rows[r], item / count, qkv + r * all, turned, own_scores, y + r * inner);
             }
             multiply(&layer->out, y, count, NULL, ADD, x);
             measure(x, count, s->width, s->floor, own_units);
