@@ -126,6 +126,7 @@ class Rows:
         # only when a length passes a multiple or rows come and go: slicing costs as much as a small product.
         self._views: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._viewed = (0, 0, 0)
+        self._places: Tensor | None = None
 
     @property
     def pending(self) -> int:
@@ -143,6 +144,7 @@ class Rows:
             grown[1][:, :used, :, :have_tokens] = self.values[:, :used]
             self.keys, self.values = grown
             self._viewed = (0, 0, 0)
+            self._places = None
 
     def add(self, passage: Passage) -> None:
         """A row that goes on behind ``passage``, which begins with the shared one; room is reserved."""
@@ -151,6 +153,7 @@ class Rows:
         self.keys[:, row, :, :length] = passage.keys[:, :, start : passage.length]
         self.values[:, row, :, :length] = passage.values[:, :, start : passage.length]
         self.lengths.append(length)
+        self._places = None
 
     def drop(self, rows: Sequence[int]) -> list[int]:
         """Let rows go; returns the former numbers of those that stay, in their new order. The last move into gaps."""
@@ -164,7 +167,27 @@ class Rows:
                 self.values[:, row, :, :length] = self.values[:, last, :, :length]
             order.pop()
         self.lengths = [self.lengths[row] for row in order]
+        self._places = None
         return order
+
+    def places(self) -> Tensor:
+        """Prepare for the next step: where each row's keys and values lie, as ``Row`` in ``step.c`` says, (R, 10)."""
+        if self._places is None:
+            first = torch.tensor(
+                [
+                    *(part.data_ptr() for part in (self.keys, self.values)),
+                    *(self.keys.stride(0), self.keys.shape[3], 0),
+                    *(part.data_ptr() for part in ((self.shared.keys, self.shared.values) if self.shared else ())),
+                    *((self.shared.keys.stride(0), self.shared.keys.shape[2]) if self.shared else (0, 0, 0, 0)),
+                    self.shared.length if self.shared else 0,
+                ]
+            )
+            self._places = first.repeat(len(self.lengths), 1)
+            row_bytes = self.keys.stride(1) * self.keys.itemsize
+            self._places[:, :2] += torch.arange(len(self.lengths))[:, None] * row_bytes
+            self._places[:, _LENGTH] = torch.tensor(self.lengths)
+        assert max(self.lengths) < self.keys.shape[3], "no room was reserved"
+        return self._places
 
     def positions(self) -> Tensor:
         _, _, groups, room, _ = self.keys.shape
@@ -208,6 +231,12 @@ class Rows:
 
     def advance(self) -> None:
         self.lengths = [length + 1 for length in self.lengths]
+        if self._places is not None:
+            self._places[:, _LENGTH] += 1
+
+
+_LENGTH = 4
+"""Column of ``Rows.places``."""
 
 
 def _joined(x: Tensor) -> Tensor:

@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 
+CANDIDATES = 256
+"""Most probable tokens among which the end of top p is sought first: seldom more are needed, and all take longer."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn. The defaults draw from the model's own distribution.
@@ -108,17 +112,23 @@ def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
 
 def _ranked(logits: Tensor, k: Tensor) -> Tensor:
     """The k-th (B,) largest value of each row, or the smallest if there are fewer: (B, 1)."""
-    ranked = logits.sort(dim=-1, descending=True).values  # (B, V)
-    return ranked.gather(-1, k.clamp(max=logits.shape[-1])[:, None] - 1)
+    k = k.clamp(max=logits.shape[-1])
+    return logits.topk(int(k.max())).values.gather(-1, k[:, None] - 1)
 
 
 def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
-    """Keep the fewest most probable tokens of each row whose probability together is at least p (B,)."""
-    probability, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)  # (B, V)
-    more_probable = probability.cumsum(-1) - probability
-    # Rounding can bring the sum to 1 before the last token: p = 1 excludes nothing.
-    excluded = (more_probable >= p[:, None]) & (p[:, None] < 1)
-    return logits.masked_fill(torch.zeros_like(excluded).scatter(-1, order, excluded), -math.inf)
+    """Keep the fewest most probable tokens of each row whose probability together is at least p (B,), and equals.
+
+    As ``keep_top_k`` does, it keeps those that are as probable as the last of them.
+    """
+    probability = logits.softmax(-1)  # (B, V)
+    for candidates in (min(CANDIDATES, logits.shape[-1]), logits.shape[-1]):
+        top = probability.topk(candidates).values  # (B, candidates)
+        kept = top.cumsum(-1) - top < p[:, None]
+        if not (kept[:, -1] & (p < 1)).any():
+            break
+    least = top.where(kept, math.inf).amin(-1).where(p < 1, 0)  # rounding can bring the sum to 1 before the last token
+    return logits.masked_fill(probability < least[:, None], -math.inf)
 
 
 def keep_min_p(logits: Tensor, p: Tensor) -> Tensor:

@@ -193,6 +193,16 @@ class _Group:
     states: list[Tensor]  # (R, D) in pieces: of the token each row read last
 
 
+class _Family(NamedTuple):
+    """Prompts that begin alike, read: tokens in common, the passage of these, and each prompt, its own passage and the
+    states (T, D) of its tokens in pieces.
+    """
+
+    length: int
+    beginning: Passage
+    members: list[tuple[tuple[int, ...], Passage, list[Tensor]]]
+
+
 class Engine:
     """Completes and scores sequences with one generator, at most ``max_rows`` streams at a time.
 
@@ -299,13 +309,17 @@ class Engine:
         """``estimated_bytes`` of streams of (tokens, new tokens)."""
         # Rows are counted three times: room is doubled when it does not suffice, and the old one copied into it.
         tokens = sum(rounded(tokens) + 3 * _room(tokens + steps) for tokens, steps in streams)
-        dtype = torch.float32 if self.weights == "float32" else torch.bfloat16
-        return tokens * token_bytes(self.generator.config, dtype)
+        return tokens * token_bytes(self.generator.config, self._cache_dtype)
+
+    @property
+    def _cache_dtype(self) -> torch.dtype:
+        return torch.float32 if self.weights == "float32" else torch.bfloat16
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The log-probability in nats of every token of each continuation behind its prompt: one (T,) array a pair.
 
+        What pairs have in common is read once, such as the prompt behind which several labels are compared.
         Raises InputError if a prompt or a continuation is empty or has ids outside the vocabulary, or there are not
         equally many, PromptTooLongError if the two together exceed the context.
         """
@@ -318,14 +332,20 @@ class Engine:
                     f"pair {number}: the prompt or the continuation is empty; give a token or more of each"
                 )
             self._check(prompt + more, 0, f"pair {number}")
-        scores: list[np.ndarray] = []
-        for start in range(0, len(pairs), self.max_rows):
-            batch = pairs[start : start + self.max_rows]
-            hidden = self.generator(self._padded([prompt + more for prompt, more in batch]))  # (B, T, D)
-            for row, (prompt, more) in zip(hidden, batch, strict=True):
-                logits = self.generator.logits(row[len(prompt) - 1 : len(prompt) + len(more) - 1]).float()  # (T, V)
-                chosen = torch.tensor(more, device=self.device)[:, None]
-                scores.append(logits.log_softmax(-1).gather(-1, chosen)[:, 0].cpu().numpy())
+        reader = self._current_reader()
+        owners: dict[tuple[int, ...], list[int]] = {}  # the last token is not read, so pairs may share all that is
+        for number, (prompt, more) in enumerate(pairs):
+            owners.setdefault(prompt + more[:-1], []).append(number)
+        scores = [np.empty(0)] * len(pairs)
+        for sequences in self._portions(sorted(owners)):
+            for family in self._families_read(reader, sequences):
+                for sequence, _, pieces in family.members:
+                    states = torch.cat(pieces)  # (T, D)
+                    for number in owners[sequence]:
+                        prompt, more = pairs[number]
+                        logits = reader.logits(states[len(prompt) - 1 :], True, True)  # (T, V)
+                        chosen = torch.tensor(more, device=self.device)[:, None]
+                        scores[number] = logits.log_softmax(-1).gather(-1, chosen)[:, 0].cpu().numpy()
         return scores
 
     # The steps of a step ---------------------------------------------------------------------------------------------
@@ -373,11 +393,20 @@ class Engine:
             wrong = next(id for id in prompt if not 0 <= id < self.vocabulary.size)
             raise InputError(f"{what}: {self.vocabulary.name(wrong)}; allowed are 0 to {self.vocabulary.size - 1}")
 
-    def _padded(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """(R, T), padded on the right."""
-        longest = max(len(sequence) for sequence in sequences)
-        rows = [[*sequence, *[self.vocabulary.pad] * (longest - len(sequence))] for sequence in sequences]
-        return torch.tensor(rows, device=self.device)
+    def _portions(self, sequences: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """Sequences in groups whose keys and values fit in memory, at most ``max_rows`` in one."""
+        most = self.cache_bytes // token_bytes(self.generator.config, self._cache_dtype)
+        portion: list[tuple[int, ...]] = []
+        tokens = 0
+        for sequence in sequences:
+            needed = 2 * rounded(len(sequence))  # its own passage, and the one of what it shares
+            if portion and (len(portion) == self.max_rows or tokens + needed > most):
+                yield portion
+                portion, tokens = [], 0
+            portion.append(sequence)
+            tokens += needed
+        if portion:
+            yield portion
 
     def _admit(self) -> None:
         """Take on jobs that wait, in order, while rows and memory last."""
@@ -410,32 +439,45 @@ class Engine:
         for request in requests:
             for number, stream in enumerate(request.streams):
                 owners.setdefault(stream, []).append((request, number))
-        families = _families(list(owners))
-
-        def passage(tokens: int, after: Passage | None = None) -> Passage:
-            return Passage(reader.config, tokens, reader.cache_dtype, reader.device, after)
-
-        beginnings = [passage(length) for length, _ in families]
-        ends = self._read(reader, [(b, prompts[0][:n]) for b, (n, prompts) in zip(beginnings, families, strict=True)])
-        remainders = [
-            (passage(len(prompt), beginning), prompt[length:])
-            for beginning, (length, prompts) in zip(beginnings, families, strict=True)
-            for prompt in prompts
-            if len(prompt) > length
-        ]
-        states = iter(zip(self._read(reader, remainders), (whole for whole, _ in remainders), strict=True))
-        for beginning, end, (length, prompts) in zip(beginnings, ends, families, strict=True):
-            members = sum(len(owners[prompt]) for prompt in prompts)
+        for length, beginning, streams in self._families_read(reader, list(owners)):
+            members = sum(len(owners[prompt]) for prompt, _, _ in streams)
             shared = self._new_group(reader, 0, beginning) if (members - 1) * length >= SHARED_TOKENS else None
-            for prompt in prompts:
-                state, whole = next(states) if len(prompt) > length else (end, beginning)
+            for prompt, whole, pieces in streams:
                 tokens = len(prompt) + max(request.job.constraint.max_steps for request, _ in owners[prompt])
                 group = shared or self._common_group(reader, _room(tokens))
                 group.rows.reserve(len(owners[prompt]), tokens - length if shared else _room(tokens))
                 for owner in owners[prompt]:
                     group.rows.add(whole)
                     group.owners.append(owner)
-                    group.states.append(state[None])
+                    group.states.append(pieces[-1][-1:])
+
+    def _families_read(self, reader: Reader, prompts: Sequence[tuple[int, ...]]) -> list[_Family]:
+        """Read different prompts, what is common to several once."""
+
+        def passage(tokens: int, after: Passage | None = None) -> Passage:
+            return Passage(reader.config, tokens, reader.cache_dtype, reader.device, after)
+
+        families = _families(prompts)
+        beginnings = [(passage(length), members[0][:length]) for length, members in families]
+        first = self._read(reader, beginnings)
+        remainders = [
+            (passage(len(prompt), beginning), prompt[length:])
+            for (beginning, _), (length, members) in zip(beginnings, families, strict=True)
+            for prompt in members
+            if len(prompt) > length
+        ]
+        rest = iter(zip((whole for whole, _ in remainders), self._read(reader, remainders), strict=True))
+        read = []
+        for (beginning, _), states, (length, members) in zip(beginnings, first, families, strict=True):
+            streams: list[tuple[tuple[int, ...], Passage, list[Tensor]]] = []
+            for prompt in members:
+                if len(prompt) > length:
+                    whole, own = next(rest)
+                    streams.append((prompt, whole, [states, own]))
+                else:
+                    streams.append((prompt, beginning, [states]))
+            read.append(_Family(length, beginning, streams))
+        return read
 
     def _common_group(self, reader: Reader, room: int) -> _Group:
         """The group of rows of this room that share nothing."""
@@ -450,8 +492,8 @@ class Engine:
         return group
 
     def _read(self, reader: Reader, work: Sequence[tuple[Passage, tuple[int, ...]]]) -> list[Tensor]:
-        """Read ids into passages, at most READ_TOKENS in a pass; the states (D,) of their last tokens."""
-        states: list[Tensor] = [torch.empty(0)] * len(work)
+        """Read ids into passages, at most READ_TOKENS in a pass; the states (T, D) of each one's tokens."""
+        states: list[list[Tensor]] = [[] for _ in work]
         left = [len(ids) for _, ids in work]
         while any(left):
             room = READ_TOKENS
@@ -469,8 +511,8 @@ class Engine:
             end = 0
             for i in taken:
                 end += work[i][0].pending
-                states[i] = x[end - 1]
-        return states
+                states[i].append(x[end - work[i][0].pending : end])
+        return [torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in states]
 
     def _go_on(self) -> None:
         """Drop the rows of jobs that are done; the others read the token drawn last."""

@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from racm3.errors import ConfigError
-from racm3.generator.cache import Cache
+from racm3.generator import native
+from racm3.generator.cache import Cache, Rows
 from racm3.generator.model import Generator
 
 __all__ = ["Reader", "Weights"]
@@ -64,9 +65,20 @@ def matrix(weight: Tensor, weights: Weights) -> Matrix:
     return lambda x: torch.mm(x.bfloat16(), transposed).float()
 
 
+def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 weights, and the scale (outputs,) of each output."""
+    scale = weight.abs().amax(1).clamp(min=1e-12) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def _native(weight: Tensor, weights: Weights, gated: bool = False) -> native.Matrix:
+    if weights == "int8":
+        return native.Matrix(*_quantised(weight), gated=gated)
+    return native.Matrix(weight.to(getattr(torch, weights)), gated=gated)
+
+
 def _int8(weight: Tensor) -> Matrix:
-    scale = weight.abs().amax(1).clamp(min=1e-12) / 127  # (outputs,)
-    rounded = (weight / scale[:, None]).round().to(torch.int8)
+    rounded, scale = _quantised(weight)
     scale_bf16 = scale.bfloat16()
 
     def product(x: Tensor) -> Tensor:
@@ -96,6 +108,9 @@ class Reader:
         self.angles = torch.complex(generator.cos, generator.sin)  # (context_tokens, E/2)
         root = math.sqrt(c.width)
         self.layers: list[tuple[Matrix, Tensor, Matrix, Matrix, Matrix]] = []
+        native_layers = []
+        sizes = {"float32": 4, "bfloat16": 2, "int8": 1}
+        compiled = self.device.type == "cpu" and native.compiled(sizes[weights]) is not None
         for i in range(c.layers):
             own = {name: state[f"model.layers.{i}.{name}.weight"] for name in _NAMES}
             q, k = (
@@ -109,17 +124,19 @@ class Reader:
                     own["self_attn.k_norm"][pairs].expand(c.kv_heads, -1),
                 )
             ) * math.sqrt(c.head_dim)  # (H + G, E)
+            out, down = own["self_attn.o_proj"], own["mlp.down_proj"]
             self.layers.append(
-                (
-                    matrix(qkv, weights),
-                    scale,
-                    matrix(own["self_attn.o_proj"], weights),
-                    matrix(gate_up, weights),
-                    matrix(own["mlp.down_proj"], weights),
-                )
+                (matrix(qkv, weights), scale, matrix(out, weights), matrix(gate_up, weights), matrix(down, weights))
             )
+            if compiled:
+                gated = _native(gate_up, weights, gated=True)
+                native_layers.append((_native(qkv, weights), _native(out, weights), gated, _native(down, weights), scale))
+        angles = torch.view_as_real(self.angles).flatten(1)
+        self.stepper = native.Stepper(c, native_layers, angles) if compiled else None
         head = state["lm_head.weight"] * (state["model.norm.weight"] * root)
-        self.heads = [matrix(part, weights) for part in (head[:boundary], head[boundary:])]
+        parts = head[:boundary], head[boundary:]
+        self.native_heads = [_native(part, weights) for part in parts] if compiled else []
+        self.heads = [] if compiled else [matrix(part, weights) for part in parts]
         # The norm of a vector is that of (x, sqrt(width * eps)), whose last part is this.
         self.floors = [
             torch.tensor(math.sqrt(width * c.norm_eps), device=self.device) for width in (c.width, c.head_dim)
@@ -128,6 +145,11 @@ class Reader:
     def read(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
         """Read ids (N,) behind what the caches hold, each taking its next ``cache.pending``; their states (N, D)."""
         c = self.config
+        if self.stepper is not None and (rows_only := [cache for cache in caches if isinstance(cache, Rows)]) == caches:
+            x = self.stepper(self.embedding[ids].float(), rows_only)
+            for cache in caches:
+                cache.advance()
+            return x
         count = len(ids)
         positions = torch.cat([cache.positions() for cache in caches])  # (N,)
         if count == 1:  # a single row would be summed in another order
@@ -166,12 +188,14 @@ class Reader:
 
     def logits(self, states: Tensor, text: bool, image: bool) -> Tensor:
         """Scores of the next token: (N, D) -> (N, V'), of the ids below the boundary, from it on, or both."""
-        count = len(states)
-        if count == 1:
-            states = states.repeat(2, 1)
-        unit = _unit(states, self.floors[0])
-        parts = [head(unit) for head, wanted in zip(self.heads, (text, image), strict=True) if wanted]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[:count]
+        wanted = [i for i, each in enumerate((text, image)) if each]
+        if self.native_heads:
+            floor = self.config.width * self.config.norm_eps
+            parts = [self.native_heads[i].normed(states, floor) for i in wanted]
+        else:
+            unit = _unit(states if len(states) > 1 else states.repeat(2, 1), self.floors[0])
+            parts = [self.heads[i](unit)[: len(states)] for i in wanted]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 _NAMES = (

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from racm3.errors import ConfigError, MarkupError
+from racm3.generator import decoding
 from racm3.generator.decoding import (
     Chain,
     Constraint,
@@ -61,8 +62,9 @@ def test_top_k(seed: int, k: list[int]) -> None:
     assert torch.equal(filtered[filtered.isfinite()], logits[filtered.isfinite()])
 
 
+@pytest.mark.parametrize("candidates", [2, 256])
 @given(seeds, st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4))
-def test_top_p(seed: int, p: list[float]) -> None:
+def test_top_p(candidates: int, seed: int, p: list[float]) -> None:
     def slow(row: Tensor, least: float) -> set[int]:
         chosen: list[int] = []
         for i in likeliest_first(row):
@@ -73,9 +75,16 @@ def test_top_p(seed: int, p: list[float]) -> None:
         return set(chosen)
 
     logits = random_logits(seed)
-    filtered = keep_top_p(logits, torch.tensor(p))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "CANDIDATES", candidates)
+        filtered = keep_top_p(logits, torch.tensor(p))
     assert kept(filtered) == [slow(row, least) for row, least in zip(logits, p, strict=True)]
     assert torch.equal(filtered[filtered.isfinite()], logits[filtered.isfinite()])
+
+
+def test_top_p_keeps_equals_of_the_last() -> None:
+    logits = torch.tensor([[0.0, 1.0, 0.0, -1.0]])
+    assert kept(keep_top_p(logits, torch.tensor([0.6]))) == [{0, 1, 2}]
 
 
 def test_top_p_of_one_keeps_the_least_likely() -> None:

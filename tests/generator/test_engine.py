@@ -320,16 +320,34 @@ def test_guidance_of_one_needs_and_reads_no_other_prompt(engine: Engine) -> None
     assert engine.run([plain]) == engine.run([with_other])
 
 
+@torch.no_grad()
+def slow_score(engine: Engine, before: list[int], more: list[int]) -> list[float]:
+    logits = engine.generator.logits(engine.generator(torch.tensor([before + more])))[0]
+    return [float(logits[len(before) - 1 + i].log_softmax(-1)[id]) for i, id in enumerate(more)]
+
+
 def test_scores_equal_one_forward_pass_each(engine: Engine) -> None:
     prompts = [prompt(length, length) for length in (3, 12, 7, 1)]
     continuations = [prompt(length, 50 + length) for length in (5, 1, 9, 2)]
-    for max_rows in (64, 3):
-        scores = Engine(engine.generator, V, max_rows).score(prompts, continuations)
+    sizes = [{}, {"max_rows": 3}, {"cache_bytes": 1}]
+    for size in sizes:
+        scores = Engine(engine.generator, V, **size).score(prompts, continuations)
         for before, more, score in zip(prompts, continuations, scores, strict=True):
-            with torch.no_grad():
-                logits = engine.generator.logits(engine.generator(torch.tensor([before + more])))[0]
-            expected = [float(logits[len(before) - 1 + i].log_softmax(-1)[id]) for i, id in enumerate(more)]
-            assert score.tolist() == pytest.approx(expected, abs=1e-4)
+            assert score.tolist() == pytest.approx(slow_score(engine, before, more), abs=1e-4)
+
+
+def test_a_prompt_is_read_once_for_all_its_continuations(engine: Engine, passes: list[tuple[int, int]]) -> None:
+    """Two prompts of 20 tokens with four labels each, of which two differ in the last token alone."""
+    prompts = [prompt(20, 0), prompt(20, 1)]
+    first, second, third = prompt(3, 2), prompt(2, 3), prompt(4, 4)
+    labels = [first, second, [*third, V.eos], [*third, V.end]]
+    pairs = [(before, label) for before in prompts for label in labels]
+    together = engine.score(*zip(*pairs, strict=True))
+    assert passes == [(2 * 20, 2), (2 * (2 + 1 + 4), 6)]
+    for pair, score in zip(pairs, together, strict=True):
+        (alone,) = engine.score(*zip(pair, strict=True))
+        assert score.tolist() == alone.tolist()
+        assert score.tolist() == pytest.approx(slow_score(engine, *pair), abs=1e-4)
 
 
 def test_the_log_probability_of_a_completion_is_its_score(engine: Engine) -> None:

@@ -1,0 +1,150 @@
+"""Native: ``step.c``, compiled for this machine, and the weights as it reads them.
+
+At small batches a step in operators of torch is mostly the calls of them. Here it is one call, which reads every weight
+once for all rows. Compiling takes a second, once a process, and needs a C compiler (``cc``); without one, or on a GPU,
+``reader.py`` decodes in operators.
+
+Letters in shapes: R rows, P panels, D width, H heads, G key/value heads, E width of a head, F width of the MLP.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from racm3.generator.cache import Rows
+from racm3.generator.model import GeneratorConfig
+
+__all__ = ["Matrix", "Stepper", "compiled"]
+
+LANES, PANEL = 16, 32
+"""As in ``step.c``: numbers of a vector, outputs that are summed at once."""
+
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+
+
+@functools.cache
+def compiled(weight_bytes: int) -> ctypes.CDLL | None:
+    """``step.c`` for weights of this many bytes, or None where it cannot be compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        parts, whole = Path(folder) / "step.o", Path(folder) / "step.so"
+        compiler, source = os.environ.get("CC", "cc"), Path(__file__).with_name("step.c")
+        # Linked without -fopenmp: the threads shall be torch's, whose library is loaded already, not a second set.
+        try:
+            for command in (
+                [compiler, *FLAGS, f"-DWEIGHT_BYTES={weight_bytes}", "-c", str(source), "-o", str(parts)],
+                [compiler, "-shared", str(parts), "-o", str(whole)],
+            ):
+                subprocess.run(command, check=True, capture_output=True)
+            return ctypes.CDLL(str(whole))
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+
+class Matrix:
+    """Weights (outputs, inputs), float32, bfloat16, or int8 with a scale (outputs,), in panels as ``step.c`` has them.
+
+    ``gated``: the first half of the outputs are gates of the second.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor | None = None, gated: bool = False) -> None:
+        self.inputs, self.outputs = weight.shape[1], len(weight) // (2 if gated else 1)
+        self.panels = _panels(weight, gated).transpose(1, 2).contiguous()  # (P, inputs, PANEL)
+        self.scales: Tensor | None = None
+        if scale is not None:  # the two halves in turns, and 2^24: see ``widen`` of int8
+            self.panels = self.panels.unflatten(2, (2, LANES)).transpose(2, 3).contiguous()
+            self.scales = _panels(scale / 2**24, gated).contiguous()  # (P, PANEL)
+        self.library = compiled(weight.dtype.itemsize)
+        scales = 0 if self.scales is None else self.scales.data_ptr()
+        self.fields = [self.panels.data_ptr(), scales, self.inputs, self.outputs]  # the struct
+        self._struct = torch.tensor(self.fields)
+
+    def normed(self, x: Tensor, floor: float) -> Tensor:
+        """x / sqrt(|x|^2 + floor) times the matrix: (R, inputs) -> (R, outputs), float32; each row as if alone."""
+        assert self.library is not None
+        x, count, threads = x.contiguous(), len(x), torch.get_num_threads()
+        out, units = torch.empty(count, self.outputs), torch.empty(threads, count)
+        numbers = ctypes.c_int64(count), ctypes.c_float(floor)
+        self.library.product(*_pointers(self._struct, x), *numbers, *_pointers(units, out), ctypes.c_int(threads))
+        return out
+
+
+def _panels(weight: Tensor, gated: bool) -> Tensor:
+    """(outputs, ...) -> (P, PANEL, ...), filled up with zeros; of gated ones, gates and what they gate alternate."""
+    if gated:
+        halves = [_panels_of(half, LANES) for half in weight.chunk(2)]
+        return torch.cat(halves, dim=1)
+    return _panels_of(weight, PANEL)
+
+
+def _panels_of(weight: Tensor, size: int) -> Tensor:
+    missing = -len(weight) % size
+    return F.pad(weight, (0, 0) * (weight.dim() - 1) + (0, missing)).unflatten(0, (-1, size))
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("layers", "width", "heads", "groups", "head_dim", "mlp_width")),
+        ("floor", ctypes.c_float),
+        ("head_floor", ctypes.c_float),
+    ]
+
+
+class Stepper:
+    """Reads one token a row.
+
+    ``layers``: of each, the matrices of queries, keys and values, of the output, of gate and up (gated), and down, and
+    the norm weights (H + G, E) of queries and keys. ``angles`` (positions, E): cosine and sine of each rotary pair.
+    """
+
+    def __init__(
+        self, config: GeneratorConfig, layers: Sequence[tuple[Matrix, Matrix, Matrix, Matrix, Tensor]], angles: Tensor
+    ) -> None:
+        c = self.config = config
+        self.layers, self.angles = layers, angles.contiguous()
+        self.scales = [scales.contiguous() for *_, scales in layers]
+        self.library = layers[0][0].library
+        fields = [
+            [*(field for matrix in matrices for field in matrix.fields), scales.data_ptr()]
+            for (*matrices, _), scales in zip(layers, self.scales, strict=True)
+        ]
+        self._layers = torch.tensor(fields)
+        shape = c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
+        self._shape = _Shape(*shape, c.width * c.norm_eps, c.head_dim * c.norm_eps)
+
+    def __call__(self, x: Tensor, caches: Sequence[Rows]) -> Tensor:
+        """The states (R, D) of tokens whose embeddings are x (R, D), which is overwritten, behind what caches hold."""
+        c, count, threads = self.config, len(x), torch.get_num_threads()
+        places = torch.cat([cache.places() for cache in caches])
+        inner = c.heads * c.head_dim
+        use = (
+            torch.empty(count, inner + 2 * c.kv_heads * c.head_dim),
+            torch.empty(count, inner),
+            torch.empty(count, c.mlp_width),
+            torch.empty(threads, count),
+            torch.empty(threads, c.context_tokens),
+        )
+        assert self.library is not None
+        self.library.step(
+            ctypes.byref(self._shape),
+            *_pointers(self._layers, places),
+            ctypes.c_int64(count),
+            *_pointers(self.angles, x, *use),
+            ctypes.c_int64(c.context_tokens),
+            ctypes.c_int(threads),
+        )
+        return x
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
