@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
 import anyio
@@ -32,6 +32,7 @@ from racm3.serve.shapes import Attribution, Options, Source, Used
 from racm3.serve.worker import Busy, Gone, Late, Worker
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 Policy = Callable[[Literal["request", "answer", "memory"], Document], str | None]
 """Looks at every document that is asked, answered or remembered: None lets it pass, a text is why it may not."""
@@ -69,20 +70,19 @@ class Api:
     def _decoders(self) -> anyio.CapacityLimiter:
         return anyio.CapacityLimiter(DECODERS)
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives, done in another thread: coding pictures takes long, and few may at once."""
-        return await anyio.to_thread.run_sync(work, limiter=self._decoders)
+    async def aside(self, work: Callable[[*Ts], T], *given: *Ts) -> T:
+        """What ``work`` makes of ``given``, in another thread: coding pictures takes long, and few may at once."""
+        return await anyio.to_thread.run_sync(work, *given, limiter=self._decoders)
 
     async def pictures(self, urls: Sequence[tuple[str, str]]) -> list[Image]:
         """The pictures of (URL, name of the field)."""
         if len(urls) > self.limits.pictures:
             raise ApiError(400, f"{len(urls)} pictures were given; at most {self.limits.pictures} are read")
         limits, hosts = self.limits, self.fetch_from
-
-        def read(url: str, what: str) -> Image:
-            return pictures.from_url(url, limits.pixels, limits.body_bytes, hosts, what)
-
-        return [await self.aside(lambda url=url, what=what: read(url, what)) for url, what in urls]
+        return [
+            await self.aside(pictures.from_url, url, limits.pixels, limits.body_bytes, hosts, what)
+            for url, what in urls
+        ]
 
     def check_policy(self, stage: Literal["request", "answer", "memory"], document: Document) -> None:
         reason = self.policy(stage, document) if self.policy is not None else None
@@ -103,7 +103,7 @@ class Api:
 
         Partial answers are shown only if there is no policy that would have to see the whole first.
         """
-        await self.aside(lambda: self.check_policy("request", documents[0]))  # the others are the same
+        await self.aside(self.check_policy, "request", documents[0])  # the others are the same
         asked = [Asked(document, settings, settings.seed + i, retrieved) for i, document in enumerate(documents)]
         timeout_s = min(options.timeout_s or self.limits.timeout_s, self.limits.timeout_s)
         ticket = self.worker.submit(
@@ -114,7 +114,7 @@ class Api:
             async for event in ticket.partials():
                 if isinstance(event, list):
                     for done in event:
-                        await self.aside(lambda done=done: self.check_policy("answer", done.document))
+                        await self.aside(self.check_policy, "answer", done.document)
                 yield event
         finally:
             ticket.cancelled = True

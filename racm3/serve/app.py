@@ -75,7 +75,7 @@ def create_app(
         redoc_url=None,
         responses=ERRORS,
     )
-    app.add_middleware(Guard, limits=limits, tokens=tokens, hosts=frozenset(hosts), metrics=metrics)  # type: ignore[arg-type]
+    app.add_middleware(Guard, limits=limits, tokens=tokens, hosts=frozenset(hosts), metrics=metrics)
     for kind in (Exception, HTTPException, RequestValidationError, ValidationError, RACM3Error, Busy, Late, Gone):
         app.add_exception_handler(kind, _told)
     protected = [Security(HTTPBearer(auto_error=False, description="If the server was started with tokens"))]

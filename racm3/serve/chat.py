@@ -61,7 +61,7 @@ def routes(api: Api) -> APIRouter:
                 raise ApiError(400, "a stream shows one answer; leave out n and samples, or stream", None, "stream")
             return await streamed(chunks(request, document, asked, settings))
         done = await api.completions(request, [document] * asked.n, settings, asked.racm3)
-        return await api.aside(lambda: made(done, asked, settings, f"chatcmpl-{token_hex(12)}"))
+        return await api.aside(made, done, asked, settings, f"chatcmpl-{token_hex(12)}")
 
     async def chunks(request: Request, document: Document, asked: Chat, settings: Settings) -> AsyncIterator[bytes]:
         head = {"id": f"chatcmpl-{token_hex(12)}", "object": "chat.completion.chunk"}
@@ -90,10 +90,10 @@ def routes(api: Api) -> APIRouter:
                         yield chunk({"content": new})
                 elif isinstance(partial.content, Image):
                     content = partial.content
-                    shown = await api.aside(lambda content=content: _image_part(content))
+                    shown = await api.aside(_image_part, content)
                     yield chunk({"images": [shown.model_dump()]})
                 continue
-            whole = await api.aside(lambda partial=partial: made(partial, asked, settings, str(head["id"])))
+            whole = await api.aside(made, partial, asked, settings, str(head["id"]))
             choice = whole.choices[0]
             texts = dict(enumerate([choice.message.content or ""]))
             delta: dict[str, Any] = {"content": new} if (new := news()) else {}
@@ -147,7 +147,7 @@ def routes(api: Api) -> APIRouter:
         given += [(url, f"examples.{label}") for label in labels for url in asked.examples[label]]
         found = await api.pictures(given)
         for picture in found:
-            await api.aside(lambda picture=picture: api.check_policy("request", Document.of(picture)))
+            await api.aside(api.check_policy, "request", Document.of(picture))
         images, rest = found[: len(asked.images)], iter(found[len(asked.images) :])
         examples = {label: [next(rest) for _ in asked.examples[label]] for label in labels}
         tables = await api.worker.call(lambda: api.model.classify(images, examples))

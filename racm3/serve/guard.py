@@ -13,7 +13,7 @@ import ipaddress
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +21,13 @@ from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from racm3.errors import ConfigError
 
 __all__ = ["LIMITS", "ApiError", "Guard", "Limits", "Tokens", "error_body", "is_loopback"]
 
-Scope = Literal["read", "write"]
-Asgi = Callable[..., Awaitable[None]]
+Grant = Literal["read", "write"]
 
 CALLERS = 10_000
 """Whose rates are remembered at once (ours): the one who came longest ago is forgotten first."""
@@ -103,12 +103,12 @@ class Tokens:
     Raises ConfigError for a file that is missing, empty or malformed.
     """
 
-    def __init__(self, scopes: Mapping[str, Scope]) -> None:
+    def __init__(self, scopes: Mapping[str, Grant]) -> None:
         self._scopes = {_digest(token.encode()): scope for token, scope in scopes.items()}
 
     @classmethod
     def load(cls, file: Path) -> Tokens:
-        scopes: dict[str, Scope] = {}
+        scopes: dict[str, Grant] = {}
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -129,7 +129,7 @@ class Tokens:
             raise ConfigError(f"the token file {file} holds no token; write lines 'read TOKEN' or 'write TOKEN'")
         return cls(scopes)
 
-    def scope(self, authorization: str) -> Scope | None:
+    def scope(self, authorization: str) -> Grant | None:
         """What the bearer of a header may. Every token is compared, in a time that tells nothing of them."""
         kind, _, token = authorization.partition(" ")
         given, found = _digest(token.strip().encode("latin-1")), None
@@ -183,19 +183,19 @@ class Guard:
     """
 
     def __init__(
-        self, app: Asgi, limits: Limits, tokens: Tokens | None, hosts: Collection[str], metrics: Metrics
+        self, app: ASGIApp, limits: Limits, tokens: Tokens | None, hosts: Collection[str], metrics: Metrics
     ) -> None:
         self.app, self.limits, self.tokens, self.hosts, self.metrics = app, limits, tokens, hosts, metrics
         self._rates = Rates(limits.requests_a_minute)
         self._held = 0
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Asgi, send: Asgi) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started, status, held = time.perf_counter(), 0, 0
 
-        async def sending(message: MutableMapping[str, Any]) -> None:
+        async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -217,14 +217,14 @@ class Guard:
             self.metrics.requests.labels(scope["method"] if route != "none" else "any", route, str(status or 500)).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
-    def _check_head(self, scope: MutableMapping[str, Any], headers: Mapping[str, str]) -> None:
+    def _check_head(self, scope: Scope, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")
         if self.hosts and _without_port(host) not in self.hosts:
             raise ApiError(403, f"this server answers to {', '.join(self.hosts)}, not to {host!r}", "wrong_host")
         origin = headers.get("origin")
         if origin is not None and _authority(origin) != host.lower():
             raise ApiError(403, f"a page of {origin!r} may not use this server", "wrong_origin")
-        granted: Scope | None = "write"
+        granted: Grant | None = "write"
         caller = (scope.get("client") or ("unknown",))[0]
         if self.tokens is not None:
             granted = self.tokens.scope(headers.get("authorization", ""))
@@ -241,7 +241,7 @@ class Guard:
             )
         scope["racm3.scope"] = granted
 
-    async def _body(self, receive: Asgi, headers: Mapping[str, str]) -> bytes:
+    async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
         declared = headers.get("content-length", "0")
         if not declared.isdigit():
             raise ApiError(400, f"content-length is {declared!r}; it is a number")
@@ -284,21 +284,21 @@ def _authority(origin: str) -> str:
         return ""
 
 
-def _again(body: bytes, receive: Asgi) -> Asgi:
+def _again(body: bytes, receive: Receive) -> Receive:
     """Give the body that was read, then whatever comes: that the client has gone."""
     given = False
 
-    async def receiving() -> MutableMapping[str, Any]:
+    async def receiving() -> Message:
         nonlocal given
         if given:
-            return await receive()  # type: ignore[return-value]
+            return await receive()
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return receiving  # type: ignore[return-value]
+    return receiving
 
 
-async def _send_error(send: Asgi, error: ApiError) -> None:
+async def _send_error(send: Send, error: ApiError) -> None:
     body = json.dumps(error_body(error.status_code, error.detail, error.code, error.param)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]

@@ -95,8 +95,8 @@ def routes(api: Api) -> APIRouter:
                 400, "files are: image, once or twice (the second controls the edit), and mask", None, "image"
             )
         most = api.limits.pixels
-        hidden = await api.aside(lambda: pictures.with_mask(shown[0], masks[0] if masks else None, most))
-        control = [await api.aside(lambda data=data: pictures.opened(data, most, "image[1]")) for data in shown[1:]]
+        hidden = await api.aside(pictures.with_mask, shown[0], masks[0] if masks else None, most)
+        control = [await api.aside(pictures.opened, data, most, "image[1]") for data in shown[1:]]
         parts: list[Part] = [*([Text(given.prompt)] if given.prompt else []), hidden]
         retrieved = [Document.of(one) for one in control] or None
         return await answer(request, Work(Document(tuple(parts)), given, "image_edit", retrieved))
@@ -112,7 +112,7 @@ def routes(api: Api) -> APIRouter:
             return await streamed(events(request, work, settings, size_px))
         documents = [work.document] * fields.n
         done = await api.completions(request, documents, settings, fields.racm3, retrieved=work.retrieved)
-        return await api.aside(lambda: made(done, fields, settings, size_px))
+        return await api.aside(made, done, fields, settings, size_px)
 
     async def events(request: Request, work: Work, settings: Settings, size_px: int) -> AsyncIterator[bytes]:
         fields, index = work.fields, 0
@@ -124,14 +124,14 @@ def routes(api: Api) -> APIRouter:
         async for partial in partials:
             facts["created_at"] = int(time.time())  # type: ignore[assignment]
             if isinstance(partial, list):
-                whole = await api.aside(lambda partial=partial: made(partial, fields, settings, size_px))
+                whole = await api.aside(made, partial, fields, settings, size_px)
                 told = whole.data[0].model_dump() | whole.model_dump(include={"usage", "racm3"})
                 told["sources"] = [source.model_dump(by_alias=True) for source in whole.sources]
                 yield event({"type": f"{work.kind}.completed"} | told | facts, f"{work.kind}.completed")
             elif index < most:
                 content = partial.content
                 assert isinstance(content, Image)
-                png = await api.aside(lambda content=content: _png(content, size_px))
+                png = await api.aside(_png, content, size_px)
                 told = {"type": f"{work.kind}.partial_image", "b64_json": png, "partial_image_index": index}
                 yield event(told | facts, f"{work.kind}.partial_image")
                 index += 1
@@ -142,7 +142,7 @@ def routes(api: Api) -> APIRouter:
             told = api.attributions(one, fields.racm3)
             drawn = one.document.parts[one.answers[-1].part]
             assert isinstance(drawn, Image)
-            data.append(Drawn(b64_json=_png(drawn, size_px), score=one.score, attribution=told and told[-1]))
+            data.append(Drawn(b64_json=_png(drawn, size_px), score=one.score, attribution=told[-1] if told else None))
         text, image = api.prompt_tokens(done)
         new = sum(own.steps for one in done for own in one.answers)
         return Images(

@@ -72,7 +72,13 @@ def fetch(url: str, most_bytes: int, hosts: Collection[str], what: str) -> bytes
         raise ImageError(f"{what}: the URL cannot be read; give a data URL") from None
     if not hosts:
         raise ImageError(f"{what}: this server fetches no URLs; give the picture as a data URL")
-    if parts.scheme != "https" or host not in hosts or port not in (None, 443) or parts.username is not None:
+    if (
+        parts.scheme != "https"
+        or host is None
+        or host not in hosts
+        or port not in (None, 443)
+        or parts.username is not None
+    ):
         raise ImageError(f"{what}: only https URLs of {', '.join(sorted(hosts))} are fetched, on port 443")
     try:
         connection = http.client.HTTPConnection(host, timeout=FETCH_S)
@@ -98,10 +104,10 @@ def fetch(url: str, most_bytes: int, hosts: Collection[str], what: str) -> bytes
 
 def _connect(host: str) -> ssl.SSLSocket:
     """A connection to the address that was looked at: a name that leads into a private network is refused."""
-    address = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)[0][4]
-    if not ipaddress.ip_address(address[0]).is_global:
+    address = str(socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)[0][4][0])
+    if not ipaddress.ip_address(address).is_global:
         raise ImageError(f"{host} is not a public address; it is not fetched")
-    plain = socket.create_connection(address[:2], timeout=FETCH_S)
+    plain = socket.create_connection((address, 443), timeout=FETCH_S)
     try:
         return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
     except BaseException:

@@ -67,7 +67,7 @@ def routes(api: Api) -> APIRouter:
         """Add a document; with the answer, it is on disk. The same one again is no error, another of its id is."""
         memory = api.memory
         item = await new_item(request)
-        await api.aside(lambda: api.check_policy("memory", item.document))
+        await api.aside(api.check_policy, "memory", item.document)
 
         def put() -> bool:
             if memory.known([item.id]):
@@ -97,7 +97,7 @@ def routes(api: Api) -> APIRouter:
             if files or len(shown) > 1 or given.image is not None:
                 raise ApiError(400, "the one file of a document is its image", None, "image")
             if shown:
-                image = await api.aside(lambda: pictures.opened(shown[0], api.limits.pixels, "image"))
+                image = await api.aside(pictures.opened, shown[0], api.limits.pixels, "image")
         parts: list[Part] = [*([Text(given.text)] if given.text else []), *([image] if image else [])]
         if not parts:
             raise ApiError(400, "there is nothing to remember; give a text, an image or both")

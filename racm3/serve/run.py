@@ -61,8 +61,7 @@ def serve(
         fetch_from=fetch_from,
         policy=judge,
     )
-    print(f"{len(model.memory)} documents in {model.memory.path}; open http://{host}:{port}", flush=True)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -70,6 +69,10 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=int(limits.timeout_s + LAST_ANSWERS_S),
     )
+    listener = config.bind_socket()
+    where = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    print(f"{len(model.memory)} documents in {model.memory.path}; open {where}", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def world_memory(path: Path, encoder: Encoder) -> Memory:

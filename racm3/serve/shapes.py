@@ -33,26 +33,30 @@ class Shape(BaseModel):
 class Options(Shape):
     """How to complete. ``retrieve`` false: without the memory. Of ``samples`` the best is kept."""
 
-    k: int = Field(2, ge=0, le=8, description="Documents read at a time")
-    contexts: int = Field(1, ge=1, le=8, description="So many times k documents are retrieved, and averaged over")
-    samples: int = Field(1, ge=1, le=16)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same one gives the same answer; 0 by default")
-    guidance: float | None = Field(None, ge=0, le=20, description="Of pictures: 1 is none")
-    temperature: float | None = Field(None, ge=0, le=10)
+    k: int = Field(default=2, ge=0, le=8, description="Documents read at a time")
+    contexts: int = Field(
+        default=1, ge=1, le=8, description="So many times k documents are retrieved, and averaged over"
+    )
+    samples: int = Field(default=1, ge=1, le=16)
+    seed: int | None = Field(
+        default=None, ge=0, le=MAX_SEED, description="The same one gives the same answer; 0 by default"
+    )
+    guidance: float | None = Field(default=None, ge=0, le=20, description="Of pictures: 1 is none")
+    temperature: float | None = Field(default=None, ge=0, le=10)
     retrieve: bool = True
     attribution: bool = False
-    timeout_s: float | None = Field(None, gt=0, description="At most the server's own limit")
+    timeout_s: float | None = Field(default=None, gt=0, description="At most the server's own limit")
 
 
 class Drawing(Shape):
     """What requests for pictures have in common."""
 
     model: str | None = None
-    n: int = Field(1, ge=1, le=10)
+    n: int = Field(default=1, ge=1, le=10)
     size: Size = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     stream: bool = False
-    partial_images: int | None = Field(None, ge=0, le=64, description="At most so many; all rows by default")
+    partial_images: int | None = Field(default=None, ge=0, le=64, description="At most so many; all rows by default")
     user: User | None = None
     racm3: Options = Field(default_factory=Options)
 
@@ -74,7 +78,7 @@ class TextPart(Shape):
 
 class ImageUrl(Shape):
     url: Picture
-    detail: Literal["auto", "low", "high"] = Field("auto", description="All pictures are looked at in one size")
+    detail: Literal["auto", "low", "high"] = Field(default="auto", description="All pictures are looked at in one size")
 
 
 class ImagePart(Shape):
@@ -111,14 +115,14 @@ class StreamOptions(Shape):
 class Chat(Shape):
     model: str | None = None
     messages: list[Message] = Field(min_length=1, max_length=64)
-    n: int = Field(1, ge=1, le=10)
+    n: int = Field(default=1, ge=1, le=10)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1, le=1024)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1024)
-    temperature: float | None = Field(None, ge=0, le=10)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    max_tokens: int | None = Field(default=None, ge=1, le=1024)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1024)
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     user: User | None = None
     racm3: Options = Field(default_factory=Options)
 
@@ -134,7 +138,7 @@ class Classification(Shape):
 class NewDocument(Shape):
     """A document to remember: words, a picture or both."""
 
-    id: str | None = Field(None, pattern=ID, description="Made of the content if there is none")
+    id: str | None = Field(default=None, pattern=ID, description="Made of the content if there is none")
     text: Words | None = None
     image: Picture | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
@@ -143,7 +147,7 @@ class NewDocument(Shape):
 class Search(Shape):
     text: Words | None = None
     image: Picture | None = None
-    limit: int = Field(10, ge=1, le=100)
+    limit: int = Field(default=10, ge=1, le=100)
     where: list[Annotated[str, Field(max_length=200)]] = Field(
         default_factory=list, max_length=8, description="Conditions on the metadata, such as license=CC0 or width>=512"
     )
@@ -155,13 +159,11 @@ class Search(Shape):
 class Source(BaseModel):
     """A document that an answer was made from. ``score``: cosine with the query."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     id: str
     score: float
     caption: str | None
     image: str | None
-    origin: str = Field(alias="from")
+    origin: str = Field(serialization_alias="from")
 
 
 class Attribution(BaseModel):
@@ -172,7 +174,7 @@ class Attribution(BaseModel):
     words: list[str] | None = None
     gains: list[list[float]]
     shares: list[float]
-    overlay: str | None = Field(None, description="A PNG, base64: picture and sources, side by side")
+    overlay: str | None = Field(default=None, description="A PNG, base64: picture and sources, side by side")
 
 
 class Used(BaseModel):
@@ -266,14 +268,12 @@ class Classifications(BaseModel):
 class Remembered(BaseModel):
     """A document of the memory."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     id: str
     object: Literal["memory.document"] = "memory.document"
     text: str | None
     image: str | None
     metadata: dict[str, Any]
-    origin: str = Field(alias="from")
+    origin: str = Field(serialization_alias="from")
 
 
 class Found(Remembered):
