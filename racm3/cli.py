@@ -840,6 +840,37 @@ def classify(
         print(f"{probability:.3f}  {label}")
 
 
+def serve(
+    *,
+    models: str = "scenes",
+    memory: OptionalFolder = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token_file: OptionalFile = None,
+    fetch_from: Annotated[tuple[str, ...], arg(metavar="[HOST ...]")] = (),
+    policy: OptionalText = None,
+    set: Overrides = (),
+) -> None:
+    """Serve the model and a memory over HTTP, in OpenAI's shapes, with a page: docs/serve.md says how.
+
+    Args:
+        models: A folder with image-tokenizer, encoder and generator, or scenes, the shipped one.
+        memory: The memory to retrieve from and to change; by default the built-in world's, made at the first start.
+        host: Where to listen. Others can reach every address but loopback: then a token is wanted.
+        port: Where to listen; 0 for any that is free.
+        token_file: Who may do what: lines 'read TOKEN' or 'write TOKEN'. Without it, everybody may do all.
+        fetch_from: Hosts whose pictures may be given by their https URL; none by default.
+        policy: What looks at every request and answer, as MODULE:FUNCTION.
+        set: Limits of racm3.serve.guard.Limits that replace the usual ones, such as queue=100 timeout_s=20.
+    """
+    from racm3.config import override
+    from racm3.serve import run
+    from racm3.serve.guard import LIMITS
+
+    limits = override(LIMITS, set)
+    run.serve(models, memory, host, port, token_file=token_file, limits=limits, fetch_from=fetch_from, policy=policy)
+
+
 def export(*, out: Out, models: str = "scenes", generator: str = "generator", format: Format = "transformers") -> None:
     """Write a generator for other tools to open: docs/interop.md says how.
 
@@ -1058,6 +1089,7 @@ VERBS: Verbs = {
     "infill": infill,
     "edit": edit,
     "classify": classify,
+    "serve": serve,
     "doctor": doctor,
     "plan": plan,
     "train": {

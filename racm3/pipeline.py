@@ -293,7 +293,7 @@ class RACM3:
                 yield partial
 
     def begin(self, asked: Sequence[Asked], memory: Memory | None = None) -> list[Draft]:
-        """Look up what is asked, all together; ``go_on`` does the rest. ``memory``, errors: as in ``complete``."""
+        """Look up what is asked, all together; ``go_on`` does the rest. ``memory`` and errors as in ``complete``."""
         for number, one in enumerate(asked):
             if not one.document.holes:
                 raise DocumentError(f"document {number} has no hole; give it a Hole, or a part that is partly hidden")

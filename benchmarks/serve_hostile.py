@@ -1,0 +1,300 @@
+"""Ten thousand hostile requests: bodies, forms, pictures, URLs, paths and heads that no honest client sends, and
+clients that go away in the middle. The server refuses each, goes on answering, and leaks nothing.
+
+Ends with one JSON line: requests sent, answers of 5xx, requests that hung, whether the server answers honest requests
+as before, and what it has more of at the end than after the first tenth: memory (a share), open files, threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import random
+import socket
+import struct
+import tempfile
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+HANG_S = 60.0
+Maker = Callable[[random.Random], bytes]
+
+POSTS = ["/v1/images/generations", "/v1/chat/completions", "/v1/classify", "/v1/memory/documents", "/v1/memory/search"]
+FORMS = ["/v1/images/edits", "/v1/memory/documents"]
+
+
+def request(method: str, path: str, body: bytes = b"", kind: str = "application/json", *more: bytes) -> bytes:
+    head = [f"{method} {path} HTTP/1.1".encode(), b"Host: 127.0.0.1", b"Connection: close", *more]
+    if body:
+        head += [f"Content-Type: {kind}".encode(), f"Content-Length: {len(body)}".encode()]
+    return b"\r\n".join(head) + b"\r\n\r\n" + body
+
+
+# What is sent ------------------------------------------------------------------------------------------------------
+
+
+def value(rng: random.Random, depth: int = 0) -> object:
+    """Some JSON, seldom what is wanted."""
+    plain: list[object] = [
+        None,
+        True,
+        -1,
+        0,
+        2**63,
+        10**400,
+        1e308,
+        -0.0,
+        "",
+        " ",
+        "a",
+        "\0",
+        "\ud800",
+        "a" * 20_000,
+        "../x",
+    ]
+    if depth > 3 or rng.random() < 0.7:
+        return rng.choice(plain)
+    inside = [value(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return inside if rng.random() < 0.5 else {str(rng.choice(plain)): one for one in inside}
+
+
+def json_body(rng: random.Random) -> bytes:
+    """A request with a field or two that are wrong, or no JSON at all."""
+    path = rng.choice(POSTS)
+    fields = {"prompt": "a fox", "messages": [{"role": "user", "content": "a"}], "text": "a", "racm3": {}, "images": []}
+    asked = {name: fields[name] for name in rng.sample(list(fields), rng.randrange(1, 4))}
+    names = [*fields, "n", "size", "seed", "k", "id", "metadata", "examples", "where", "limit", "stream", "__proto__"]
+    for _ in range(rng.randrange(1, 4)):
+        asked[rng.choice(names)] = value(rng)  # type: ignore[assignment]
+    body = json.dumps(asked).encode()
+    broken = [
+        body,
+        body[: len(body) // 2],
+        body + body,
+        b"[" * 50_000,
+        b'{"n":' + b"9" * 5000 + b"}",
+        b"\xff\xfe" + body,
+    ]
+    broken += [b'{"prompt":NaN}', b'{"prompt":"a","prompt":"b"}', b"", b"\0" * 100, rng.randbytes(200)]
+    return request(
+        "POST", path, rng.choice([body, *broken]), rng.choice(["application/json"] * 4 + ["text/html", "a/b;c=\xff"])
+    )
+
+
+def bomb(rng: random.Random) -> bytes:
+    """A picture that is none, too large, cut off, or spoilt."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    side = rng.choice([1, 64, 5000, 50_000, 2**31 - 1])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress(b"\0" * 1_000_000))
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"b" * 20_000_000, 9)) if rng.random() < 0.05 else b""
+    png = b"\x89PNG\r\n\x1a\n" + header + text + rows + chunk(b"IEND", b"")
+    spoilt = bytearray(png)
+    for _ in range(20):
+        spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
+    others = [b"GIF89a" + rng.randbytes(50), b"II*\0" + rng.randbytes(200), b"%!PS\n", b"<svg/>", b"BM" + b"\xff" * 60]
+    return rng.choice([png, png[: len(png) // 2], bytes(spoilt), *others])
+
+
+def picture(rng: random.Random) -> bytes:
+    url = f"data:image/png;base64,{base64.b64encode(bomb(rng)).decode()}"
+    inside = [
+        "http://169.254.169.254/latest",
+        "file:///etc/passwd",
+        "gopher://127.0.0.1:6379/_x",
+        "https://localhost",
+        "data:,",
+    ]
+    url = rng.choice([url, url, url, *inside])
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return rng.choice(
+        [
+            request("POST", "/v1/memory/search", json.dumps({"image": url}).encode()),
+            request("POST", "/v1/memory/documents", json.dumps({"image": url, "text": "a"}).encode()),
+            request(
+                "POST", "/v1/chat/completions", json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode()
+            ),
+        ]
+    )
+
+
+def form(rng: random.Random) -> bytes:
+    """A form that is broken, or full of what was not asked for."""
+    names = [
+        "image",
+        "image[]",
+        "mask",
+        "prompt",
+        "racm3",
+        "racm3[k]",
+        "racm3[",
+        "metadata",
+        "id",
+        "x" * 2000,
+        "",
+        '"',
+        "\r\n",
+    ]
+    parts = []
+    for _ in range(rng.choice([0, 1, 3, 100])):
+        file = rng.choice(["", '; filename="a.png"', '; filename="../../a"', "; filename*=utf-8''%00"])
+        parts.append(f'--x\r\nContent-Disposition: form-data; name="{rng.choice(names)}"{file}\r\n\r\n'.encode())
+        parts.append(rng.choice([bomb(rng), b"1", b"{", b"a" * 100_000, rng.randbytes(100)]) + b"\r\n")
+    end = rng.choice([b"--x--\r\n", b"", b"--y--"])
+    kind = rng.choice(
+        ["multipart/form-data; boundary=x"] * 3 + ["multipart/form-data", "multipart/form-data; boundary=" + "y" * 500]
+    )
+    return request("POST", rng.choice(FORMS), b"".join(parts) + end, kind)
+
+
+def path(rng: random.Random) -> bytes:
+    names = [
+        "../../../../etc/passwd",
+        "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "..%5c..%5cx",
+        "%00",
+        "%ff%fe",
+        "%",
+        "%2",
+        "a" * 5000,
+    ]
+    names += [
+        "a/../../b",
+        "//x",
+        "?offset=-1",
+        "?limit=1e9",
+        "?offset=" + "9" * 50,
+        "?n=%00",
+        ";x",
+        "#x",
+        "item\r\nX: y",
+    ]
+    place = rng.choice(["/v1/memory/documents/", "/v1/memory/images/", "/v1/models/", "/v1/memory/documents", "/", "*"])
+    method = rng.choice(["GET", "DELETE", "HEAD", "PUT", "TRACE", "CONNECT", "OPTIONS", "get", "X" * 100])
+    return request(method, place + rng.choice(names))
+
+
+def head(rng: random.Random) -> bytes:
+    """A head that HTTP does not allow, or that wants to smuggle."""
+    body = b'{"prompt": "a"}'
+    honest = f"POST {POSTS[0]} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+    return rng.choice(
+        [
+            honest + b"Content-Length: -1\r\n\r\n" + body,
+            honest + b"Content-Length: 15\r\nContent-Length: 3\r\n\r\n" + body,
+            honest + b"Content-Length: 99999999999999\r\n\r\n" + body,
+            honest + b"Transfer-Encoding: chunked\r\nContent-Length: 15\r\n\r\nzz\r\n" + body,
+            honest + b"Transfer-Encoding: chunked\r\n\r\nffffffffff\r\n" + body,
+            honest + b"X: " + b"a" * 200_000 + b"\r\n\r\n",
+            honest + b"".join(b"X%d: y\r\n" % i for i in range(2000)) + b"\r\n",
+            honest
+            + b"Authorization: Bearer \xff\xfe\r\nOrigin: http://evil.example\r\nContent-Length: 15\r\n\r\n"
+            + body,
+            honest + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
+            honest + b"Expect: 100-continue\r\nContent-Length: 15\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"\x16\x03\x01" + rng.randbytes(100),
+            rng.randbytes(300),
+        ]
+    )
+
+
+KINDS: list[Maker] = [json_body, picture, form, path, head]
+
+
+# Sending -----------------------------------------------------------------------------------------------------------
+
+
+def send(port: int, data: bytes, leave: bool) -> str:
+    """The status of the answer, "closed" without one, or "hung". ``leave``: go away without waiting for it."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as connection:
+            connection.sendall(data)
+            if leave:
+                return "left"
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(64)
+            while connection.recv(1 << 16):
+                pass
+    except TimeoutError:
+        return "hung"
+    except OSError:
+        return "closed"
+    return answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.1 ") else "closed"
+
+
+def attack(port: int, seeds: Sequence[int], threads: int = 4) -> Counter[str]:
+    """One hostile request a seed; how many got which status."""
+    found: Counter[str] = Counter()
+    left, lock = iter(seeds), threading.Lock()
+
+    def run() -> None:
+        while True:
+            with lock:
+                seed = next(left, None)
+            if seed is None:
+                return
+            rng = random.Random(seed)
+            data = rng.choice(KINDS)(rng)
+            leave = rng.random() < 0.1
+            status = send(port, data[: rng.randrange(1, len(data) + 1)] if leave else data, leave)
+            with lock:
+                found[status] += 1
+
+    workers = [threading.Thread(target=run) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return found
+
+
+def main() -> None:
+    from serve_load import Server, make_memory
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--memory", type=Path, help="a memory to copy; by default the built-in world's, made anew")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        memory = Path(folder) / "memory"
+        make_memory(memory, args.memory)
+        with Server(memory, "--set", "requests_a_minute=0") as server:
+
+            def has() -> tuple[int, int, int]:
+                process = f"/proc/{server.process.pid}"
+                return server.rss_bytes, len(os.listdir(f"{process}/fd")), len(os.listdir(f"{process}/task"))
+
+            honest = ("POST", "/v1/images/generations", {"prompt": "a fox in the snow", "racm3": {"retrieve": False}})
+            before = json.loads(server.client(*honest)[1])["data"]
+            found = attack(server.port, range(args.requests // 10))
+            early = has()
+            found += attack(server.port, range(args.requests // 10, args.requests))
+            late = has()
+            server.client.connection.close()
+            same = json.loads(server.client(*honest)[1])["data"] == before
+    for status, count in sorted(found.items()):
+        print(f"{status}  {count}")
+    result = {
+        "requests": sum(found.values()),
+        "errors_5xx": sum(count for status, count in found.items() if status.startswith("5")),
+        "hung": found["hung"],
+        "answers_as_before": same,
+        "memory_growth": round(late[0] / early[0] - 1, 4),
+        "more_files": late[1] - early[1],
+        "more_threads": late[2] - early[2],
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

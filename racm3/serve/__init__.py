@@ -1,0 +1,1 @@
+"""Serving: an HTTP API over one model and one memory, and a page. ``docs/serve.md`` says how to run it."""

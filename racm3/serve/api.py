@@ -1,0 +1,283 @@
+"""Api: what the routes have in common. A request of the API becomes documents, its completions become an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal, TypeVar, TypeVarTuple
+from urllib.parse import quote
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import PIL.Image
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from racm3.document import Document, Image
+from racm3.errors import ConfigError, InputError, MemoryStoreError
+from racm3.memory.memory import Memory
+from racm3.pipeline import RACM3, Asked, Completion, PartAttribution, Partial, Settings
+from racm3.serve import pictures
+from racm3.serve.guard import ApiError, Limits, error_body, too_many
+from racm3.serve.shapes import Attribution, Options, Source, Used
+from racm3.serve.worker import Busy, Gone, Late, Worker
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+Policy = Callable[[Literal["request", "answer", "memory"], Document], str | None]
+"""Looks at every document that is asked, answered or remembered: None lets it pass, a text is why it may not."""
+
+DECODERS = 2
+"""Pictures that are decoded or encoded at once (ours): each may take 12 bytes a pixel meanwhile."""
+
+
+class Api:
+    """One model, its memory and its worker, as the routes see them."""
+
+    def __init__(
+        self, model: RACM3, name: str, limits: Limits, fetch_from: Collection[str], policy: Policy | None
+    ) -> None:
+        self.model, self.name, self.limits, self.policy = model, name, limits, policy
+        self.fetch_from = frozenset(fetch_from)
+        self.worker = Worker(model, limits.queue)
+        self.created = int(time.time())
+
+    @property
+    def memory(self) -> Memory:
+        if self.model.memory is None:
+            raise ApiError(404, "this server runs without a memory", "no_memory")
+        return self.model.memory
+
+    # Requests --------------------------------------------------------------------------------------------------------
+
+    def check_model(self, name: str | None) -> None:
+        if name not in (None, self.name):
+            raise ApiError(
+                404, f"there is no model {name!r}; this server has {self.name!r}", "model_not_found", "model"
+            )
+
+    @cached_property
+    def _decoders(self) -> anyio.CapacityLimiter:
+        return anyio.CapacityLimiter(DECODERS)
+
+    async def aside(self, work: Callable[[*Ts], T], *given: *Ts) -> T:
+        """What ``work`` makes of ``given``, in another thread: coding pictures takes long, and few may at once."""
+        return await anyio.to_thread.run_sync(work, *given, limiter=self._decoders)
+
+    async def pictures(self, urls: Sequence[tuple[str, str]]) -> list[Image]:
+        """The pictures of (URL, name of the field)."""
+        if len(urls) > self.limits.pictures:
+            raise ApiError(400, f"{len(urls)} pictures were given; at most {self.limits.pictures} are read")
+        limits, hosts = self.limits, self.fetch_from
+        return [
+            await self.aside(pictures.from_url, url, limits.pixels, limits.body_bytes, hosts, what)
+            for url, what in urls
+        ]
+
+    def check_policy(self, stage: Literal["request", "answer", "memory"], document: Document) -> None:
+        reason = self.policy(stage, document) if self.policy is not None else None
+        if reason is not None:
+            raise ApiError(400, reason, "content_policy_violation")
+
+    async def partials(
+        self,
+        request: Request,
+        documents: Sequence[Document],
+        settings: Settings,
+        options: Options,
+        *,
+        retrieved: Sequence[Document] | None = None,
+        show: bool = False,
+    ) -> AsyncIterator[Partial | list[Completion]]:
+        """What there is to show as it comes, at last the completions, document i with seed ``settings.seed + i``.
+
+        Partial answers are shown only if there is no policy that would have to see the whole first.
+        """
+        await self.aside(self.check_policy, "request", documents[0])  # the others are the same
+        asked = [Asked(document, settings, settings.seed + i, retrieved) for i, document in enumerate(documents)]
+        timeout_s = min(options.timeout_s or self.limits.timeout_s, self.limits.timeout_s)
+        ticket = self.worker.submit(
+            asked, timeout_s=timeout_s, show=show and self.policy is None, attribution=options.attribution
+        )
+        watch = asyncio.create_task(_watch(request, ticket.cancel))
+        try:
+            async for event in ticket.partials():
+                if isinstance(event, list):
+                    for done in event:
+                        await self.aside(self.check_policy, "answer", done.document)
+                yield event
+        finally:
+            ticket.cancelled = True
+            watch.cancel()
+
+    async def completions(
+        self,
+        request: Request,
+        documents: Sequence[Document],
+        settings: Settings,
+        options: Options,
+        *,
+        retrieved: Sequence[Document] | None = None,
+    ) -> list[Completion]:
+        async for event in self.partials(request, documents, settings, options, retrieved=retrieved):
+            if isinstance(event, list):
+                return event
+        raise AssertionError("a stream ends with its completions")
+
+    # Answers ---------------------------------------------------------------------------------------------------------
+
+    def sources(self, done: Completion) -> list[Source]:
+        by_hand = {hit.id for hit in done.sources if not hit.metadata and hit.origin == "given by hand"}
+        return [
+            Source(
+                id=hit.id,
+                score=hit.score,
+                caption=hit.document.text,
+                image=image_path(hit.id) if hit.document.images and hit.id not in by_hand else None,
+                origin=hit.origin,
+            )
+            for hit in done.sources
+        ]
+
+    def attributions(self, done: Completion, options: Options) -> list[Attribution] | None:
+        """One a generated part, in their order."""
+        if not options.attribution:
+            return None
+        return [self._attribution(part) for part in sorted(done.attribution, key=lambda part: part.part)]
+
+    def _attribution(self, part: PartAttribution) -> Attribution:
+        gains = np.array([own for _, own in part.words]) if part.words else part.attribution.gains
+        drawn = np.maximum(gains, 0).sum(axis=0)
+        return Attribution(
+            grid=None if part.words else self.model.image.grid,
+            cells=list(part.cells),
+            words=[word for word, _ in part.words] if part.words else None,
+            gains=gains.round(4).tolist(),
+            shares=(drawn / max(drawn.sum(), 1e-9)).round(4).tolist(),
+            overlay=None if part.overlay is None else base64_png(part.overlay),
+        )
+
+    def used(self, settings: Settings, options: Options, temperature: float) -> Used:
+        return Used(
+            k=options.k,
+            contexts=settings.contexts,
+            samples=settings.samples,
+            seed=settings.seed,
+            guidance=settings.image.guidance,
+            temperature=temperature,
+            retrieve=options.retrieve,
+        )
+
+    def prompt_tokens(self, done: Sequence[Completion]) -> tuple[int, int]:
+        """(text, picture) tokens of all prompts. What is neither, such as <doc>, counts as text."""
+        ids = [prompt.ids for one in done for answer in one.answers for prompt in answer.prompts]
+        pictures = sum(self.model.markup.vocabulary.is_image(id_) for own in ids for id_ in own)
+        return sum(map(len, ids)) - pictures, pictures
+
+
+def settings_of(options: Options) -> Settings:
+    """The settings that options ask for; of pictures, where they may mean either."""
+    usual = Settings()
+    given = {"guidance": options.guidance, "temperature": options.temperature}
+    image = replace(usual.image, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return Settings(
+        k=options.k if options.retrieve else 0,
+        contexts=options.contexts,
+        samples=options.samples,
+        image=image,
+        seed=options.seed or 0,
+    )
+
+
+def image_path(item_id: str) -> str:
+    """Where the API gives the first picture of a document."""
+    return f"/v1/memory/images/{quote(item_id, safe='')}"
+
+
+def base64_png(picture: PIL.Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+async def _watch(request: Request, gone: Callable[[], None]) -> None:
+    """Wait until the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone()
+
+
+# Server-sent events -------------------------------------------------------------------------------------------------
+
+
+def event(data: BaseModel | dict[str, Any] | str, name: str | None = None) -> bytes:
+    """One event."""
+    if isinstance(data, BaseModel):
+        data = data.model_dump(by_alias=True)
+    text = data if isinstance(data, str) else json.dumps(data)
+    return f"{f'event: {name}' + chr(10) if name else ''}data: {text}\n\n".encode()
+
+
+async def streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """A response of events. What fails before the first one is a plain error; later, it is the last event."""
+    first = await anext(events)
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            yield first
+            async for one in events:
+                yield one
+        except Exception as error:
+            problem = as_api_error(error)
+            yield event(error_body(problem.status_code, problem.detail, problem.code, problem.param), "error")
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]  # a generator: what is under way is given up
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(body(), media_type="text/event-stream", headers=headers)
+
+
+# Errors -------------------------------------------------------------------------------------------------------------
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Any error as the API tells it. What is no fault of the client's tells nothing of the server."""
+    match error:
+        case ApiError():
+            return error
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case ValidationError():
+            return ApiError(400, *first_problem(error.errors()))
+        case Busy():
+            return too_many(str(error), error.retry_after_s, "queue_full")
+        case Late():
+            return ApiError(408, str(error), "deadline_exceeded")
+        case Gone():
+            return ApiError(499, str(error))
+        case InputError() | ConfigError():
+            return ApiError(400, str(error))
+        case MemoryStoreError():
+            return ApiError(409, str(error), "memory_conflict")
+    return ApiError(500, "the server failed; its log says why", "server_error")
+
+
+def first_problem(errors: Sequence[Any]) -> tuple[str, str | None, str | None]:
+    """(message, code, field) of what pydantic found; a field that there is not says most."""
+    first = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    if first["type"] == "json_invalid":
+        return f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", None, None
+    if first["type"] == "extra_forbidden":
+        return f"there is no field {where!r} here; /openapi.json lists them", "unknown_field", where
+    return f"{where}: {first['msg']}" if where else first["msg"], None, where or None

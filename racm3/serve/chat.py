@@ -1,0 +1,213 @@
+"""``/v1/chat/completions``: a document in words and pictures, completed. And ``/v1/classify``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from secrets import token_hex
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from racm3.document import Document, Hole, Image, Part, Text
+from racm3.pipeline import Completion, Settings
+from racm3.serve.api import Api, base64_png, event, settings_of, streamed
+from racm3.serve.guard import ApiError
+from racm3.serve.shapes import (
+    AnyPart,
+    Chat,
+    ChatCompletion,
+    Choice,
+    Classification,
+    Classifications,
+    Classified,
+    HolePart,
+    ImagePart,
+    ImageUrl,
+    Label,
+    Said,
+    TextPart,
+    TextUsage,
+)
+
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "With stream: server-sent events, chunks of the answer, then [DONE]",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+MOST_PAIRS = 400
+"""Comparisons of two labels in one request for a classification (ours): seconds of the shipped model's time."""
+
+
+def routes(api: Api) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["documents"])
+
+    @router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
+    async def complete(request: Request, asked: Chat) -> Any:
+        """Complete a document. Its parts are those of all messages; what is asked for are its holes.
+
+        Without a hole, a text is: before a lone picture (its caption), or else at the end.
+        """
+        api.check_model(asked.model)
+        parts = [part for message in asked.messages for part in _parts(message.content)]
+        urls = [(part.image_url.url, "image_url") for part in parts if isinstance(part, ImagePart)]
+        document = _document(parts, await api.pictures(urls))
+        settings = _settings(asked)
+        if asked.stream:
+            if asked.n != 1 or asked.racm3.samples != 1:
+                raise ApiError(400, "a stream shows one answer; leave out n and samples, or stream", None, "stream")
+            return await streamed(chunks(request, document, asked, settings))
+        done = await api.completions(request, [document] * asked.n, settings, asked.racm3)
+        return await api.aside(made, done, asked, settings, f"chatcmpl-{token_hex(12)}")
+
+    async def chunks(request: Request, document: Document, asked: Chat, settings: Settings) -> AsyncIterator[bytes]:
+        head = {"id": f"chatcmpl-{token_hex(12)}", "object": "chat.completion.chunk"}
+        head |= {"created": int(time.time()), "model": api.name}  # type: ignore[dict-item]
+
+        def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
+            return event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+
+        said = ""
+        texts: dict[int, str] = {}
+
+        def news() -> str:
+            """What is new of the words said. What was said is not taken back."""
+            nonlocal said
+            whole = _joined([texts[part] for part in sorted(texts)])
+            new = whole[len(said) :] if whole.startswith(said) else ""
+            said += new
+            return new
+
+        yield chunk({"role": "assistant", "content": ""})
+        async for partial in api.partials(request, [document], settings, asked.racm3, show=True):
+            if not isinstance(partial, list):
+                if isinstance(partial.content, Text):
+                    texts[partial.part] = partial.content.text
+                    if new := news():
+                        yield chunk({"content": new})
+                elif isinstance(partial.content, Image):
+                    content = partial.content
+                    shown = await api.aside(_image_part, content)
+                    yield chunk({"images": [shown.model_dump()]})
+                continue
+            whole = await api.aside(made, partial, asked, settings, str(head["id"]))
+            choice = whole.choices[0]
+            texts = dict(enumerate([choice.message.content or ""]))
+            delta: dict[str, Any] = {"content": new} if (new := news()) else {}
+            if choice.message.images:
+                delta["images"] = [one.model_dump() for one in choice.message.images]
+            more = choice.model_dump(include={"parts", "attribution", "score"})
+            told = whole.model_dump(include={"racm3"})
+            told["sources"] = [source.model_dump(by_alias=True) for source in whole.sources]
+            last = {"index": 0, "delta": delta, "finish_reason": choice.finish_reason} | more
+            yield event(head | {"choices": [last]} | told)
+            if asked.stream_options is not None and asked.stream_options.include_usage:
+                yield event(head | {"choices": [], "usage": whole.usage.model_dump()})
+        yield event("[DONE]")
+
+    def made(done: Sequence[Completion], asked: Chat, settings: Settings, name: str) -> ChatCompletion:
+        text, image = api.prompt_tokens(done)
+        new = sum(own.steps for one in done for own in one.answers)
+        return ChatCompletion(
+            id=name,
+            created=int(time.time()),
+            model=api.name,
+            choices=[choice(i, one, asked, settings) for i, one in enumerate(done)],
+            usage=TextUsage(prompt_tokens=text + image, completion_tokens=new, total_tokens=text + image + new),
+            sources=api.sources(done[0]),
+            racm3=api.used(settings, asked.racm3, settings.text.temperature),
+        )
+
+    def choice(index: int, done: Completion, asked: Chat, settings: Settings) -> Choice:
+        filled = [done.document.parts[answer.part] for answer in done.answers]
+        texts = [part.text for part in filled if isinstance(part, Text)]
+        cut = any(answer.is_text and len(answer.spans[0]) == settings.max_text_tokens for answer in done.answers)
+        parts = [_image_part(part) if isinstance(part, Image) else TextPart(text=_words(part)) for part in filled]
+        return Choice(
+            index=index,
+            finish_reason="length" if cut else "stop",
+            message=Said(content=_joined(texts) or None, images=[p for p in parts if isinstance(p, ImagePart)]),
+            parts=parts,
+            attribution=api.attributions(done, asked.racm3),
+            score=done.score,
+        )
+
+    @router.post("/classify", response_model=Classifications)
+    async def classify(request: Request, asked: Classification) -> Any:
+        """Tell how probable each label is for each picture, from examples of every label."""
+        api.check_model(asked.model)
+        labels = list(asked.examples)
+        pairs = len(asked.images) * len(asked.examples[labels[0]]) * len(labels) * (len(labels) - 1) // 2
+        if pairs > MOST_PAIRS:
+            raise ApiError(400, f"pictures x examples x pairs of labels are {pairs}; at most {MOST_PAIRS} are compared")
+        given = [(url, f"images.{i}") for i, url in enumerate(asked.images)]
+        given += [(url, f"examples.{label}") for label in labels for url in asked.examples[label]]
+        found = await api.pictures(given)
+        for picture in found:
+            await api.aside(api.check_policy, "request", Document.of(picture))
+        images, rest = found[: len(asked.images)], iter(found[len(asked.images) :])
+        examples = {label: [next(rest) for _ in asked.examples[label]] for label in labels}
+        tables = await api.worker.call(lambda: api.model.classify(images, examples))
+        data = [
+            Classified(index=i, labels=[Label(label=label, probability=share) for label, share in table.items()])
+            for i, table in enumerate(tables)
+        ]
+        return Classifications(model=api.name, data=data)
+
+    return router
+
+
+def _parts(content: str | list[AnyPart]) -> list[AnyPart]:
+    return [TextPart(text=content)] if isinstance(content, str) else content
+
+
+def _document(parts: Sequence[AnyPart], images: Sequence[Image]) -> Document:
+    """The document with its holes; ``images`` are those of the picture parts."""
+    left = iter(images)
+    given: list[Part] = []
+    for part in parts:
+        if isinstance(part, TextPart):
+            given.append(Text(part.text))
+        else:
+            given.append(Hole(part.modality) if isinstance(part, HolePart) else next(left))
+    if not any(isinstance(part, Hole) for part in given):
+        caption = len(given) == 1 and isinstance(given[0], Image)
+        given.insert(0 if caption else len(given), Hole("text"))
+    return Document(tuple(given))
+
+
+def _settings(asked: Chat) -> Settings:
+    """Temperature and top_p are those of texts; pictures are drawn as usual, with the guidance asked for."""
+    for name, own, other in (
+        ("temperature", asked.temperature, asked.racm3.temperature),
+        ("seed", asked.seed, asked.racm3.seed),
+        ("max_tokens", asked.max_tokens, asked.max_completion_tokens),
+    ):
+        if None not in (own, other) and own != other:
+            raise ApiError(400, f"{name} is given twice, as {own} and {other}; give one", None, name)
+    usual = Settings()
+    temperature = asked.racm3.temperature if asked.temperature is None else asked.temperature
+    text = replace(
+        usual.text,
+        temperature=usual.text.temperature if temperature is None else temperature,
+        top_p=usual.text.top_p if asked.top_p is None else asked.top_p,
+    )
+    options = asked.racm3.model_copy(update={"temperature": None, "seed": asked.seed or asked.racm3.seed})
+    most = asked.max_tokens or asked.max_completion_tokens or usual.max_text_tokens
+    return replace(settings_of(options), text=text, max_text_tokens=most)
+
+
+def _words(part: Part) -> str:
+    assert isinstance(part, Text)
+    return part.text
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return "\n".join(texts)
+
+
+def _image_part(image: Image) -> ImagePart:
+    return ImagePart(image_url=ImageUrl(url=f"data:image/png;base64,{base64_png(image.pil)}"))

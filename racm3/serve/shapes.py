@@ -1,0 +1,337 @@
+"""Shapes: the requests and answers of the API, OpenAI's where there is one. What is not in them is an error.
+
+Ours are ``racm3``, how to complete, in requests, and ``sources``, ``racm3`` and ``attribution`` in answers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MAX_TEXT_CHARS = 10_000
+MAX_SEED = 2**53
+"""What JavaScript can write."""
+TEXT = r"\S"
+ID = r"^[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}$"
+SIZE = r"^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$"
+
+Words = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS, pattern=TEXT)]
+Picture = Annotated[str, Field(pattern=r"^[A-Za-z]+:", description="A data URL: data:image/png;base64,...")]
+Size = Annotated[
+    str, Field(pattern=SIZE, description='"auto", as the model draws, or "NxN", scaled, N from 16 to 1024')
+]
+User = Annotated[str, Field(max_length=256, description="For the client's own records; not looked at.")]
+
+
+class Shape(BaseModel):
+    """A request: every field as declared, and no other."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Options(Shape):
+    """How to complete. ``retrieve`` false: without the memory. Of ``samples`` the best is kept."""
+
+    k: int = Field(default=2, ge=0, le=8, description="Documents read at a time")
+    contexts: int = Field(
+        default=1, ge=1, le=8, description="So many times k documents are retrieved, and averaged over"
+    )
+    samples: int = Field(default=1, ge=1, le=16)
+    seed: int | None = Field(
+        default=None, ge=0, le=MAX_SEED, description="The same one gives the same answer; 0 by default"
+    )
+    guidance: float | None = Field(default=None, ge=0, le=20, description="Of pictures: 1 is none")
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    retrieve: bool = True
+    attribution: bool = False
+    timeout_s: float | None = Field(default=None, gt=0, description="At most the server's own limit")
+
+
+class Drawing(Shape):
+    """What requests for pictures have in common."""
+
+    model: str | None = None
+    n: int = Field(default=1, ge=1, le=10)
+    size: Size = "auto"
+    response_format: Literal["b64_json"] = "b64_json"
+    stream: bool = False
+    partial_images: int | None = Field(default=None, ge=0, le=64, description="At most so many; all rows by default")
+    user: User | None = None
+    racm3: Options = Field(default_factory=Options)
+
+
+class Generation(Drawing):
+    prompt: Words
+
+
+class Edit(Drawing):
+    """The fields of the form beside its files."""
+
+    prompt: Words | None = None
+
+
+class TextPart(Shape):
+    type: Literal["text"] = "text"
+    text: Words
+
+
+class ImageUrl(Shape):
+    url: Picture
+    detail: Literal["auto", "low", "high"] = Field(default="auto", description="All pictures are looked at in one size")
+
+
+class ImagePart(Shape):
+    type: Literal["image_url"] = "image_url"
+    image_url: ImageUrl
+
+
+class HolePart(Shape):
+    """What is to be generated, in place: ours."""
+
+    type: Literal["hole"] = "hole"
+    modality: Literal["text", "image"]
+
+
+AnyPart = Annotated[TextPart | ImagePart | HolePart, Field(discriminator="type")]
+
+
+class Message(Shape):
+    role: Literal["user", "assistant"]
+    content: Words | Annotated[list[AnyPart], Field(min_length=1, max_length=64)]
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _no_instructions(cls, role: Any) -> Any:
+        if role in ("system", "developer"):
+            raise ValueError("the model completes documents and follows no instructions; leave such messages out")
+        return role
+
+
+class StreamOptions(Shape):
+    include_usage: bool = False
+
+
+class Chat(Shape):
+    model: str | None = None
+    messages: list[Message] = Field(min_length=1, max_length=64)
+    n: int = Field(default=1, ge=1, le=10)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=1024)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1024)
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    user: User | None = None
+    racm3: Options = Field(default_factory=Options)
+
+
+class Classification(Shape):
+    model: str | None = None
+    images: list[Picture] = Field(min_length=1, max_length=16)
+    examples: dict[Words, Annotated[list[Picture], Field(min_length=1, max_length=8)]] = Field(
+        min_length=2, max_length=10, description="Pictures of each label, equally many"
+    )
+
+
+class NewDocument(Shape):
+    """A document to remember: words, a picture or both."""
+
+    id: str | None = Field(default=None, pattern=ID, description="Made of the content if there is none")
+    text: Words | None = None
+    image: Picture | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class Search(Shape):
+    text: Words | None = None
+    image: Picture | None = None
+    limit: int = Field(default=10, ge=1, le=100)
+    where: list[Annotated[str, Field(max_length=200)]] = Field(
+        default_factory=list, max_length=8, description="Conditions on the metadata, such as license=CC0 or width>=512"
+    )
+
+
+# Answers -----------------------------------------------------------------------------------------------------------
+
+
+class Source(BaseModel):
+    """A document that an answer was made from. ``score``: cosine with the query."""
+
+    id: str
+    score: float
+    caption: str | None
+    image: str | None
+    origin: str = Field(serialization_alias="from")
+
+
+class Attribution(BaseModel):
+    """What a generated part drew on each source: ``gains`` in nats, a row a cell of ``grid`` or a word."""
+
+    grid: tuple[int, int] | None = None
+    cells: list[int] = []
+    words: list[str] | None = None
+    gains: list[list[float]]
+    shares: list[float]
+    overlay: str | None = Field(default=None, description="A PNG, base64: picture and sources, side by side")
+
+
+class Used(BaseModel):
+    """What reproduces an answer."""
+
+    k: int
+    contexts: int
+    samples: int
+    seed: int
+    guidance: float
+    temperature: float
+    retrieve: bool
+
+
+class TokenDetails(BaseModel):
+    text_tokens: int
+    image_tokens: int
+
+
+class ImageUsage(BaseModel):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: TokenDetails
+
+
+class Drawn(BaseModel):
+    b64_json: str
+    score: float
+    attribution: Attribution | None
+
+
+class Images(BaseModel):
+    created: int
+    data: list[Drawn]
+    size: str
+    output_format: Literal["png"] = "png"
+    usage: ImageUsage
+    sources: list[Source]
+    racm3: Used
+
+
+class TextUsage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Said(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    images: list[ImagePart]
+
+
+class Choice(BaseModel):
+    index: int
+    finish_reason: Literal["stop", "length"]
+    message: Said
+    parts: list[TextPart | ImagePart] = Field(description="What was generated, in order")
+    attribution: list[Attribution] | None
+    score: float
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: TextUsage
+    sources: list[Source]
+    racm3: Used
+
+
+class Label(BaseModel):
+    label: str
+    probability: float
+
+
+class Classified(BaseModel):
+    index: int
+    labels: list[Label]
+
+
+class Classifications(BaseModel):
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Classified]
+
+
+class Remembered(BaseModel):
+    """A document of the memory."""
+
+    id: str
+    object: Literal["memory.document"] = "memory.document"
+    text: str | None
+    image: str | None
+    metadata: dict[str, Any]
+    origin: str = Field(serialization_alias="from")
+
+
+class Found(Remembered):
+    score: float
+
+
+class Page(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Remembered]
+    total: int
+    offset: int
+    has_more: bool
+
+
+class Results(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Found]
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["memory.document.deleted"] = "memory.document.deleted"
+    deleted: Literal[True] = True
+
+
+class ModelFacts(BaseModel):
+    image_size_px: int
+    grid: tuple[int, int]
+    context_tokens: int
+    documents: int | None = Field(description="In the memory; null without one")
+    limits: dict[str, float]
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["racm3"] = "racm3"
+    racm3: ModelFacts
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Status(BaseModel):
+    status: Literal["ok", "ready", "not ready"]
+
+
+class Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    """Every error has this shape."""
+
+    error: Problem

@@ -1,0 +1,60 @@
+"""Requests that nobody thought of: made from the OpenAPI document, and hostile ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from benchmarks.serve_hostile import attack
+from racm3.serve.app import create_app
+from racm3.serve.guard import LIMITS, Tokens
+from tests.serve.conftest import listening, open_model
+
+TOKEN = "t" * 20
+EXAMPLES = 12
+HOSTILE = 300
+
+
+@pytest.fixture(scope="module")
+def url(models: Path, memory_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    model = open_model(models, memory_path, tmp_path_factory.mktemp("fuzzed") / "m")
+    limits = replace(LIMITS, requests_a_minute=0)
+    with listening(create_app(model, limits=limits, tokens=Tokens({TOKEN: "write"}))) as (url, _):
+        yield url
+
+
+@pytest.fixture
+def document(url: str) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+
+api = schemathesis.pytest.from_fixture("document")
+
+
+@api.parametrize()
+@settings(max_examples=EXAMPLES, derandomize=True)
+def test_the_openapi_document_is_true(case: schemathesis.Case) -> None:
+    """What fits the document may still be refused: a string that looks like a picture's URL need not hold a picture."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    case.call_and_validate(headers=headers, excluded_checks=[positive_data_acceptance])
+
+
+def test_hostile_requests_are_refused_and_leave_nothing(models: Path, memory_path: Path, tmp_path: Path) -> None:
+    """The short form of benchmarks/serve_hostile.py."""
+    app = create_app(open_model(models, memory_path, tmp_path / "m"), limits=replace(LIMITS, requests_a_minute=0))
+    with listening(app) as (url, _):
+        port = int(url.rpartition(":")[2])
+        found = attack(port, range(50))
+        files = len(os.listdir("/proc/self/fd"))
+        found += attack(port, range(50, HOSTILE))
+        assert len(os.listdir("/proc/self/fd")) <= files + 4  # connections that are just being closed
+    assert sum(found.values()) == HOSTILE
+    assert not [status for status in found if status.startswith("5") or status == "hung"]
+    assert found["400"] > HOSTILE / 4
