@@ -7,7 +7,6 @@ deletes none and leaves none behind.
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import shutil
 import urllib.request
