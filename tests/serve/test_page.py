@@ -1,0 +1,493 @@
+"""The page in a real browser, on a real server with the shipped models and a tiny memory: a person's day."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from racm3.memory.memory import Memory
+from racm3.pipeline import RACM3
+from racm3.retriever.remember import remember
+from racm3.scenes.world import World
+from racm3.serve.app import create_app
+from tests.serve.conftest import listening
+
+pytest.importorskip("playwright", reason="the page is tested with playwright")
+from playwright.sync_api import (  # noqa: E402
+    Browser,
+    BrowserContext,
+    FilePayload,
+    JSHandle,
+    Locator,
+    Page,
+    Route,
+    expect,
+    sync_playwright,
+)
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("there is no Chromium to open the page with", allow_module_level=True)
+
+DOCUMENTS = 40
+TABS = ("Draw", "Describe", "Edit", "Teach", "Memory")
+SLOW_MS = 60_000  # on a busy machine
+expect.set_options(timeout=SLOW_MS)
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of the shipped models, with the first documents of the built-in world."""
+    model = RACM3.from_pretrained("scenes")
+    path = tmp_path_factory.mktemp("page") / "memory"
+    model.memory = Memory.create(path, model.encoder.fingerprint, model.encoder.dimension)
+    remember(model.memory, model.encoder, islice(World(memory=1).items("memory"), DOCUMENTS))
+    with listening(create_app(model, "racm3-scenes")) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser, origin: str) -> Iterator[BrowserContext]:
+    """A fresh browser; at the end no request has left the origin, and no script has failed."""
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    asked: list[str] = []
+    failed: list[str] = []
+    context.on("request", lambda request: asked.append(request.url))
+    context.on("weberror", lambda error: failed.append(str(error.error)))
+    context.set_default_timeout(SLOW_MS)
+    yield context
+    context.close()
+    assert [url for url in asked if not url.startswith((origin, "data:", "blob:"))] == []
+    assert failed == []
+
+
+@pytest.fixture
+def page(context: BrowserContext, origin: str) -> Page:
+    page = context.new_page()
+    page.goto(origin)
+    expect(page.locator("#facts")).to_contain_text("documents")
+    return page
+
+
+def picture(colour: str, name: str) -> FilePayload:
+    """A disc on white, as a file."""
+    sheet = PIL.Image.new("RGB", (64, 64), "white")
+    y, x = np.mgrid[:64, :64]
+    sheet.paste(colour, mask=PIL.Image.fromarray((np.hypot(x - 32, y - 32) < 20).astype(np.uint8) * 255))
+    kept = io.BytesIO()
+    sheet.save(kept, "PNG")
+    return FilePayload(name=name, mimeType="image/png", buffer=kept.getvalue())
+
+
+RED, BLUE = picture("red", "red.png"), picture("blue", "it's blue.png")
+
+
+def transfer_of(page: Page, files: Sequence[FilePayload]) -> JSHandle:
+    """Files on their way, as from a folder or the clipboard."""
+    data = [(one["name"], one["mimeType"], base64.b64encode(one["buffer"]).decode()) for one in files]
+    return page.evaluate_handle(
+        """files => {
+            const transfer = new DataTransfer();
+            for (const [name, type, data] of files) {
+                const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+                transfer.items.add(new File([bytes], name, {type}));
+            }
+            return transfer;
+        }""",
+        data,
+    )
+
+
+def drop(place: Locator, files: Sequence[FilePayload]) -> None:
+    place.dispatch_event("drop", {"dataTransfer": transfer_of(place.page, files)})
+
+
+def panel(page: Page, tab: str) -> Locator:
+    page.get_by_role("tab", name=tab).click()
+    return page.get_by_role("tabpanel", name=tab)
+
+
+def press(inside: Locator, name: str) -> None:
+    inside.get_by_role("button", name=name, exact=True).click()
+
+
+def finished(inside: Locator) -> Locator:
+    """The newest output, when it is complete."""
+    output = inside.get_by_role("article").first
+    expect(output.get_by_role("button", name="Copy as curl")).to_be_visible()
+    return output
+
+
+def copied(output: Locator, language: str) -> str:
+    press(output, f"Copy as {language}")
+    expect(output.get_by_role("status")).to_have_text(f"Copied as {language}.")
+    return str(output.page.evaluate("navigator.clipboard.readText()"))
+
+
+def run_curl(output: Locator, folder: Path) -> dict:
+    command = ["bash", "-c", copied(output, "curl")]
+    return json.loads(subprocess.run(command, cwd=folder, check=True, capture_output=True).stdout)
+
+
+def run_python(output: Locator, folder: Path) -> str:
+    script = copied(output, "Python")
+    environment = os.environ | {"no_proxy": "*"}
+    run = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def shown(figure: Locator) -> str:
+    """The picture in a figure, in base64."""
+    source = figure.locator("img").first.get_attribute("src")
+    assert source is not None
+    return source.removeprefix("data:image/png;base64,")
+
+
+def pixels(data: str) -> np.ndarray:
+    return np.array(PIL.Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+
+# The five tabs ----------------------------------------------------------------------------------------------------
+
+
+def test_draw(page: Page, tmp_path: Path) -> None:
+    draw = panel(page, "Draw")
+    page.evaluate("""() => {
+        window.rows = new Set();
+        const look = () => document.querySelectorAll("#draw .made img").forEach(img => window.rows.add(img.src));
+        new MutationObserver(look).observe(document.querySelector("#draw .outputs"), {childList: true, subtree: true});
+    }""")
+    draw.get_by_role("textbox", name="Caption").fill("a red disc on a white background")
+    draw.get_by_text("Settings").click()
+    draw.get_by_label("Seed").fill("5")
+    press(draw, "Draw")
+    output = finished(draw)
+    assert page.evaluate("window.rows.size") >= 8  # a row of codes at a time
+    made, vanilla = output.locator("figure.made").all()
+    assert pixels(shown(made)).shape == (64, 64, 3)
+    expect(output).to_contain_text("k 2")
+    expect(output).to_contain_text("seed 5")
+
+    sources = output.get_by_role("list", name="Sources").get_by_role("listitem")
+    expect(sources).to_have_count(2)
+    for source in sources.all():
+        expect(source).to_contain_text("score 0.")
+        expect(source.locator("img")).to_have_js_property("naturalWidth", 64)
+    lit = output.locator(".lit")
+    expect(lit).to_have_count(3)  # over the picture and its two sources
+    expect(lit.first).to_have_css("opacity", "0")
+    output.get_by_role("button", name="What came from where").press("Enter")
+    for one in lit.all():
+        expect(one).to_have_css("opacity", "1")
+
+    output.get_by_role("switch", name="Without sources").check()
+    expect(vanilla).to_contain_text("without sources")
+    assert shown(vanilla) != shown(made)
+
+    assert run_curl(output, tmp_path)["data"][0]["b64_json"] == shown(made)
+    press(output, "Another one")
+    expect(draw.get_by_role("article")).to_have_count(2)
+    expect(finished(draw)).to_contain_text("seed 6")
+
+
+def test_describe(page: Page, tmp_path: Path) -> None:
+    describe = panel(page, "Describe")
+    press(describe, "Describe")
+    expect(describe.get_by_role("alert").first).to_have_text("Give a picture first.")
+    drop(describe.locator(".drop"), [BLUE])
+    press(describe, "Describe")
+    output = finished(describe)
+    words = output.locator(".made .words").first.inner_text().strip()
+    assert words
+    expect(output.get_by_role("list", name="Sources").get_by_role("listitem")).to_have_count(2)
+    assert output.locator("mark").count() == len(words.split())
+    output.get_by_role("switch").check()
+    expect(output.locator(".made").nth(1).locator(".words")).not_to_be_empty()
+
+    (tmp_path / BLUE["name"]).write_bytes(BLUE["buffer"])
+    assert run_python(output, tmp_path).strip() == words  # the same as the official client, and in a shell
+    assert run_curl(output, tmp_path)["choices"][0]["message"]["content"] == words
+
+    taken = describe.locator(".thumbs img")
+    expect(taken).to_have_attribute("alt", BLUE["name"])
+    output.locator(".source img").first.drag_to(describe.locator(".drop"))  # a picture of the page itself
+    expect(taken).to_have_attribute("alt", "picture.png")
+    paste = "files => document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: files}))"
+    page.evaluate(paste, transfer_of(page, [RED]))
+    expect(taken).to_have_attribute("alt", RED["name"])
+    press(describe, "Take red.png out")
+    expect(taken).to_have_count(0)
+
+
+def test_edit(page: Page, tmp_path: Path) -> None:
+    edit = panel(page, "Edit")
+    drop(edit.locator("#edit-picture"), [RED])
+    press(edit, "Fill")
+    expect(edit.get_by_role("alert").first).to_have_text("Paint over what is to be made anew first.")
+    mask = edit.get_by_label("Mask", exact=True)
+    at = mask.bounding_box()
+    assert at is not None
+
+    def drag(*points: tuple[float, float]) -> None:
+        """Along points, given as shares of the picture."""
+        places = [(at["x"] + x * at["width"], at["y"] + y * at["height"]) for x, y in points]
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in places[1:]:
+            page.mouse.move(*place)
+        page.mouse.up()
+
+    said = edit.get_by_role("status").first
+    drag((0.1, 0.5), (0.9, 0.5))  # with the brush, a quarter of the picture wide
+    expect(said).to_contain_text("24 % of the picture")
+    press(edit, "Undo")
+    expect(said).to_contain_text("0 % of the picture")
+    edit.get_by_text("Box", exact=True).click()
+    drag((0, 0.5), (1, 1))
+    expect(said).to_contain_text("50 % of the picture")
+    mask.focus()  # the pen is at the middle: a box by keyboard, up to the top right
+    for key in [" ", *["ArrowUp"] * 8, *["ArrowRight"] * 8, " "]:
+        mask.press(key)
+    expect(said).to_contain_text("75 % of the picture")
+    mask.press("Control+z")
+    expect(said).to_contain_text("50 % of the picture")
+
+    edit.get_by_role("textbox", name="Words").fill("a red disc")
+    drop(edit.locator("#edit-control"), [BLUE])
+    press(edit, "Fill")
+    output = finished(edit)
+    made = pixels(shown(output.locator("figure.made").first))
+    red = np.array(PIL.Image.open(io.BytesIO(RED["buffer"])))
+    np.testing.assert_array_equal(made[:32], red[:32])
+    assert not np.array_equal(made[32:], red[32:])
+    (source,) = output.get_by_role("list", name="Sources").get_by_role("listitem").all()
+    expect(source).to_contain_text("given by hand")
+
+    for file in (RED, BLUE):
+        (tmp_path / file["name"]).write_bytes(file["buffer"])
+    with page.expect_download() as download:
+        press(edit, "Save mask")
+    download.value.save_as(tmp_path / "mask.png")
+    run_python(output, tmp_path)
+    np.testing.assert_array_equal(np.array(PIL.Image.open(tmp_path / "out.png").convert("RGB")), made)
+    answer = run_curl(output, tmp_path)
+    np.testing.assert_array_equal(pixels(answer["data"][0]["b64_json"]), made)
+
+    press(output, "Edit")  # what came is the next picture to change
+    expect(mask).to_be_focused()
+    press(edit, "Fill")
+    expect(edit.get_by_role("alert").first).to_contain_text("Paint over")
+
+
+def test_teach(page: Page, tmp_path: Path) -> None:
+    teach = panel(page, "Teach")
+    for i, (label, example) in enumerate([("rouge", RED), ("azure", BLUE)]):
+        teach.get_by_role("textbox", name="Label").nth(i).fill(label)
+        drop(teach.get_by_role("group", name=f"Label {i + 1}").locator(".drop"), [example])
+    drop(teach.locator("#teach-pictures"), [BLUE, RED])
+    press(teach, "Classify")
+    output = finished(teach)
+    expect(output.get_by_role("list", name="Sources").get_by_role("listitem")).to_have_count(2)
+    for file in (RED, BLUE):
+        (tmp_path / file["name"]).write_bytes(file["buffer"])
+    answer = ast.literal_eval(run_python(output, tmp_path))
+    rows = [" ".join(row.inner_text().split()) for row in output.locator("li.row").all()]
+    assert rows == [
+        " ".join(f"{one['label']} {100 * one['probability']:.0f} %" for one in found["labels"])
+        for found in answer["data"]
+    ]
+
+    press(teach, "Add a label")
+    teach.get_by_role("textbox", name="Label").nth(2).fill("verte")
+    press(teach, "Classify")
+    expect(teach.get_by_role("alert").first).to_have_text("Give an example of verte first.")
+    verte = teach.get_by_role("group", name="Label 3")
+    drop(verte.locator(".drop"), [RED, BLUE])
+    press(teach, "Classify")
+    expect(teach.get_by_role("alert").first).to_contain_text("equally many")  # the server's own words
+    press(verte, "Remove this label")
+    press(teach, "Classify")
+    expect(teach.get_by_role("article")).to_have_count(2)
+
+
+def test_memory(page: Page) -> None:
+    memory = panel(page, "Memory")
+    heading = memory.get_by_role("heading", name=f"of {DOCUMENTS} documents")
+    documents = memory.locator(".document")
+    expect(documents).to_have_count(24)
+    press(memory, "Next")
+    expect(heading).to_contain_text("25 to")
+    press(memory, "Previous")
+    expect(heading).to_contain_text("1 to 24")
+
+    caption = "<img src=x onerror=alert(1)> & a crimson disc"
+    drop(memory.locator("#add-pictures"), [RED, BLUE])
+    memory.get_by_role("textbox", name="Caption of red.png").fill(caption)
+    memory.get_by_role("textbox", name="Caption of it's blue.png").fill("a cobalt disc")
+    press(memory, "Remember")
+    expect(memory.get_by_text("2 documents added just now")).to_be_visible()
+    expect(page.locator("#facts")).to_contain_text(f"{DOCUMENTS + 2} documents")
+    expect(documents.first).to_contain_text(caption)  # as letters, not as markup
+
+    drop(memory.locator("#search-picture"), [RED])
+    press(memory, "Search")
+    expect(documents.first).to_contain_text(caption)
+    expect(documents.first).to_contain_text("score")
+    describe = panel(page, "Describe")  # the very next request retrieves it
+    drop(describe.locator(".drop"), [BLUE])
+    press(describe, "Describe")
+    expect(finished(describe)).to_contain_text("a cobalt disc")
+
+    panel(page, "Memory")
+    for word, left in [("Keep it", 2), ("Delete", 1)]:
+        press(documents.first, documents.first.get_by_role("button").get_attribute("aria-label") or "")
+        dialog = page.get_by_role("dialog", name="Delete this document?")
+        expect(dialog).to_contain_text(caption)
+        press(dialog, word)
+        expect(page.locator("#facts")).to_contain_text(f"{DOCUMENTS + left} documents")
+    expect(documents.first).not_to_contain_text(caption)
+    memory.get_by_role("searchbox", name="Words").fill("a cobalt disc")
+    press(memory, "Search")
+    expect(documents.first).to_contain_text("a cobalt disc")
+    press(memory, documents.first.get_by_role("button").get_attribute("aria-label") or "")
+    press(page.get_by_role("dialog"), "Delete")
+    expect(page.locator("#facts")).to_contain_text(f"{DOCUMENTS} documents")
+    press(memory, "Show all")
+    expect(heading).to_contain_text(f"1 to 24 of {DOCUMENTS} documents")
+
+
+# What goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_what_the_server_refuses_is_said(page: Page) -> None:
+    answer = {"error": {"message": "the queue is full", "type": "rate_limit_error", "param": None, "code": None}}
+    busy = {"status": 429, "headers": {"Retry-After": "7"}, "json": answer}
+    page.route("**/v1/images/generations", lambda route: route.fulfill(**busy))
+    draw = panel(page, "Draw")
+    draw.get_by_role("textbox", name="Caption").fill("a disc")
+    press(draw, "Draw")
+    expect(draw.get_by_role("alert")).to_have_text("the queue is full (Try again in 7 s.)")
+    expect(draw.get_by_role("article")).to_have_count(0)
+
+    broken = f"event: error\ndata: {json.dumps(answer)}\n\n"
+    page.unroute("**/v1/images/generations")
+    page.route("**/v1/images/generations", lambda route: route.fulfill(body=broken, content_type="text/event-stream"))
+    press(draw, "Draw")
+    expect(draw.get_by_role("alert")).to_have_text("the queue is full")
+
+    page.unroute("**/v1/images/generations")
+    page.route("**/v1/images/generations", lambda route: route.abort())
+    press(draw, "Draw")
+    expect(draw.get_by_role("alert")).to_contain_text("does not answer")
+    drop(panel(page, "Describe").locator(".drop"), [FilePayload(name="a.txt", mimeType="text/plain", buffer=b"a")])
+    expect(page.get_by_text("a.txt is not a picture.")).to_be_visible()
+
+
+def test_stop(page: Page) -> None:
+    page.route("**/v1/images/generations", lambda route: None)  # never answered
+    draw = panel(page, "Draw")
+    draw.get_by_role("textbox", name="Caption").fill("a disc")
+    press(draw, "Draw")
+    press(draw, "Stop")
+    expect(draw.get_by_role("status").first).to_have_text("Stopped.")
+    expect(draw.get_by_role("button", name="Draw", exact=True)).to_be_visible()
+
+
+def test_a_token_is_asked_for_and_sent(context: BrowserContext, origin: str) -> None:
+    refusal = {"message": "the token is wrong", "type": "invalid_request_error", "param": None, "code": None}
+
+    def guard(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer open sesame":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"error": refusal})
+
+    page = context.new_page()
+    page.route("**/v1/**", guard)
+    page.goto(f"{origin}/#memory")
+    dialog = page.get_by_role("dialog", name="This server asks for a token")
+    for token in ("a wrong one", "open sesame"):
+        dialog.get_by_label("Token").fill(token)
+        dialog.get_by_label("Token").press("Enter")
+        if token == "a wrong one":
+            expect(dialog.get_by_role("alert")).to_have_text("the token is wrong")
+    expect(page.locator("#facts")).to_contain_text("documents")
+    expect(page.locator(".document img").first).to_have_js_property("naturalWidth", 64)
+    assert page.evaluate("sessionStorage.getItem('token')") == "open sesame"
+    assert page.evaluate("localStorage.length") == 0
+
+
+# For everyone -----------------------------------------------------------------------------------------------------
+
+USED = {"button", "textbox", "searchbox", "checkbox", "switch", "radio", "spinbutton", "slider", "tab", "tabpanel"}
+NAMED = USED | {"dialog", "img", "image", "application", "radiogroup", "navigation", "article"}
+
+CONTRASTS = """() => {
+    const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+    const light = colour => numbers(colour).slice(0, 3).map(c => c / 255)
+        .map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+    const ground = node => {
+        const colour = getComputedStyle(node).backgroundColor;
+        return (numbers(colour)[3] ?? 1) > 0 ? colour : ground(node.parentElement);
+    };
+    const texts = [...document.querySelectorAll("body *")].filter(node => node.checkVisibility() && !node.disabled
+        && [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim()));
+    return texts.map(node => {
+        const [a, b] = [light(getComputedStyle(node).color), light(ground(node))];
+        return [node.textContent.trim().slice(0, 40), (Math.max(a, b) + .05) / (Math.min(a, b) + .05)];
+    });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_tab_can_be_read_and_reached(browser: Browser, origin: str, scheme: str) -> None:
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 360, "height": 640})  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto(origin)
+    expect(page.locator("#facts")).to_contain_text("documents")
+    devtools = context.new_cdp_session(page)
+    page.get_by_role("tab", name="Draw").focus()
+    for tab in TABS:
+        expect(page.get_by_role("tab", name=tab)).to_be_focused()
+        expect(page.get_by_role("tabpanel")).to_have_count(1)
+        if tab == "Edit":
+            drop(page.locator("#edit-picture"), [RED])
+            expect(page.get_by_label("Mask", exact=True)).to_be_visible()
+        if tab == "Memory":
+            expect(page.locator(".document").first).to_be_visible()
+        for settings in page.locator("summary:visible").all():
+            settings.click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, f"{tab} is wider than a phone"
+        tree = devtools.send("Accessibility.getFullAXTree")["nodes"]
+        found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in tree if not node["ignored"]]
+        assert {role for role, _ in found} & USED
+        assert [role for role, name in found if role in NAMED and not name] == []
+        contrasts = page.evaluate(CONTRASTS)
+        assert len(contrasts) > 5
+        assert [text for text in contrasts if text[1] < 4.5] == []  # WCAG 2.2, level AA
+        page.get_by_role("tab", name=tab).press("ArrowRight")
+    expect(page.get_by_role("tab", name="Draw")).to_be_focused()  # round again
+    context.close()
