@@ -41,6 +41,7 @@ from racm3.scenes.world import World
 from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.vocabulary import Vocabulary
+from racm3.training.cache import Cache
 from racm3.training.data import learn_text, prepare
 from racm3.training.generator import GeneratorRun, train_generator
 
@@ -82,7 +83,7 @@ def main() -> None:
         compile=given.compile,
         loop=replace(recipe.loop, steps=given.steps, look_every=given.look_every, threads=given.threads),
     )
-    prepared = given.out / "prepared"
+    prepared = Cache(given.out / "prepared")
     text = learn_text(world / "train", recipe.text_ids, prepared)
     markup = Markup(Vocabulary(text.size, image.codebook_size), image.grid[0] * image.grid[1])
     data = prepare(world / "train", text, image, markup, encoder, prepared)

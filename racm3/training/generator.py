@@ -365,7 +365,9 @@ def train_generator(
     batches = Batches(data.holding_out(run.validation_documents, run.loop.seed), markup, grid, run)
     compiled = run.compile and can_compile(connect().device)
     if run.compile and not compiled:
-        print(f"{folder.name}: no compiler (g++; on CUDA, gcc) or no Python.h: not compiled, so slower", file=sys.stderr)
+        print(
+            f"{folder.name}: no compiler (g++; on CUDA, gcc) or no Python.h: not compiled, so slower", file=sys.stderr
+        )
     generator.train_fast(compile=compiled, recompute_layers=run.recompute_layers)
 
     def batch(step: int, part: int, parts: int) -> Batch:
