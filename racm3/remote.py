@@ -81,7 +81,8 @@ def matching(pattern: str | Path) -> tuple[Remote, dict[Remote, tuple[int, int]]
     root = Remote(*given.parts[:plain])
     if plain < 2:
         raise SourceError(f"{given} names no bucket; write s3://bucket/shards/{{000..127}}.tar")
-    every, found = root.files(), {}
+    every = root.files()
+    found: dict[Remote, tuple[int, int]] = {}
     for one in _counted(str(given)):
         exact = Remote(one)
         alike = (file for file in every if len(file.parts) == len(given.parts) and file.match(one))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -132,7 +132,7 @@ def orthogonals(matrices: Iterable[Tensor]) -> Iterator[Tensor]:
             yield orthogonal(first)
             continue
         mesh, me = first.device_mesh, first.device_mesh.get_local_rank()
-        some = [first, *islice(matrices, mesh.size() - 1)]
+        some = cast("list[DTensor]", [first, *islice(matrices, mesh.size() - 1)])
         mine = torch.empty(0)
         for owner, matrix in enumerate(some):
             whole = matrix.bfloat16().full_tensor()
