@@ -9,9 +9,13 @@ true pictures of the same requests, through the tokenizer and back. One drawing 
     adamw           AdamW for all weights, without Muon
     no-renaming     codes and rare words keep their names
 
-What is precomputed is counted beside: the time that the recipe's steps would take longer if each step embedded and
-searched its own queries. Minutes are of training alone, compilation included, without set-up and looks; a variant that
-has not reached the goal when its steps are over has none. Every variant keeps its result, and the same command goes on.
+What is precomputed or packed is counted beside, for the recipe's steps: the time that they would take longer if each
+embedded and searched its own queries; and that of their forward and backward passes, with sequences as they are packed,
+end to end, and with every sequence padded to the longest of its step, by the same code and at the same loss.
+
+Minutes are of training alone, compilation included, without set-up and looks; a variant that has not reached the goal
+when its steps are over has none. Every variant keeps its result, and the same command goes on. The passes' minutes are
+of the processor's time, shared among the threads.
 """
 
 from __future__ import annotations
@@ -20,16 +24,18 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from racm3.document import Document, Hole, Image
 from racm3.evaluation.scenes import Protocol, accuracy, pixels, through_tokenizer, world_memory
-from racm3.generator.model import Generator
+from racm3.generator.model import Generator, GeneratorConfig
 from racm3.memory.sources import read
 from racm3.pipeline import RACM3, SCENES
 from racm3.presets import preset
@@ -41,8 +47,13 @@ from racm3.scenes.world import World
 from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.vocabulary import Vocabulary
+from racm3.training.cache import Cache
 from racm3.training.data import learn_text, prepare
-from racm3.training.generator import GeneratorRun, train_generator
+from racm3.training.generator import Batches, GeneratorRun, PackedBatch, packed_loss, train_generator
+from racm3.training.loop import native_bfloat16
+
+WARMUP_STEPS = 3
+"""In which code is compiled, for rows of one length and then of any."""
 
 
 class Reached(Exception):
@@ -58,6 +69,42 @@ def variants(recipe: GeneratorRun) -> dict[str, GeneratorRun]:
     }
 
 
+def padded(batch: PackedBatch) -> PackedBatch:
+    """The same sequences, each as long as the longest; what is added has no weight."""
+    lengths = np.diff(batch.offsets)
+    held = np.arange(lengths.max()) < lengths[:, None]  # (S, T)
+
+    def rows(values: np.ndarray) -> np.ndarray:
+        table = np.zeros(held.shape, values.dtype)
+        table[held] = values
+        return table.ravel()
+
+    arrays = {name: rows(getattr(batch, name)) for name in ("ids", "targets", "weights", "main")}
+    return replace(batch, **arrays, offsets=np.arange(len(held) + 1) * held.shape[1])
+
+
+def pass_seconds(batches: Batches, run: GeneratorRun, steps: int) -> dict[str, float]:
+    """Median time of a step's forward and backward pass, packed and padded. Raises if their losses differ."""
+    vocabulary = batches.markup.vocabulary
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
+    generator.train_fast(compile=run.compile, recompute_layers=run.recompute_layers)
+    times: dict[str, list[float]] = {"packed": [], "padded": []}
+    for step in range(WARMUP_STEPS + steps):
+        packed, losses = batches.batch(step), []
+        for name, batch in (("packed", packed), ("padded", padded(packed))):
+            started = time.process_time()
+            with torch.autocast("cpu", torch.bfloat16, enabled=native_bfloat16()):
+                loss, _ = packed_loss(generator, batch, vocabulary, run.z_loss)
+            loss.backward()
+            times[name].append((time.process_time() - started) / torch.get_num_threads())
+            losses.append(loss.item())
+            generator.zero_grad()
+        if abs(losses[0] - losses[1]) > 1e-3 * losses[0]:
+            raise RuntimeError(f"step {step}: the losses differ, packed and padded: {losses}")
+    return {name: median(values[WARMUP_STEPS:]) for name, values in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/time_to_effect"))
@@ -66,6 +113,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=preset("scenes").generator.loop.steps)
     parser.add_argument("--look-every", type=int, default=100)
     parser.add_argument("--pictures", type=int, default=50)
+    parser.add_argument("--timed-steps", type=int, default=12, help="to time packed and padded sequences")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
@@ -82,7 +130,7 @@ def main() -> None:
         compile=given.compile,
         loop=replace(recipe.loop, steps=given.steps, look_every=given.look_every, threads=given.threads),
     )
-    prepared = given.out / "prepared"
+    prepared = Cache(given.out / "prepared")
     text = learn_text(world / "train", recipe.text_ids, prepared)
     markup = Markup(Vocabulary(text.size, image.codebook_size), image.grid[0] * image.grid[1])
     data = prepare(world / "train", text, image, markup, encoder, prepared)
@@ -140,11 +188,15 @@ def main() -> None:
     for name, result in results.items():
         print(f"{name:>14}  {result['minutes'] or 'not reached'} min  step {result['steps']}")
     steps = results.get("recipe", {}).get("steps") or 0
+    passes_s = pass_seconds(Batches(data, markup, image.grid, recipe), recipe, given.timed_steps)
+    print(f"a step's passes: {passes_s['packed']:.2f} s packed, {passes_s['padded']:.2f} s padded")
     line = {
         "minutes": {name: result["minutes"] for name, result in results.items()},
         "half_ceiling": goal,
         "steps": {name: result["steps"] for name, result in results.items()},
         "search_in_the_loop_minutes": round(steps * search_s / 60, 2),
+        "passes_minutes": {name: round(steps * seconds / 60, 2) for name, seconds in passes_s.items()},
+        "padded_ratio": round(passes_s["padded"] / passes_s["packed"], 2),
         "threads": given.threads,
     }
     print(json.dumps(line))

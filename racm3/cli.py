@@ -115,6 +115,7 @@ def train_generator(
     image_tokenizer: OptionalFolder = None,
     encoder: OptionalFolder = None,
     tokenizer: OptionalFile = None,
+    prepared: Annotated[str | None, arg(metavar="FOLDER")] = None,
     preset: str = "scenes",
     config: OptionalFile = None,
     set: Overrides = (),
@@ -126,10 +127,11 @@ def train_generator(
 
     Args:
         data: Documents in any layout of docs/formats.md.
-        out: Where the model, the state of its training and the prepared data go, such as MODELS/generator.
+        out: Where the model and the state of its training go, such as MODELS/generator.
         image_tokenizer: What turns pictures into codes: ours or a JanusVQVAE. By default MODELS/image-tokenizer.
         encoder: What retrieves: ours or a CLIP. By default MODELS/encoder; a run with retrieved_shares=[1] needs none.
         tokenizer: The tokenizer.json for texts; without one, it is learnt from the captions.
+        prepared: Where the data's ids, vectors and neighbours are kept, a folder or s3://... By default OUT/prepared.
         preset: The runs to start from; racm3/presets.py lists them.
         config: Settings of the generator's run as .json or .toml instead; what it leaves out keeps its default.
         set: Settings that replace those, such as loop.steps=2000 alpha=1 model.width=384.
@@ -145,7 +147,7 @@ def train_generator(
 
     runs = presets(preset)
     runs = replace(runs, generator=_settings(GeneratorRun, lambda: runs.generator, config, set))
-    memory = make_all(data, runs, out, image_tokenizer, encoder, tokenizer)
+    memory = make_all(data, runs, out, image_tokenizer, encoder, tokenizer, prepared)
     if not connect().main:
         return
     print(f"wrote {out}")

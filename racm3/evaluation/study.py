@@ -38,6 +38,7 @@ from racm3.scenes.judges import Judge
 from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.vocabulary import Vocabulary
+from racm3.training.cache import Cache
 from racm3.training.data import DROPOUTS, learn_text, prepare
 from racm3.training.generator import Batches, GeneratorRun, train_generator
 from racm3.training.journal import write_whole
@@ -216,7 +217,7 @@ def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
     encoder = Encoder.from_pretrained(study.models / "encoder")
     if not variant.skip:
         encoder.redundancy_threshold = NOTHING_REDUNDANT
-    data, prepared = _training_data(study), study.work / "prepared"
+    data, prepared = _training_data(study), Cache(study.work / "prepared")
     text = learn_text(data, run.text_ids, prepared)
     markup = Markup(Vocabulary(text.size, image.codebook_size), image.grid[0] * image.grid[1])
     retrieves = len(run.retrieved_shares) > 1

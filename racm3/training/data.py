@@ -1,6 +1,6 @@
 """From a data folder to what a generator is trained on: token ids of every document, and its neighbours.
 
-Both are computed once, kept beside the run, and reused while the data and the models that made them stay the same.
+Both are computed once, kept, and reused while the data and the models that made them stay the same.
 
 N documents, R query draws (text and image part, several dropout draws each), K retrieved documents.
 """
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import torch
 from racm3.document import Document
 from racm3.errors import SourceError
 from racm3.memory.sources import read
+from racm3.remote import is_remote, matching
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.neighbours import draw_queries, neighbours
 from racm3.retriever.strategy import QUERY_DROPOUT
@@ -32,6 +34,8 @@ from racm3.tokens.image import ImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text import TextTokenizer
 from racm3.training.arrays import Growing, Sequences
+from racm3.training.cache import Cache, reused
+from racm3.training.distributed import connect
 
 BATCH = 256
 DROPOUTS = (0.0, QUERY_DROPOUT)
@@ -96,17 +100,20 @@ def load_pairs(path: Path, image_size_px: int, cache: Path) -> tuple[np.ndarray,
     return np.load(folder / "pictures.npy", mmap_mode="c"), [json.loads(line) for line in lines]
 
 
-def learn_text(path: Path, size: int, cache: Path) -> TextTokenizer:
+def learn_text(path: Path, size: int, cache: Cache) -> TextTokenizer:
     """The text tokenizer of at most ``size`` ids learnt from a data folder's captions, from ``cache`` if there."""
-    file = cache / f"text-{_digest(_files(path), size)}.json"
-    if not reused(file, "text tokenizer"):
+
+    def learn(file: Path) -> None:
         texts = (item.document.text for item in read(path))
         learnt = TextTokenizer.train((text for text in texts if text), size)
-        cache.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
         learnt.save(part)
         part.rename(file)
-    return TextTokenizer.load(file)
+
+    def name() -> str:
+        return cache.made(f"text-{_digest(_files(path), size)}.json", "text tokenizer", learn)
+
+    return TextTokenizer.load(cache.there(connect().from_main(name)))
 
 
 def prepare(
@@ -115,7 +122,7 @@ def prepare(
     image: ImageTokenizer,
     markup: Markup,
     encoder: Encoder | None,
-    cache: Path,
+    cache: Cache,
     *,
     k: int = 2,
     dropouts: tuple[float, ...] = DROPOUTS,
@@ -126,30 +133,39 @@ def prepare(
     Queries are, as in training of the paper, the text part or the picture part of the document itself, never the
     whole. There is one draw of both for each of ``dropouts``, the share of the query that is dropped: by default half
     of the queries are asked as they are. Of the built-in world's short captions a fifth is often the entity's name.
-    What a kill left half done is taken up where it stood. Raises SourceError if the folder holds no readable document.
+    What a kill left half done is taken up where it stood. Among several processes the first does all this, and needs
+    the data; each finds in ``cache`` what that made. Raises SourceError if the folder holds no readable document.
     """
-    data = _files(path)
-    tokens = cache / f"tokens-{_digest(data, text.fingerprint, code_digest(image))}"
-    if not reused(tokens, "tokens"):
-        _tokenise(path, text, image, markup, tokens)
-    ids = Sequences(np.load(tokens / "ids.npy", mmap_mode="r"), np.load(tokens / "ends.npy", mmap_mode="r"))
-    if encoder is None:
-        return TrainingSet(ids, None)
-    made_by = (encoder.fingerprint, dropouts, seed)
-    found = cache / f"neighbours-{_digest(data, made_by, encoder.redundancy_threshold, k)}.npy"
-    if not reused(found, "neighbours"):
-        vectors = cache / f"vectors-{_digest(data, made_by)}"
-        if not reused(vectors, "vectors"):
-            _embed(path, encoder, dropouts, seed, vectors, len(ids))
-        _find(vectors, k, encoder.redundancy_threshold, found)
-    return TrainingSet(ids, np.load(found, mmap_mode="r"))
+
+    def names() -> tuple[str, str | None]:
+        """Of the tokens, and of the neighbours."""
+        data = _files(path)
+        tokens = cache.made(
+            f"tokens-{_digest(data, text.fingerprint, code_digest(image))}",
+            "tokens",
+            partial(_tokenise, path, text, image, markup),
+        )
+        if encoder is None:
+            return tokens, None
+        made_by = (encoder.fingerprint, dropouts, seed)
+
+        def embed(folder: Path) -> None:
+            _embed(path, encoder, dropouts, seed, folder, len(_ids(cache.there(tokens))))
+
+        def find(file: Path) -> None:
+            vectors = cache.made(f"vectors-{_digest(data, made_by)}", "vectors", embed)
+            _find(cache.there(vectors), k, encoder.redundancy_threshold, file)
+
+        name = f"neighbours-{_digest(data, made_by, encoder.redundancy_threshold, k)}.npy"
+        return tokens, cache.made(name, "neighbours", find)
+
+    tokens, neighbours = connect().from_main(names)
+    table = None if neighbours is None else np.load(cache.there(neighbours), mmap_mode="r")
+    return TrainingSet(_ids(cache.there(tokens)), table)
 
 
-def reused(path: Path, what: str) -> bool:
-    """Whether ``path`` is there already; says so if it is."""
-    if path.exists():
-        print(f"{what}: reused {path}", file=sys.stderr)
-    return path.exists()
+def _ids(tokens: Path) -> Sequences:
+    return Sequences(np.load(tokens / "ids.npy", mmap_mode="r"), np.load(tokens / "ends.npy", mmap_mode="r"))
 
 
 def _tokenise(path: Path, text: TextTokenizer, image: ImageTokenizer, markup: Markup, folder: Path) -> None:
@@ -229,7 +245,8 @@ def _unfinished(folder: Path) -> Path:
 
 def _files(path: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of a source's files: what is cached holds while these do."""
-    path = Path(path)
+    if is_remote(path):
+        return [(str(file), *facts) for file, facts in matching(path)[1].items()]
     if path.is_dir():
         files = sorted(path.rglob("*"))
     else:

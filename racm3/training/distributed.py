@@ -8,10 +8,8 @@ and optimiser state of the paper's 2.7B are 43 GB in all, which FSDP alone divid
 from __future__ import annotations
 
 import atexit
-import io
 import os
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -67,15 +65,6 @@ class Processes:
         if isinstance(answer[0], RACM3Error):
             raise answer[0]
         return answer[0]  # type: ignore[return-value]
-
-    def first(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives: on the first process, then, silently, on the others, which find on disk what it left."""
-        made: list[T] = []
-        self.from_main(lambda: made.append(make()))
-        if made:
-            return made[0]
-        with redirect_stderr(io.StringIO()):
-            return make()
 
     def gathered(self, values: Sequence[T]) -> list[T]:
         """The values of all processes in a row."""

@@ -30,7 +30,7 @@ from racm3.tokens.masking import draw_count, draw_spans, mask, part_spans, predi
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import MAX_MASKS, Vocabulary
 from racm3.training.data import TrainingSet
-from racm3.training.distributed import whole
+from racm3.training.distributed import connect, whole
 from racm3.training.journal import fingerprint
 from racm3.training.loop import Batch, LoopConfig, Metrics, Recipe, fit
 from racm3.training.optimiser import OptimiserConfig
@@ -39,6 +39,9 @@ from racm3.training.sheet import draw_sheet
 RARE = 0.05
 """A text id in fewer of the documents is rare: a piece of a name, and not a word of the grammar. Ours: in the built-in
 world colours and places stand in 6 to 9 % of the captions, pieces of names in less than 5 %."""
+
+ROW_TOKENS = 64
+"""Packed rows are as long as a multiple of this: libraries keep a plan of a matrix product for each shape they met."""
 
 SAMPLE = 50_000
 """At most so many documents, evenly spaced, tell what is rare and how long a document is."""
@@ -171,6 +174,8 @@ class Batches:
     def batch(self, step: int, part: int = 0, parts: int = 1) -> PackedBatch:
         """Part ``part`` of ``parts`` of a step: every sequence is in one part, and they are about equally long.
 
+        Every process draws the whole step and keeps its part, for only then is known how long the sequences are: 40 ms,
+        measured, for the 2 M tokens of the paper's steps.
         Raises ConfigError if there are more parts than sequences.
         """
         if parts > self.sequences:
@@ -295,24 +300,32 @@ def packed_loss(
     generator: Generator, batch: PackedBatch, vocabulary: Vocabulary, z_loss: float
 ) -> tuple[Tensor, Metrics]:
     """The batch's share of the step's loss; and of each kind of target that it holds, the sum of the losses and their
-    number. ``output_rms`` is the root mean square of the hidden states."""
+    number. ``output_rms`` is the root mean square of the hidden states.
+
+    The row is padded to a multiple of ``ROW_TOKENS`` by sequences without a weight."""
     device = generator.lm_head.weight.device
-    arrays = (batch.ids, batch.targets, batch.weights, batch.main)
+    tokens = len(batch.ids)
+    end = tokens + -tokens % ROW_TOKENS
+    arrays = (np.pad(array, (0, end - tokens)) for array in (batch.ids, batch.targets, batch.weights, batch.main))
     ids, targets, weights, main = (torch.from_numpy(array).to(device) for array in arrays)
-    hidden = generator(ids[None], offsets=torch.from_numpy(batch.offsets))[0]  # (N, D)
+    offsets = np.union1d(batch.offsets, np.r_[tokens : end : generator.config.context_tokens, end])
+    hidden = generator(ids[None], offsets=torch.from_numpy(offsets))[0]  # (N, D)
     loss = weighted_cross_entropy(hidden, generator, targets, weights, z_loss=z_loss, normaliser=batch.normaliser)
     learnt, image = weights > 0, targets >= vocabulary.image_start
     text = (targets >= vocabulary.text_start) & ~image
     kinds = {"main_image": main & image & learnt, "main_text": main & text & learnt, "retrieved": ~main & learnt}
     metrics: Metrics = {name: ((loss.token_nll * kind).sum(), kind.sum()) for name, kind in kinds.items()}
-    rms = hidden.detach().float().square().mean(dim=-1).sqrt()  # (N,)
+    rms = hidden[:tokens].detach().float().square().mean(dim=-1).sqrt()
     return loss.total, metrics | {"output_rms": (rms.sum(), len(rms))}
 
 
-def can_compile() -> bool:
-    """Whether torch.compile finds what it needs on a CPU: a C++ compiler and Python's headers."""
-    compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
-    return compiler and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile finds what it needs: Python's headers and a compiler, for C++ on a CPU. On CUDA it writes
+    Triton, which builds its launchers in C."""
+    c = os.environ.get("CC", "gcc"), "clang"
+    cpp = os.environ.get("CXX", "g++"), "clang++"
+    found = any(map(shutil.which, c if device.type == "cuda" else cpp))
+    return found and (Path(sysconfig.get_path("include")) / "Python.h").exists()
 
 
 def train_generator(
@@ -351,9 +364,12 @@ def train_generator(
             directions = torch.randn(code_vectors.shape[1], table.shape[1])
             table.add_(0.02 * torch.nn.functional.normalize(code_vectors, dim=1) @ directions)
     batches = Batches(data.holding_out(run.validation_documents, run.loop.seed), markup, grid, run)
-    if run.compile and not can_compile():
-        print(f"{folder.name}: no C++ compiler (g++) or no Python.h: not compiled, so slower", file=sys.stderr)
-    generator.train_fast(compile=run.compile and can_compile(), recompute_layers=run.recompute_layers)
+    compiled = run.compile and can_compile(connect().device)
+    if run.compile and not compiled:
+        print(
+            f"{folder.name}: no compiler (g++; on CUDA, gcc) or no Python.h: not compiled, so slower", file=sys.stderr
+        )
+    generator.train_fast(compile=compiled, recompute_layers=run.recompute_layers)
 
     def batch(step: int, part: int, parts: int) -> Batch:
         packed = batches.batch(step, part, parts)

@@ -18,7 +18,8 @@ from racm3.retriever.encoder import Encoder
 class PerceptualLoss:
     """How differently a frozen CLIP's layers see two pictures: 1 - cosine of each patch, averaged over the layers.
 
-    Pictures are scaled to the size that the encoder sees. Its weights are read, never trained.
+    Pictures are scaled to the size that the encoder sees. Its weights follow them to their device and
+    are never trained.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -38,7 +39,8 @@ class PerceptualLoss:
         """(B, N, D) of every layer."""
         pixels = F.interpolate(pixels.float(), size=self._size_px, mode="bilinear", antialias=True)
         pixels = (pixels - self._mean.to(pixels)) / self._std.to(pixels)
-        return list(self._tower(pixel_values=pixels, output_hidden_states=True).hidden_states[1:])
+        tower = self._tower.to(pixels.device)
+        return list(tower(pixel_values=pixels, output_hidden_states=True).hidden_states[1:])
 
 
 class Critic(nn.Module):

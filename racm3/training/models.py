@@ -22,7 +22,8 @@ from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.data import code_digest, learn_text, load_pairs, prepare, reused
+from racm3.training.cache import Cache, reused
+from racm3.training.data import code_digest, learn_text, load_pairs, prepare
 from racm3.training.distributed import connect
 from racm3.training.encoder import EncoderRun, train_encoder
 from racm3.training.generator import GeneratorRun, train_generator
@@ -67,21 +68,29 @@ def make_encoder(data: Path, run: EncoderRun, out: Path, tokenizer: Path | None 
 
 
 def make_generator(
-    data: Path, run: GeneratorRun, out: Path, image_tokenizer: Path, encoder: Path | None, tokenizer: Path | None = None
+    data: Path,
+    run: GeneratorRun,
+    out: Path,
+    image_tokenizer: Path,
+    encoder: Path | None,
+    tokenizer: Path | None = None,
+    prepared: str | None = None,
 ) -> None:
-    """Train a generator and save it to ``out``, the prepared data too; the same call resumes."""
+    """Train a generator and save it to ``out``; the same call resumes.
+
+    What the data becomes before goes to ``prepared``, a folder or s3://bucket/name, by default into ``out``.
+    """
+    cache = Cache(prepared or out / "prepared")
     codes = load_image_tokenizer(image_tokenizer)
     retriever = Encoder.from_pretrained(encoder) if encoder else None
     if tokenizer:
         words = TextTokenizer.load(tokenizer)
     else:
-        learnt = partial(learn_text, data, run.text_ids, out / "prepared")
-        words = connect().first(learnt) if run.text_ids else start_text(run)
+        words = learn_text(data, run.text_ids, cache) if run.text_ids else start_text(run)
     markup = Markup(Vocabulary(words.size, codes.codebook_size), codes.grid[0] * codes.grid[1])
     start = start_generator(run, markup.vocabulary, words, codes)
     k = max(1, len(run.retrieved_shares) - 1)
-    seed, prepared = run.loop.seed, out / "prepared"
-    documents = connect().first(lambda: prepare(data, words, codes, markup, retriever, prepared, k=k, seed=seed))
+    documents = prepare(data, words, codes, markup, retriever, cache, k=k, seed=run.loop.seed)
     vectors = None
     if isinstance(codes, FSQImageTokenizer):
         vectors = codes.fsq.values(codes.fsq.digits_of(torch.arange(codes.codebook_size)))
@@ -107,6 +116,7 @@ def make_all(
     image_tokenizer: Path | None = None,
     encoder: Path | None = None,
     tokenizer: Path | None = None,
+    prepared: str | None = None,
 ) -> Path | None:
     """Train the generator at ``out``, after whatever it needs that is not given and not found beside it.
 
@@ -123,5 +133,5 @@ def make_all(
         if not reused(encoder / "model.safetensors", "encoder"):
             make_encoder(data, runs.encoder, encoder)
         connect().from_main(partial(make_memory, data, memory, encoder))
-    make_generator(data, runs.generator, out, image_tokenizer, encoder, tokenizer)
+    make_generator(data, runs.generator, out, image_tokenizer, encoder, tokenizer, prepared)
     return memory

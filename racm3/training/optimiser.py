@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice
+from typing import Literal, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
@@ -93,7 +95,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose direction is orthogonalised, matrix by matrix (Jordan et al. 2024), sized like AdamW's steps.
 
     The mathematics is ``torch.optim.Muon``'s with ``adjust_lr_fn="match_rms_adamw"``. That one, given matrices sharded
-    by FSDP, communicates in each of its 15 products; this one gathers a matrix once, and every process does them all.
+    by FSDP, communicates in each of its 15 products; here every process orthogonalises its share of the matrices. All
+    of them are 170 TFLOP in the paper's 2.7B, as much as a device has in a step of 2 M tokens on 256.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -102,25 +105,45 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is None:
-                    continue
-                state = self.state[matrix]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(matrix)
-                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)
-                direction = _whole_orthogonal(matrix.grad.lerp(mean, MOMENTUM))  # Nesterov's look ahead
+            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+            for matrix, direction in zip(matrices, orthogonals(map(self._ahead, matrices)), strict=True):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
 
+    def _ahead(self, matrix: Tensor) -> Tensor:
+        """The mean gradient and the last one: Nesterov's look ahead."""
+        assert matrix.grad is not None
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)
+        return matrix.grad.lerp(mean, MOMENTUM)
 
-def _whole_orthogonal(matrix: Tensor) -> Tensor:
-    """``orthogonal`` of the whole matrix, sharded as it was given."""
-    if not isinstance(matrix, DTensor):
-        return orthogonal(matrix)
-    whole = orthogonal(matrix.full_tensor())
-    replicated = DTensor.from_local(whole, matrix.device_mesh, [Replicate()] * matrix.device_mesh.ndim)
-    return replicated.redistribute(placements=matrix.placements)
+
+def orthogonals(matrices: Iterable[Tensor]) -> Iterator[Tensor]:
+    """``orthogonal`` of each, sharded as it was given. To be called on all processes that hold a share.
+
+    Sharded matrices are taken as many at a time as there are processes: each gathers one whole, all work at the same
+    time, and each hands its own to the others.
+    """
+    matrices = iter(matrices)
+    for first in matrices:
+        if not isinstance(first, DTensor):
+            yield orthogonal(first)
+            continue
+        mesh, me = first.device_mesh, first.device_mesh.get_local_rank()
+        some = cast("list[DTensor]", [first, *islice(matrices, mesh.size() - 1)])
+        mine = torch.empty(0)
+        for owner, matrix in enumerate(some):
+            whole = matrix.bfloat16().full_tensor()
+            mine = whole if owner == me else mine
+        if me < len(some):
+            mine = orthogonal(mine).contiguous()
+        for owner, matrix in enumerate(some):
+            whole = mine if owner == me else torch.empty(matrix.shape, dtype=torch.bfloat16, device=mesh.device_type)
+            dist.broadcast(whole, group=mesh.get_group(), group_src=owner)
+            replicated = DTensor.from_local(whole, mesh, [Replicate()])
+            yield replicated.redistribute(placements=matrix.placements)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

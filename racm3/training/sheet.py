@@ -6,14 +6,14 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
 
-from racm3.document import Hole
+from racm3.document import Hole, Image
 from racm3.generator.decoding import Sampling
 from racm3.generator.engine import Engine, Job
 from racm3.generator.model import Generator
 from racm3.generator.prompt import answer_constraint, build_prompt
+from racm3.sheet import sheet
 from racm3.tokens.image import ImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.training.data import TrainingSet
@@ -48,6 +48,6 @@ def draw_sheet(
     completions = Engine(generator, markup.vocabulary).run(jobs)
     codes += [np.array(done.tokens) - markup.vocabulary.image_start for done in completions]
     pixels = image.decode(torch.from_numpy(np.stack(codes))).permute(0, 2, 3, 1)  # (2 N, H, W, 3)
-    tiles = (pixels * 255).round().to(torch.uint8).unflatten(0, (2, len(jobs)))
+    tiles = [(Image(one), "") for one in (pixels * 255).round().to(torch.uint8).numpy()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1).numpy()).save(path)
+    sheet([tiles[: len(jobs)], tiles[len(jobs) :]], pixels.shape[1]).save(path)

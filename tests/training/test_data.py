@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from racm3.document import Document, Hole, Image
 from racm3.errors import DocumentError, SourceError
 from racm3.memory.sources import Item, write_coco, write_webdataset
+from racm3.remote import Remote
 from racm3.retriever.encoder import Encoder
 from racm3.tokens.documents import image_codes, token_documents
 from racm3.tokens.image import FSQConfig, FSQImageTokenizer
@@ -20,6 +22,7 @@ from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training import data as module
+from racm3.training.cache import Cache
 from racm3.training.data import TrainingSet, load_pairs, prepare
 
 TEXT = TextTokenizer.train(["a fox in the snow"], 256)
@@ -74,9 +77,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def same_ids(one: TrainingSet, other: TrainingSet) -> bool:
+    return len(one.ids) == len(other.ids) and all(map(np.array_equal, one.ids, other.ids))
+
+
 def equal(one: TrainingSet, other: TrainingSet) -> bool:
-    same_ids = len(one.ids) == len(other.ids) and all(map(np.array_equal, one.ids, other.ids))
-    return same_ids and np.array_equal(one.neighbours, other.neighbours)  # type: ignore[arg-type]
+    return same_ids(one, other) and np.array_equal(one.neighbours, other.neighbours)  # type: ignore[arg-type]
 
 
 # Documents as ids
@@ -128,15 +134,15 @@ def test_what_was_kept_equals_what_is_made_anew(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fresh = prepare(folder, TEXT, image, markup, encoder, tmp_path / "one")
-    again = prepare(folder, TEXT, image, markup, encoder, tmp_path / "two")
+    fresh = prepare(folder, TEXT, image, markup, encoder, Cache(tmp_path / "one"))
+    again = prepare(folder, TEXT, image, markup, encoder, Cache(tmp_path / "two"))
     assert equal(fresh, again)
     reads = count()
     monkeypatch.setattr(module, "read", lambda path: next(reads) and iter(()))
-    kept = prepare(folder, TEXT, image, markup, encoder, tmp_path / "one")
+    kept = prepare(folder, TEXT, image, markup, encoder, Cache(tmp_path / "one"))
     assert next(reads) == 0  # nothing was read again
     assert equal(kept, fresh)
-    assert prepare(folder, TEXT, image, markup, None, tmp_path / "one").neighbours is None
+    assert prepare(folder, TEXT, image, markup, None, Cache(tmp_path / "one")).neighbours is None
     assert next(reads) == 1
 
 
@@ -149,7 +155,7 @@ def test_a_kill_costs_one_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "BATCH", 3)
-    whole = prepare(folder, TEXT, image, markup, encoder, tmp_path / "whole")
+    whole = prepare(folder, TEXT, image, markup, encoder, Cache(tmp_path / "whole"))
     real, done = module._batches, count()
 
     def broken(*given: object) -> Iterator[list[Document]]:
@@ -161,26 +167,26 @@ def test_a_kill_costs_one_batch(
     monkeypatch.setattr(module, "_batches", broken)
     for _ in range(2):  # while tokenising, then while embedding
         with pytest.raises(KeyboardInterrupt):
-            prepare(folder, TEXT, image, markup, encoder, tmp_path / "cache")
+            prepare(folder, TEXT, image, markup, encoder, Cache(tmp_path / "cache"))
     monkeypatch.setattr(module, "_batches", real)
     for torn in (tmp_path / "cache").glob("*.part/*"):
         torn.write_bytes(torn.read_bytes() + b"torn")
-    assert equal(prepare(folder, TEXT, image, markup, encoder, tmp_path / "cache"), whole)
+    assert equal(prepare(folder, TEXT, image, markup, encoder, Cache(tmp_path / "cache")), whole)
 
 
 def test_another_text_tokenizer_of_the_same_size_is_another_set(
     folder: Path, image: FSQImageTokenizer, markup: Markup, tmp_path: Path
 ) -> None:
     one, other = (TextTokenizer.train([text * 9], 257) for text in ("ab", "yz"))  # neither pair is in the captions
-    prepare(folder, one, image, markup, None, tmp_path / "cache")
-    prepare(folder, other, image, markup, None, tmp_path / "cache")
+    prepare(folder, one, image, markup, None, Cache(tmp_path / "cache"))
+    prepare(folder, other, image, markup, None, Cache(tmp_path / "cache"))
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_the_ids_are_those_of_the_documents(
     folder: Path, image: FSQImageTokenizer, markup: Markup, tmp_path: Path
 ) -> None:
-    made = prepare(folder, TEXT, image, markup, None, tmp_path / "cache")
+    made = prepare(folder, TEXT, image, markup, None, Cache(tmp_path / "cache"))
     documents = [item.document for item in items(7)]
     for ids, expected in zip(made.ids, token_documents(documents, TEXT, image), strict=True):
         assert markup.from_ids(ids) == expected
@@ -189,14 +195,16 @@ def test_the_ids_are_those_of_the_documents(
 def test_neighbours_are_other_documents(
     folder: Path, image: FSQImageTokenizer, markup: Markup, encoder: Encoder, tmp_path: Path
 ) -> None:
-    found = prepare(folder, TEXT, image, markup, encoder, tmp_path / "cache", k=2, dropouts=(0, 0.2, 0.5)).neighbours
+    found = prepare(
+        folder, TEXT, image, markup, encoder, Cache(tmp_path / "cache"), k=2, dropouts=(0, 0.2, 0.5)
+    ).neighbours
     assert found is not None
     assert found.shape == (7, 6, 2)  # N, text and picture of each draw, K
     own = np.arange(7)[:, None, None]
     assert (found != own).all()
     assert ((0 <= found) & (found < 7)).all()
     assert (found[..., 0] != found[..., 1]).all()
-    plain = prepare(folder, TEXT, image, markup, encoder, tmp_path / "cache", k=2, dropouts=(0.0,)).neighbours
+    plain = prepare(folder, TEXT, image, markup, encoder, Cache(tmp_path / "cache"), k=2, dropouts=(0.0,)).neighbours
     assert plain is not None
     documents = [item.document for item in items(7)]
     table = encoder.embed(documents)
@@ -210,7 +218,7 @@ def test_a_lone_document_has_no_neighbours(
     image: FSQImageTokenizer, markup: Markup, encoder: Encoder, tmp_path: Path
 ) -> None:
     write_coco(items(1), tmp_path / "data")
-    made = prepare(tmp_path / "data", TEXT, image, markup, encoder, tmp_path / "cache")
+    made = prepare(tmp_path / "data", TEXT, image, markup, encoder, Cache(tmp_path / "cache"))
     assert made.neighbours is not None
     assert made.neighbours.tolist() == [[[-1, -1]] * 4]
 
@@ -218,7 +226,7 @@ def test_a_lone_document_has_no_neighbours(
 def test_another_model_or_other_data_is_another_set(
     folder: Path, image: FSQImageTokenizer, markup: Markup, encoder: Encoder, tmp_path: Path
 ) -> None:
-    cache = tmp_path / "cache"
+    cache = Cache(tmp_path / "cache")
     one = prepare(folder, TEXT, image, markup, encoder, cache)
     other = prepare(folder, TEXT, new_image_tokenizer(1), markup, encoder, cache)
     assert not equal(one, other)
@@ -234,7 +242,8 @@ def test_globs_of_the_same_cache_are_told_apart(image: FSQImageTokenizer, markup
     write_webdataset(items(2), tmp_path / "one")
     write_webdataset(items(3, start=2), tmp_path / "two")
     found = [
-        len(prepare(tmp_path / n / "*.tar", TEXT, image, markup, None, tmp_path / "c").ids) for n in ("one", "two")
+        len(prepare(tmp_path / n / "*.tar", TEXT, image, markup, None, Cache(tmp_path / "c")).ids)
+        for n in ("one", "two")
     ]
     assert found == [2, 3]
 
@@ -242,5 +251,33 @@ def test_globs_of_the_same_cache_are_told_apart(image: FSQImageTokenizer, markup
 def test_a_folder_without_documents(image: FSQImageTokenizer, markup: Markup, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(SourceError):
-        prepare(tmp_path / "data", TEXT, image, markup, None, tmp_path / "cache")
+        prepare(tmp_path / "data", TEXT, image, markup, None, Cache(tmp_path / "cache"))
     assert [made.suffix for made in tmp_path.glob("cache/*")] == [".part"]
+
+
+def test_shards_in_a_bucket_prepared_in_a_bucket(
+    bucket: str, image: FSQImageTokenizer, markup: Markup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_webdataset(items(3), tmp_path)
+    (shard,) = tmp_path.glob("*.tar")
+    data = Remote(bucket) / "data" / "{0..0}.tar"
+
+    def put(shard: Path) -> None:
+        with (data.parent / "0.tar").open("wb") as stream:
+            stream.write(shard.read_bytes())
+
+    def prepared(machine: str) -> TrainingSet:
+        (tmp_path / machine).mkdir(exist_ok=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / machine))
+        return prepare(data, TEXT, image, markup, None, Cache(f"{bucket}/prepared"))
+
+    put(shard)
+    one = prepared("one")
+    local = prepare(tmp_path, TEXT, image, markup, None, Cache(tmp_path / "cache"))
+    assert same_ids(one, local)
+    monkeypatch.setattr(module, "read", lambda path: pytest.fail("made again"))
+    assert same_ids(prepared("two"), one)
+    write_webdataset(items(4), tmp_path)
+    put(shard)
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        prepared("two")

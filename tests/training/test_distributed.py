@@ -6,19 +6,29 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from racm3.errors import ConfigError, RACM3Error
+from racm3.memory.sources import write_coco
+from racm3.tokens.documents import token_documents
+from racm3.tokens.markup import Markup
+from racm3.tokens.vocabulary import Vocabulary
+from racm3.training.cache import Cache
+from racm3.training.data import learn_text, prepare
 from racm3.training.distributed import connect, whole
 from racm3.training.generator import train_generator
 from racm3.training.loop import Batch, Metrics
-from racm3.training.optimiser import OptimiserConfig
+from racm3.training.optimiser import OptimiserConfig, orthogonal, orthogonals
 from tests.training import test_generator as generator
+from tests.training.test_data import items, new_image_tokenizer
 from tests.training.toy import LOOP, Toy, ToyRun, curve, in_processes, loss_of, rows, train
 
 OPTIMISER = OptimiserConfig(lr=1e-2, muon_lr=1e-2, warmup_steps=3, decay="none")
@@ -73,6 +83,34 @@ def explode_in_one(folder: Path) -> None:
     assert "row 0.0" not in str(raised.value)
 
 
+def prepare_in_the_first(folder: Path) -> None:
+    """The second process does not even find the data; it reads what the first has made."""
+    data = folder / "data" if connect().main else folder / "nowhere"
+    if connect().main:
+        write_coco(items(3), data)
+    image, cache = new_image_tokenizer(0), Cache(folder / "prepared")
+    text = learn_text(data, 300, cache)
+    markup = Markup(Vocabulary(text.size, image.codebook_size), 16)
+    made = prepare(data, text, image, markup, None, cache)
+    expected = token_documents([item.document for item in items(3)], text, image)
+    assert [markup.from_ids(ids) for ids in made.ids] == expected
+
+
+def share_the_matrices() -> None:
+    """Each orthogonalises every other matrix, and both have all."""
+    torch.manual_seed(0)
+    matrices = [torch.randn(shape) for shape in ((6, 4), (3, 8), (5, 5))]
+    mesh = init_device_mesh("cpu", (2,))
+    sharded = [distribute_tensor(matrix, mesh, [Shard(0)]) for matrix in matrices]
+    with patch("racm3.training.optimiser.orthogonal", wraps=orthogonal) as worked:
+        made = list(orthogonals(sharded))
+    assert worked.call_count == (2, 1)[connect().rank]
+    for one, given, matrix in zip(made, sharded, matrices, strict=True):
+        assert isinstance(one, DTensor)
+        assert one.placements == given.placements
+        assert torch.equal(one.full_tensor(), orthogonal(matrix))
+
+
 def as_two(folder: Path) -> None:
     run_toy(folder / "two", RUN)
     run_toy(folder / "two-one", PART)
@@ -81,6 +119,8 @@ def as_two(folder: Path) -> None:
     run_generator(folder / "generator-two")
     stop_one(folder / "stopped")
     explode_in_one(folder / "exploded")
+    share_the_matrices()
+    prepare_in_the_first(folder / "shared")
     with pytest.raises(ConfigError, match="does not split: train it in one process"):
         train(folder / "unsplit", splits=False)
     refused = replace(RUN, optimiser=replace(OPTIMISER, lr=1.0))

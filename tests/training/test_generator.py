@@ -15,11 +15,13 @@ from torch import Tensor
 
 from racm3.errors import ConfigError, SourceError
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.sheet import GAP_PX
 from racm3.tokens.image import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.masking import part_spans, unmask
 from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import MAX_MASKS, Vocabulary
+from racm3.training import generator as module
 from racm3.training.data import TrainingSet
 from racm3.training.generator import (
     Batches,
@@ -27,6 +29,7 @@ from racm3.training.generator import (
     MaskingConfig,
     PackedBatch,
     ShapeConfig,
+    can_compile,
     draw_side,
     packed_loss,
     train_generator,
@@ -326,6 +329,31 @@ def test_parts_have_the_gradient_of_the_step() -> None:
         assert torch.allclose(same_gradient, gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize("row_tokens", [3, 64, 500])  # 500: more padding than the context has tokens
+def test_padding_of_the_row_changes_nothing(row_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(vocabulary_size=V.size, **asdict(SHAPE)))
+    batch = batches().batch(0)
+    rows_read = []
+    generator.model.embed_tokens.register_forward_hook(lambda _, given, __: rows_read.append(given[0].shape[1]))
+
+    def measured(multiple: int) -> dict[str, Tensor]:
+        monkeypatch.setattr(module, "ROW_TOKENS", multiple)
+        generator.zero_grad()
+        loss, metrics = packed_loss(generator, batch, V, 1e-3)
+        loss.backward()
+        numbers = {name: torch.tensor(pair) for name, pair in metrics.items()}
+        gradients = {name: value.grad for name, value in generator.named_parameters() if value.grad is not None}
+        return {"loss": loss.detach()} | numbers | gradients
+
+    plain, padded = measured(1), measured(row_tokens)
+    assert rows_read == [len(batch.ids), -(-len(batch.ids) // row_tokens) * row_tokens]
+    assert len(batch.ids) % row_tokens
+    assert plain.keys() == padded.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(padded[name], value, rtol=1e-5, atol=1e-7, msg=name)
+
+
 def test_losses_of_the_kinds_of_targets_make_up_the_loss() -> None:
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(vocabulary_size=V.size, **asdict(SHAPE)))
@@ -347,7 +375,7 @@ def test_without_a_compiler_training_says_so_and_goes_on(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     train_generator(dataset(), TEXT, MARKUP, GRID, replace(RUN, compile=True), tmp_path / "run")
-    assert "no C++ compiler" in capsys.readouterr().err
+    assert "no compiler (g++" in capsys.readouterr().err
 
 
 def rows_of(folder: Path) -> list[dict[str, float]]:
@@ -401,10 +429,12 @@ def test_a_look_draws_and_measures(tmp_path: Path) -> None:
     data = dataset().holding_out(2, RUN.loop.seed)
     rows = [*sorted(data.held_out), 0, 1, 2, 3][:4]
     above = image.decode(torch.tensor([MARKUP.from_ids(data.ids[row])[1].codes for row in rows]))  # type: ignore[union-attr]
+    first, second = GAP_PX, 16 + 2 * GAP_PX
     for picture in pictures:  # the data above, what was drawn below
-        assert picture.shape == (32, 64, 3)
-        assert np.allclose(picture[:16], 255 * torch.cat(list(above), dim=2).permute(1, 2, 0), atol=1)
-    assert not np.array_equal(pictures[0][16:], pictures[1][16:])
+        for place, shown in enumerate(above):
+            tile = picture[first : first + 16, GAP_PX + place * (16 + GAP_PX) :][:, :16]
+            assert np.allclose(tile, 255 * shown.permute(1, 2, 0), atol=1)
+    assert not np.array_equal(pictures[0][second:], pictures[1][second:])
     blind = replace(run, loop=replace(run.loop, look_every=0))
     with pytest.raises(ConfigError, match="validation_documents=2 are looked at every loop.look_every steps"):
         train_generator(dataset(), TEXT, MARKUP, GRID, blind, tmp_path / "blind")
@@ -432,3 +462,14 @@ def test_similar_codes_start_with_similar_embeddings(tmp_path: Path) -> None:
     generator = train_generator(dataset(), TEXT, MARKUP, GRID, run, tmp_path, code_vectors=vectors)
     table = torch.nn.functional.normalize(generator.model.embed_tokens.weight[V.image_start :].detach(), dim=1)
     assert table[0] @ table[1] > table[0] @ table[3] > table[0] @ table[2]
+
+
+def test_what_compiling_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(module.shutil, "which", lambda name: f"/bin/{name}" if name == "clang" else None)
+    assert not can_compile(torch.device("cuda"))  # no headers
+    (tmp_path / "Python.h").touch()
+    assert can_compile(torch.device("cuda"))
+    assert not can_compile(torch.device("cpu"))
+    monkeypatch.setenv("CXX", "clang")
+    assert can_compile(torch.device("cpu"))

@@ -39,6 +39,11 @@ def test_equal_pictures_look_equal_and_the_difference_reaches_the_output_alone(e
     assert all(weight.grad is None for weight in encoder.model.vision_model.parameters())
 
 
+def test_the_tower_follows_the_pictures_to_their_device(encoder: Encoder) -> None:
+    target = torch.rand(2, 3, 32, 32, device="meta")  # a device that every machine has
+    assert PerceptualLoss(encoder)(target, target).device == target.device
+
+
 def test_one_backward_pass_trains_both_as_two_would() -> None:
     torch.manual_seed(0)
     critic, target = Critic(width=8).double(), torch.rand(2, 3, 16, 16).double()

@@ -22,6 +22,7 @@ from racm3.memory.sources.pictures import SUFFIXES as PICTURES
 from racm3.memory.sources.pictures import read_picture
 from racm3.memory.sources.webdataset import SUFFIXES as SHARDS
 from racm3.memory.sources.webdataset import read_webdataset
+from racm3.remote import is_remote, matching
 
 WARNINGS = 5
 """Skipped items that are logged one by one; the rest are only counted (ours: a broken folder must not flood a log)."""
@@ -129,7 +130,12 @@ def read(
 
 
 def recognise(path: str | Path) -> Source:
-    """What kind of data lies at ``path``. Raises SourceError if it is missing or nothing here reads it."""
+    """What kind of data lies at ``path``, which may be shards at s3://, named by a pattern or one by one.
+
+    Raises SourceError if it is missing or nothing here reads it.
+    """
+    if is_remote(path):
+        return _shards(path)
     given = Path(path)
     if given.is_dir():
         return _folder(given)
@@ -152,6 +158,15 @@ def recognise(path: str | Path) -> Source:
         raise SourceError(f"the pattern {path} {found}; allowed: {ALLOWED}")
     root = Path(*takewhile(lambda part: not glob.has_magic(part), given.parts[:-1]))
     return Source(str(path), kind, root, files)
+
+
+def _shards(pattern: str | Path) -> Source:
+    root, files = matching(pattern)
+    if other := next((file for file in files if _kind(file, NAMED) is not WEBDATASET), None):
+        raise SourceError(
+            f"only {WEBDATASET.title} are read from s3://, and {other} is none; copy it to a folder first"
+        )
+    return Source(str(pattern), WEBDATASET, root, tuple(files))
 
 
 def _folder(folder: Path) -> Source:
