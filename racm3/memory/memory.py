@@ -64,12 +64,12 @@ class Info:
 
 
 class Memory:
-    """A memory on disk. Make one with `create`, open one with `open`."""
+    """A memory in a folder or at s3://bucket/name. Make one with `create`, open one with `open`."""
 
     def __init__(self, store: Store, search: Search = "auto") -> None:
         if search not in ("auto", "exact", "index"):
             raise InputError(unknown("search", search, ["auto", "exact", "index"]))
-        self.path = store.path
+        self.path = store.place.path
         self._store = store
         self._search = search
         self._encoder = store.about.encoder
@@ -81,7 +81,7 @@ class Memory:
     @classmethod
     def create(cls, path: str | Path, encoder_fingerprint: str, dimension: int) -> Memory:
         """An empty memory for one encoder's vectors (D,). Raises MemoryStoreError if ``path`` exists."""
-        return cls(Store.create(Path(path), encoder_fingerprint, dimension))
+        return cls(Store.create(path, encoder_fingerprint, dimension))
 
     @classmethod
     def open(cls, path: str | Path, encoder_fingerprint: str | None = None, search: Search = "auto") -> Memory:
@@ -91,7 +91,7 @@ class Memory:
         ``EXACT_UP_TO`` documents. Raises MemoryStoreError if the memory is missing or damaged, or has no index that is
         asked for, EncoderMismatchError if another encoder made it.
         """
-        memory = cls(Store.open(Path(path)), search)
+        memory = cls(Store.open(path), search)
         if encoder_fingerprint is not None:
             memory.check_encoder(encoder_fingerprint)
         return memory
@@ -251,7 +251,7 @@ class Memory:
         return Info(
             documents=len(self),
             same_content=len(hashes) - len(hashes.unique()),
-            bytes_on_disk=sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
+            bytes_on_disk=self._store.place.size_bytes(),
             dimension=about.dimension,
             encoder=about.encoder,
             version=table.version,
@@ -371,8 +371,9 @@ class Memory:
         """
         with self.writing():
             ids = list(self.ids)
-            part = self.path / f"re-embed-{fingerprint}-{self._store.table.version}.f32"
-            for old in self.path.glob("re-embed-*.f32"):
+            scratch = self._store.place.scratch()
+            part = scratch / f"re-embed-{fingerprint}-{self._store.table.version}.f32"
+            for old in scratch.glob("re-embed-*.f32"):
                 if old != part:
                     old.unlink()
             done = _sound_rows(part, dimension)

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.memory_crash import crash, power_cuts
 from racm3.document import Document, Image
 from racm3.errors import MemoryStoreError
-from racm3.memory import store
+from racm3.memory import place, store
 from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
 from tests.memory.test_memory import D, items, unit
@@ -108,7 +108,7 @@ def test_files_are_flushed_before_the_manifest_and_it_before_the_return(
 ) -> None:
     before = {file for file in memory.path.rglob("*") if file.is_file()}
     flushed: list[Path] = []
-    monkeypatch.setattr(store, "_fsync", lambda *paths: flushed.extend(paths))
+    monkeypatch.setattr(place, "_fsync", lambda *paths: flushed.extend(paths))
     if change == "add":
         memory.add(items(1, 50), unit(1))
     elif change == "put":
