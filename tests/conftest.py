@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the network
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)  # tensors here are tiny: more threads wait longer than they compute, and sum in another order
 settings.register_profile("racm3", deadline=None, print_blob=True)  # no deadline: a busy machine is not a defect
 settings.load_profile("racm3")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of an empty bucket on a server of this process, to which the environment leads."""
+    server = pytest.importorskip("moto.server", reason="needs the extra dev")
+    import boto3
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="tests")
+        yield "s3://tests"
+    running.stop()

@@ -301,8 +301,9 @@ def _reached(place: object) -> Iterator[None]:
     try:
         yield
     except BaseError as error:
+        told = " ".join(str(error).partition("\n\nDebug source:")[0].split())
         raise MemoryStoreError(
-            f"{place} cannot be reached: {error}; check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the "
+            f"{place} cannot be reached: {told}; check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the "
             "credentials in the environment"
         ) from None
 
