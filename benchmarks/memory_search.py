@@ -110,7 +110,8 @@ def measure(path: Path, queries: np.ndarray, threads: int, hnsw: int) -> dict[st
     by_index = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     started = time.perf_counter()
     memory = Memory.open(path, search="exact")
-    print(f"exact opens in {time.perf_counter() - started:.1f} s and peaks at {peak_gb():.1f} GB")
+    memory.search(queries[:1], K)  # the first one reads all vectors
+    print(f"exact is ready in {time.perf_counter() - started:.1f} s and peaks at {peak_gb():.1f} GB")
     flat = faiss.IndexFlatIP(D)
     flat.add(memory.vectors)
     true_scores, true = flat.search(queries, K)

@@ -224,13 +224,17 @@ class Store:
             return []
         return self.table._take_rows([int(address) for address in addresses], columns=list(columns)).to_pylist()
 
-    def scan(self, columns: Sequence[str], fragment: Any = None) -> Iterator[dict[str, Any]]:
-        """The ``columns`` and "_rowaddr" of every row, in order, of one fragment if it is given; bounded in memory."""
+    def scan(self, columns: Sequence[str], fragment: Any = None, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The ``columns`` and "_rowaddr" of every row from row ``start``, in order; bounded in memory.
+
+        Of one fragment, if it is given. What comes before ``start`` is not read.
+        """
         scanned = fragment or self.table
         size = max(1, min(8192, SCAN_BYTES // max(1, self.row_bytes)))
         scanner = scanned.scanner(
             columns=list(columns),
             with_row_address=True,
+            offset=start or None,
             batch_size=size,
             batch_readahead=1,
             io_buffer_size=8 * SCAN_BYTES,
@@ -291,6 +295,26 @@ class Store:
             self.compact(thorough=False)
         elif self.table.version % VERSIONS == 0:
             self._forget()
+
+    def write(self, batches: Iterable[tuple[Sequence[Item], np.ndarray]]) -> list[Any]:
+        """Write items and their vectors as fragments that belong to no version yet, durably. Any process may.
+
+        `_forget` of another process deletes them as long as no version names them.
+        """
+        import lance
+
+        schema = _schema(self.about)
+        rows = (batch for items, vectors in batches for batch in _rows(items, vectors, schema).to_batches())
+        reader = pa.RecordBatchReader.from_batches(schema, rows)
+        made = lance.fragment.write_fragments(reader, self.table, schema=schema, max_bytes_per_file=FRAGMENT_BYTES)
+        self._flush(made)
+        return list(made)
+
+    def append(self, fragments: Sequence[Any]) -> None:
+        """Add fragments that `write` has made, in one step, durably. To be called while `writing`."""
+        import lance
+
+        self.commit(lance.LanceOperation.Append(fragments), [])
 
     def commit(self, operation: Any, written: Sequence[Any]) -> None:
         """Flush the files of ``written`` fragments, commit, and flush the manifest."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
-from itertools import count, islice
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import CANDIDATES, GROWTH, QUERY_DROPOUT, drop_query
 
-__all__ = ["draw_queries", "memory_neighbours", "neighbours"]
+__all__ = ["MemoryNeighbours", "document_neighbours", "draw_queries", "memory_neighbours", "neighbours"]
 
 QUERIES_AT_ONCE = 512
 TABLE_AT_ONCE = 65_536
@@ -147,62 +149,104 @@ def draw_queries(
     return np.stack(columns, axis=1)
 
 
-def memory_neighbours(
-    memory: Memory,
-    encoder: Encoder,
-    out: Path,
-    *,
-    k: int = 2,
-    dropouts: Sequence[float] = (0.0, QUERY_DROPOUT),
-    seed: int = 0,
+def document_neighbours(
+    queries: np.ndarray,
+    vectors: np.ndarray | Tensor,
+    first: int,
+    k: int,
+    threshold: float,
     device: str | torch.device = "cpu",
-    report: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Write the neighbours of every document of ``memory`` to the folder ``out``, as Parquet files of ``PART`` rows.
+) -> np.ndarray:
+    """(B, R, k) rows: `neighbours` for the ``queries`` (B, R, D) of the documents in the rows from ``first`` on."""
+    flat = np.ascontiguousarray(queries).reshape(-1, queries.shape[-1])
+    own = np.repeat(np.arange(first, first + len(queries)), queries.shape[1])
+    return neighbours(flat, vectors, k, threshold, own, device).reshape(*queries.shape[:2], k)
 
-    Columns: id; query, "text" or "image"; dropout; neighbours, up to ``k`` ids, best first. The same call goes on where
-    another was broken off; ``report`` is told how many documents are done. Raises EncoderMismatchError if another
-    encoder made the memory, InputError if ``out`` holds neighbours of other documents or settings.
+
+class MemoryNeighbours:
+    """The neighbours of every document of a memory, as Parquet files of ``PART`` documents each in the folder ``out``.
+
+    Columns: id; query, "text" or "image"; dropout; neighbours, up to ``k`` ids, best first. Parts may be written in any
+    order, by any number of processes. Raises EncoderMismatchError if another encoder made the memory, InputError if
+    ``out`` holds neighbours of other documents or settings.
     """
-    memory.check_encoder(encoder.fingerprint)
-    memory.refresh()
-    ids, table = list(memory.ids), torch.from_numpy(memory.vectors).to(device)
-    settings = {
-        "documents": hashlib.blake2b(json.dumps(ids).encode(), digest_size=8).hexdigest(),
-        "encoder": encoder.fingerprint,
-        "redundancy_threshold": encoder.redundancy_threshold,
-        "k": k,
-        "dropouts": list(dropouts),
-        "seed": seed,
-    }
-    _keep(settings, out / "_settings.json")  # Parquet readers pass over names with _
-    first = next(row for row in count() if not (out / _part(row)).exists())
-    items = memory.items(first * PART)
-    for part in range(first, -(-len(ids) // PART)):
-        rows = range(part * PART, min((part + 1) * PART, len(ids)))
-        rng = np.random.default_rng((seed, part))  # the same draws, wherever a run was broken off
-        drawn: list[np.ndarray] = []
-        for start in rows[::EMBEDDED_AT_ONCE]:
-            some = min(EMBEDDED_AT_ONCE, rows.stop - start)
-            drawn.append(draw_queries([item.document for item in islice(items, some)], encoder, dropouts, rng))
-            report(start + some)
-        queries = np.concatenate(drawn)  # (PART, R, D)
-        own = np.repeat(np.array(rows), queries.shape[1])
-        found = neighbours(queries.reshape(len(own), -1), table, k, encoder.redundancy_threshold, own, device)
-        kinds = [(kind, dropout) for dropout in dropouts for kind, _ in PAIRS]  # R of them
-        columns = {
-            "id": [ids[row] for row in own],
-            "query": [kind for kind, _ in kinds] * len(rows),
-            "dropout": [dropout for _, dropout in kinds] * len(rows),
-            "neighbours": [[ids[row] for row in some if row >= 0] for some in found],
+
+    def __init__(
+        self,
+        memory: Memory,
+        encoder: Encoder,
+        out: Path,
+        *,
+        k: int = 2,
+        dropouts: Sequence[float] = (0.0, QUERY_DROPOUT),
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        memory.check_encoder(encoder.fingerprint)
+        memory.refresh()
+        self._memory, self._encoder, self._out, self._device = memory, encoder, out, device
+        self._k, self._dropouts, self._seed = k, tuple(dropouts), seed
+        self._ids = list(memory.ids)
+        settings = {
+            "documents": hashlib.blake2b(json.dumps(self._ids).encode(), digest_size=8).hexdigest(),
+            "encoder": encoder.fingerprint,
+            "redundancy_threshold": encoder.redundancy_threshold,
+            "k": k,
+            "dropouts": list(dropouts),
+            "seed": seed,
         }
-        unfinished = out / "_unfinished"
-        pq.write_table(pa.table(columns, schema=SCHEMA), unfinished)
-        unfinished.replace(out / _part(part))
+        _keep(settings, out / "_settings.json")  # Parquet readers pass over names with _
+
+    def missing(self) -> list[int]:
+        """The parts that are not written yet."""
+        return [part for part in range(-(-len(self._ids) // PART)) if not self._file(part).exists()]
+
+    def write(self, part: int, report: Callable[[int], None] = lambda done: None) -> None:
+        """Find and write the neighbours of one part; ``report`` is told in which row of the memory it is."""
+        first = part * PART
+        items = islice(self._memory.items(first), PART)
+        rng = np.random.default_rng((self._seed, part))  # the same draws, wherever a run was broken off
+        drawn: list[np.ndarray] = []
+        done = first
+        while some := [item.document for item in islice(items, EMBEDDED_AT_ONCE)]:
+            drawn.append(draw_queries(some, self._encoder, self._dropouts, rng))
+            done += len(some)
+            report(done)
+        queries = np.concatenate(drawn)  # (B, R, D)
+        threshold = self._encoder.redundancy_threshold
+        found = document_neighbours(queries, self._table, first, self._k, threshold, self._device)
+        kinds = [(kind, dropout) for dropout in self._dropouts for kind, _ in PAIRS]  # R of them
+        columns = {
+            "id": np.repeat(self._ids[first:done], len(kinds)).tolist(),
+            "query": [kind for kind, _ in kinds] * len(queries),
+            "dropout": [dropout for _, dropout in kinds] * len(queries),
+            "neighbours": [[self._ids[row] for row in some if row >= 0] for drawn in found for some in drawn],
+        }
+        unfinished = self._out / f"_{part:06d}"
+        with unfinished.open("wb") as file:
+            pq.write_table(pa.table(columns, schema=SCHEMA), file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self._file(part))
+
+    def _file(self, part: int) -> Path:
+        return self._out / f"{part:06d}.parquet"
+
+    @cached_property
+    def _table(self) -> Tensor:  # (N, D)
+        return torch.from_numpy(self._memory.vectors).to(self._device)
 
 
-def _part(number: int) -> str:
-    return f"{number:06d}.parquet"
+def memory_neighbours(
+    memory: Memory, encoder: Encoder, out: Path, *, report: Callable[[int], None] = lambda done: None, **asked: Any
+) -> None:
+    """Write all `MemoryNeighbours`. The same call goes on where another was broken off.
+
+    ``report`` is told how many documents are done.
+    """
+    whole = MemoryNeighbours(memory, encoder, out, **asked)
+    for part in whole.missing():
+        whole.write(part, report)
 
 
 def _keep(settings: dict[str, Any], file: Path) -> None:

@@ -152,6 +152,12 @@ def test_what_is_removed_is_found_no_more(memory: Memory) -> None:
     assert "4" in Memory.open(memory.path).ids
 
 
+@pytest.mark.parametrize("start", [0, 1, 12, 20, 29, 99])
+def test_items_begin_at_a_row_whatever_was_removed(memory: Memory, start: int) -> None:
+    memory.remove({"3", "29", *map(str, range(10, 20))})
+    assert list(memory.items(start)) == list(memory.items())[start:]
+
+
 def test_ids_that_look_like_sql_are_ids(memory: Memory) -> None:
     for name in ("it's", "' OR id IS NOT NULL --", "狐"):
         memory.add([Item(name, Document.of("x"), {}, "")], unit(1, seed=3))
