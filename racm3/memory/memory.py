@@ -127,8 +127,11 @@ class Memory:
     @property
     def vectors(self) -> np.ndarray:
         """(N, D) float32, unit norm, in row order, as of the last `refresh`, `search` or change: a copy."""
-        blocks = [self._store.vectors(fragment)[2] for fragment in self._store.table.get_fragments()]
-        return np.concatenate([np.zeros((0, self.dimension), np.float32), *blocks])
+        return np.concatenate([np.zeros((0, self.dimension), np.float32), *self.vector_blocks()])
+
+    def vector_blocks(self) -> Iterator[np.ndarray]:
+        """`vectors`, a block of rows at a time."""
+        return (self._store.vectors(fragment)[2] for fragment in self._store.table.get_fragments())
 
     def refresh(self) -> None:
         """See what other processes have changed. Raises EncoderMismatchError if they changed the encoder."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import islice
@@ -31,10 +32,11 @@ from racm3.retriever.strategy import CANDIDATES, GROWTH, QUERY_DROPOUT, drop_que
 
 __all__ = ["MemoryNeighbours", "document_neighbours", "draw_queries", "memory_neighbours", "neighbours"]
 
-QUERIES_AT_ONCE = 512
+QUERIES_AT_ONCE = {"cpu": 512, "cuda": 8192}
+"""For so many a block of documents is brought to the device: a GPU computes with it for longer than it waits for it."""
 TABLE_AT_ONCE = 65_536
-"""Documents scored at once: 512 x 65,536 scores are 134 MB, in one piece of memory for all blocks: memory that is new
-each time makes the product take twice as long."""
+"""Documents scored at once: on a CPU 512 x 65,536 scores are 134 MB, in one piece of memory for all blocks: memory that
+is new each time makes the product take twice as long."""
 WALKED_AT_ONCE = 32
 """Queries whose candidates' vectors are gathered at once: 32 x 64 x 512 numbers are 4 MB, which a cache holds."""
 GROUP = 16
@@ -60,18 +62,20 @@ def neighbours(
     """`strategy.select` for each of ``queries`` (Q, D) over all ``vectors`` (N, D): (Q, k) int64 rows, -1 where none.
 
     ``exclude_rows`` (Q,) names a row that a query may not have (its own document), or -1. The result is that of walking
-    down each full ranking. ``vectors`` that are on ``device`` already are not copied.
+    down each full ranking. ``vectors`` stay where they are, in memory or in a mapped file; what is scored goes to
+    ``device`` a block at a time.
     """
-    table = torch.as_tensor(vectors, dtype=torch.float32, device=device)  # (N, D)
+    table = torch.as_tensor(vectors, dtype=torch.float32)  # (N, D)
     asked = torch.as_tensor(queries, dtype=torch.float32, device=device)  # (Q, D)
     own = np.full(len(asked), -1) if exclude_rows is None else np.asarray(exclude_rows)
     excluded = torch.as_tensor(own, dtype=torch.int64, device=device)
     found = torch.full((len(asked), k), -1, dtype=torch.int64, device=device)
     pending = torch.arange(len(asked), device=device)
     candidates = min(CANDIDATES, len(table))
-    scratch = table.new_empty(min(QUERIES_AT_ONCE, len(asked)), min(TABLE_AT_ONCE, len(table)))
+    at_once = QUERIES_AT_ONCE[asked.device.type]
+    scratch = asked.new_empty(min(at_once, len(asked)), min(TABLE_AT_ONCE, len(table)))
     while k > 0 and candidates > 0 and len(pending):
-        for rows in pending.split(max(1, QUERIES_AT_ONCE * CANDIDATES // max(candidates, CANDIDATES))):
+        for rows in pending.split(max(1, at_once * CANDIDATES // max(candidates, CANDIDATES))):
             scores, best = _best(asked[rows], table, excluded[rows], candidates, scratch)
             walked = [some.split(WALKED_AT_ONCE) for some in (rows, scores, best)]
             for here, here_scores, here_best in zip(*walked, strict=True):
@@ -91,7 +95,7 @@ def _best(queries: Tensor, table: Tensor, excluded: Tensor, candidates: int, scr
     best = queries.new_empty((len(queries), 0))
     rows = excluded.new_empty((len(queries), 0))
     for start in range(0, len(table), TABLE_AT_ONCE):
-        block = table[start : start + TABLE_AT_ONCE]
+        block = table[start : start + TABLE_AT_ONCE].to(queries.device)
         scores = torch.mm(queries, block.T, out=scratch[: len(queries), : len(block)])  # (B, n)
         own = ((excluded >= start) & (excluded < start + scores.shape[1])).nonzero().squeeze(1)
         scores[own, excluded[own] - start] = -torch.inf
@@ -120,10 +124,10 @@ def _promising(scores: Tensor, count: int) -> Tensor:
 
 def _walk(scores: Tensor, rows: Tensor, table: Tensor, k: int, threshold: float) -> Tensor:
     """(B, k) of the ranked ``rows`` (B, C) with their ``scores``, relevant and different ones; -1 for what lacks."""
-    vectors = table[rows]  # (B, C, D)
+    vectors = table[rows.to(table.device)].to(rows.device)  # (B, C, D)
     free = (scores <= threshold) & (scores > -torch.inf)  # (B, C): neither redundant nor excluded
-    taken = torch.full((len(rows), k), -1, dtype=torch.int64, device=table.device)
-    every = torch.arange(len(rows), device=table.device)
+    taken = torch.full((len(rows), k), -1, dtype=torch.int64, device=rows.device)
+    every = torch.arange(len(rows), device=rows.device)
     for step in range(min(k, rows.shape[1])):
         first = free.int().argmax(dim=1)  # (B,): the best candidate that is free, if there is one
         taken[:, step] = torch.where(free[every, first], rows[every, first], -1)
@@ -214,7 +218,7 @@ class MemoryNeighbours:
             report(done)
         queries = np.concatenate(drawn)  # (B, R, D)
         threshold = self._encoder.redundancy_threshold
-        found = document_neighbours(queries, self._table, first, self._k, threshold, self._device)
+        found = document_neighbours(queries, self.table, first, self._k, threshold, self._device)
         kinds = [(kind, dropout) for dropout in self._dropouts for kind, _ in PAIRS]  # R of them
         columns = {
             "id": np.repeat(self._ids[first:done], len(kinds)).tolist(),
@@ -233,8 +237,23 @@ class MemoryNeighbours:
         return self._out / f"{part:06d}.parquet"
 
     @cached_property
-    def _table(self) -> Tensor:  # (N, D)
-        return torch.from_numpy(self._memory.vectors).to(self._device)
+    def table(self) -> np.ndarray:
+        """(N, D) vectors, in a file of ``out`` that all processes of a machine share, however large it is."""
+        file = self._out / "_vectors.npy"
+        if not file.exists():
+            unfinished = self._out / f"_vectors-{uuid.uuid4().hex}"
+            made = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(self._ids), self._memory.dimension))
+            row = 0
+            for some in self._memory.vector_blocks():
+                made[row : row + len(some)] = some
+                row += len(some)
+            del made
+            unfinished.replace(file)
+        return np.load(file, mmap_mode="c")
+
+    def finish(self) -> None:
+        """Delete what only the work needed."""
+        (self._out / "_vectors.npy").unlink(missing_ok=True)
 
 
 def memory_neighbours(
@@ -247,6 +266,7 @@ def memory_neighbours(
     whole = MemoryNeighbours(memory, encoder, out, **asked)
     for part in whole.missing():
         whole.write(part, report)
+    whole.finish()
 
 
 def _keep(settings: dict[str, Any], file: Path) -> None:

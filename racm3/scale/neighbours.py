@@ -24,14 +24,19 @@ def neighbours(
 ) -> None:
     """`MemoryNeighbours` with the encoder in the folder ``encoder``, the missing parts shared out among ``workers``.
 
-    Paths mean the same on all machines. Each worker holds all vectors: 4 x N x D bytes. ``report`` is told how many
-    documents are done. Raises what `MemoryNeighbours` and `each` do.
+    Paths mean the same on all machines. Workers read all vectors, 4 x N x D bytes, from a file in ``out``, again and
+    again: it should fit into each machine's memory. ``report`` is told how many documents are done. Raises what
+    `MemoryNeighbours` and `each` do.
     """
-    missing = MemoryNeighbours(memory, Encoder.from_pretrained(encoder), out, **asked).missing()
+    whole = MemoryNeighbours(memory, Encoder.from_pretrained(encoder), out, **asked)
+    missing = whole.missing()
+    if missing:
+        _ = whole.table  # written once, for all workers
     before = -(-len(memory) // PART) - len(missing)
     given = (str(memory.path), encoder, out, {**asked, "device": workers.device})
     for count, _ in enumerate(each(missing, workers, _finding, *given), 1):
         report(min((before + count) * PART, len(memory)))
+    whole.finish()
 
 
 def _finding(path: str, encoder: Path, out: Path, asked: dict[str, Any]) -> Work:
