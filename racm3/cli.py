@@ -244,7 +244,7 @@ def memory_create(folder: Folder, data: Sources, *, encoder: OptionalFolder = No
     """Make a memory and add the documents of the data to it.
 
     Args:
-        folder: The memory; there must be nothing there yet.
+        folder: The memory, a folder or s3://bucket/name; there must be nothing there yet.
         data: Documents in any layout of docs/formats.md; none for an empty memory.
         encoder: The model that turns documents into vectors; by default the shipped one.
         strict: Stop at the first broken item; without it, FOLDER.skipped.jsonl lists what was left out, and why.
@@ -284,10 +284,12 @@ def _reading(
     sources: Sequence[DataSource], folder: Path, strict: bool, skip: Callable[[Skipped], None] = lambda skipped: None
 ) -> Iterator[list[Iterable[Item]]]:
     """The items of each source, of which the first are shown; what is skipped is listed in ``folder``.skipped.jsonl,
-    and given to ``skip``."""
+    and given to ``skip``. For a bucket that file lies in the current folder."""
+    from racm3.memory.place import Bucket, place_of
     from racm3.memory.sources.report import SkipReport, with_samples
 
-    with SkipReport(folder.with_name(folder.name + ".skipped.jsonl")) as report:
+    beside = Path() if isinstance(place_of(folder), Bucket) else folder.parent
+    with SkipReport(beside / f"{folder.name}.skipped.jsonl") as report:
 
         def note(skipped: Skipped) -> None:
             report(skipped)
@@ -311,7 +313,7 @@ def memory_remove(folder: Folder, ids: Ids) -> None:
         raise InputError(f"no documents were named to remove from {folder}; give their ids")
     memory = Memory.open(folder)
     memory.remove(ids)
-    print(f"removed {len(set(ids))}; {folder} holds {len(memory)} documents")
+    print(f"removed {len(set(ids))}; {memory.path} holds {len(memory)} documents")
 
 
 def memory_sync(folder: Folder, data: Source, *, encoder: OptionalFolder = None, strict: bool = False) -> None:
@@ -339,7 +341,7 @@ def memory_sync(folder: Folder, data: Source, *, encoder: OptionalFolder = None,
 
     with _reading([source], folder, strict, broken.append) as (documents,):
         done = sync(memory, model, _shown(documents, "syncing documents"), is_broken)
-    print(f"{done}; {folder} holds {len(memory)} documents")
+    print(f"{done}; {memory.path} holds {len(memory)} documents")
 
 
 def memory_search(
@@ -496,7 +498,7 @@ def memory_re_embed(folder: Folder, *, encoder: Annotated[Path, arg(metavar="FOL
     memory = Memory.open(folder)
     with _progress("embedding documents", len(memory)) as report:
         re_embed(memory, model, report)
-    print(f"{folder} holds {len(memory)} documents with vectors of encoder {model.fingerprint}")
+    print(f"{memory.path} holds {len(memory)} documents with vectors of encoder {model.fingerprint}")
 
 
 def memory_neighbours(

@@ -163,7 +163,7 @@ def demo(
     page, sheet = out / "index.html", out / "sheet.png"
     page.write_text(write_page(rows, len(memory), _facts(world, settings), _models(model, vanilla)), encoding="utf-8")
     draw_sheet(rows).save(sheet)
-    return Demo(rows, memory.path, page, sheet)
+    return Demo(rows, out / "memory", page, sheet)
 
 
 # Requests --------------------------------------------------------------------------------------------------------

@@ -275,11 +275,22 @@ def test_a_memory_of_data_that_is_partly_broken(
     assert not report.exists()
 
 
-def test_the_life_of_a_memory(data: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_the_life_of_a_memory(
+    data: Path,
+    encoder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    place: str,
+) -> None:
     folder, out = tmp_path / "memory", tmp_path / "out"
+    memory = folder if place == "folder" else f"{request.getfixturevalue('bucket')}/memory"
+    monkeypatch.chdir(tmp_path)  # where the report of a bucket's skipped items would go
 
     def says(command: str, status: int = 0) -> str:
-        places = {"memory": folder, "data": data, "encoder": encoder, "out": out}
+        places = {"memory": memory, "data": data, "encoder": encoder, "out": out}
         assert cli.main([word.format(**places) for word in command.split()]) == status
         return capsys.readouterr().out
 
@@ -289,8 +300,8 @@ def test_the_life_of_a_memory(data: Path, encoder: Path, tmp_path: Path, capsys:
     with PIL.Image.open(out / "hits.png") as sheet:
         assert sheet.width > sheet.height
     gone = first.split("  ")[1]
-    assert cli.main(["memory", "remove", str(folder), gone]) == 0
-    assert "holds 11 documents" in capsys.readouterr().out
+    assert cli.main(["memory", "remove", str(memory), gone]) == 0
+    assert f"{memory} holds 11 documents" in capsys.readouterr().out
     assert says("memory sync {memory} {data} --encoder {encoder}").startswith("added 1, unchanged 11;")
     assert says("memory check {memory}") == "12 documents are sound, 0 are damaged\n"
     assert "1 now" in says("memory compact {memory}")
@@ -301,6 +312,9 @@ def test_the_life_of_a_memory(data: Path, encoder: Path, tmp_path: Path, capsys:
     )
     assert len(pq.read_table(out / "near")) == 12 * 4
     assert "holds 12 documents" in says("memory re-embed {memory} --encoder {encoder}")
+    if place == "bucket":
+        assert "documents  12\n" in says("memory info {memory}")
+        return
     min((folder / "data").iterdir(), key=lambda file: file.stat().st_size).write_bytes(b"")
     assert "12 are damaged and were removed" in says("memory check {memory} --repair", status=1)
     assert says("memory info {memory}").startswith("documents  0\n")

@@ -28,7 +28,7 @@ def check(path: str | Path, *, repair: bool = False) -> tuple[int, list[Damage]]
 
     ``repair`` removes what is damaged, so that it can be added again. Raises MemoryStoreError if there is no memory.
     """
-    store = Store.open(Path(path), damaged=True)
+    store = Store.open(path, damaged=True)
     sound, damaged, rows, fragments = 0, list[Damage](), list[int](), list[int]()
     for fragment in store.table.get_fragments():
         here, spoilt = 0, list[tuple[int, Damage]]()

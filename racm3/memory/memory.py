@@ -65,16 +65,16 @@ class Info:
 
 
 class Memory:
-    """A memory on disk. Make one with `create`, open one with `open`."""
+    """A memory in a folder or at s3://bucket/name. Make one with `create`, open one with `open`."""
 
     def __init__(self, store: Store, search: Search = "auto") -> None:
         if search not in ("auto", "exact", "index"):
             raise InputError(unknown("search", search, ["auto", "exact", "index"]))
-        self.path = store.path
+        self.path = store.place.path
         self._store = store
         self._search = search
         self._encoder = store.about.encoder
-        self._engine: Exact | Indexed = Indexed(store)
+        self._made: Exact | Indexed | None = None
         self._version = -1
         self._ids: list[str] | None = None
         self.refresh()
@@ -82,7 +82,7 @@ class Memory:
     @classmethod
     def create(cls, path: str | Path, encoder_fingerprint: str, dimension: int) -> Memory:
         """An empty memory for one encoder's vectors (D,). Raises MemoryStoreError if ``path`` exists."""
-        return cls(Store.create(Path(path), encoder_fingerprint, dimension))
+        return cls(Store.create(path, encoder_fingerprint, dimension))
 
     @classmethod
     def open(cls, path: str | Path, encoder_fingerprint: str | None = None, search: Search = "auto") -> Memory:
@@ -92,7 +92,7 @@ class Memory:
         ``EXACT_UP_TO`` documents. Raises MemoryStoreError if the memory is missing or damaged, or has no index that is
         asked for, EncoderMismatchError if another encoder made it.
         """
-        memory = cls(Store.open(Path(path)), search)
+        memory = cls(Store.open(path), search)
         if encoder_fingerprint is not None:
             memory.check_encoder(encoder_fingerprint)
         return memory
@@ -137,8 +137,11 @@ class Memory:
     @property
     def vectors(self) -> np.ndarray:
         """(N, D) float32, unit norm, in row order, as of the last `refresh`, `search` or change: a copy."""
-        blocks = [self._store.vectors(fragment)[2] for fragment in self._store.table.get_fragments()]
-        return np.concatenate([np.zeros((0, self.dimension), np.float32), *blocks])
+        return np.concatenate([np.zeros((0, self.dimension), np.float32), *self.vector_blocks()])
+
+    def vector_blocks(self) -> Iterator[np.ndarray]:
+        """`vectors`, a block of rows at a time."""
+        return (self._store.vectors(fragment)[2] for fragment in self._store.table.get_fragments())
 
     def refresh(self) -> None:
         """See what other processes have changed. Raises EncoderMismatchError if they changed the encoder."""
@@ -155,12 +158,19 @@ class Memory:
                 "again with that one"
             )
         kind = Indexed if self._by_index() else Exact
-        if type(self._engine) is kind:
-            self._engine.refresh()
+        if self._made is not None and type(self._made) is kind:
+            self._made.refresh()
         else:
-            self._engine = kind(self._store)
+            self._made = None
         self._ids = None
         self._version = version
+
+    @property
+    def _engine(self) -> Exact | Indexed:
+        """What searches, made when it is first asked: an exact one reads all vectors."""
+        if self._made is None:
+            self._made = Indexed(self._store) if self._by_index() else Exact(self._store)
+        return self._made
 
     def _by_index(self) -> bool:
         if self._search == "exact" or (self._search == "auto" and len(self) <= EXACT_UP_TO):
@@ -236,7 +246,7 @@ class Memory:
 
     def items(self, start: int = 0) -> Iterator[Item]:
         """Every item from row ``start``, in order, as of the last `refresh`, `search` or change; bounded in memory."""
-        return map(item_of, islice(self._store.scan(DOCUMENT), start, None))
+        return map(item_of, self._store.scan(DOCUMENT, start=start))
 
     def _again_if_gone(self, read: Callable[[], T]) -> T:
         """What ``read`` gives, once more if another process has compacted the memory and deleted what was read."""
@@ -261,7 +271,7 @@ class Memory:
         return Info(
             documents=len(self),
             same_content=len(hashes) - len(hashes.unique()),
-            bytes_on_disk=sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
+            bytes_on_disk=self._store.place.size_bytes(),
             dimension=about.dimension,
             encoder=about.encoder,
             version=table.version,
@@ -302,12 +312,35 @@ class Memory:
         """As `add`, but an item takes the place of the one that has its id, in the same step."""
         self._put(list(items), vectors, replace=True)
 
-    def _put(self, items: list[Item], vectors: np.ndarray, *, replace: bool) -> None:
+    def stage(self, added: Iterable[tuple[Sequence[Item], np.ndarray]]) -> list[str]:
+        """Write items with their vectors (B, D) to the place of the memory, and nothing more: `append` adds them.
+
+        Any process may, while another one is `writing` and does not compact. What is never appended is deleted by a
+        later compaction. Raises InputError as `add` does.
+        """
+        checked = ((items, self._fitting(items, vectors)) for items, vectors in added)
+        return [json.dumps(fragment.to_json()) for fragment in self._store.write(checked)]
+
+    def append(self, staged: Sequence[str]) -> None:
+        """Add what `stage` gave, in one step; when this returns, it is there. None of its ids may be here already.
+
+        To be called while `writing`.
+        """
+        from lance import FragmentMetadata
+
+        self._store.append([FragmentMetadata.from_json(fragment) for fragment in staged])
+        self.refresh()
+
+    def _fitting(self, items: Sequence[Item], vectors: np.ndarray) -> np.ndarray:
         vectors = self._checked(vectors)
         if len(items) != len(vectors):
             raise InputError(f"{len(items)} items came with {len(vectors)} vectors; give one vector an item")
         if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) < UNIT_TOLERANCE).all():
             raise InputError("the vectors are not of unit norm; Encoder.embed makes them so")
+        return vectors
+
+    def _put(self, items: list[Item], vectors: np.ndarray, *, replace: bool) -> None:
+        vectors = self._fitting(items, vectors)
         ids = [item.id for item in items]
         if twice := [item_id for item_id, count in Counter(ids).items() if count > 1]:
             raise MemoryStoreError(f"the id {twice[0]!r} is given twice; ids are unique: rename it or leave it out")
@@ -338,9 +371,9 @@ class Memory:
             self._store.change([], np.zeros((0, self.dimension), np.float32), [r["_rowaddr"] for r in here.values()])
         self.refresh()
 
-    def compact(self) -> None:
-        """Free the space of what was removed and replaced, and put small fragments together."""
-        self._store.compact()
+    def compact(self, *, thorough: bool = True) -> None:
+        """Put small fragments together; a ``thorough`` one also frees the space of what was removed and replaced."""
+        self._store.compact(thorough=thorough)
         self.refresh()
 
     def index(self) -> float:
@@ -381,8 +414,9 @@ class Memory:
         """
         with self.writing():
             ids = list(self.ids)
-            part = self.path / f"re-embed-{fingerprint}-{self._store.table.version}.f32"
-            for old in self.path.glob("re-embed-*.f32"):
+            scratch = self._store.place.scratch()
+            part = scratch / f"re-embed-{fingerprint}-{self._store.table.version}.f32"
+            for old in scratch.glob("re-embed-*.f32"):
                 if old != part:
                     old.unlink()
             done = _sound_rows(part, dimension)

@@ -1,8 +1,7 @@
 """Store: the Lance table of a memory on disk, and the rules that keep it whole.
 
 - Files are flushed before the commit that names them, the manifest after it, and only then is a change acknowledged.
-- One process writes at a time (a lock that dies with its owner). Any number read, and see the newest version when they
-  ask for it.
+- One process writes at a time (`place`). Any number read, and see the newest version when they ask for it.
 - A newest version that cannot be read is moved aside, the one before it opens, and the log says so.
 
 The table: id (the primary key), text, parts (JSON, in order: a string is text, a number points into images), images
@@ -18,7 +17,6 @@ import io
 import json
 import logging
 import math
-import os
 import time
 import zlib
 from collections import defaultdict
@@ -35,14 +33,13 @@ import pyarrow as pa
 
 from racm3.document import Document, Hole, Image, Part, Text
 from racm3.errors import DocumentError, MemoryStoreError
+from racm3.memory.place import Place, place_of
 from racm3.memory.sources import Item
 
 __all__ = ["About", "Store"]
 
 FORMAT = 1
 KEY = b"racm3"
-LOCK_WAIT_S = 10.0
-"""How long a writer waits for another one (ours: longer than any add of a few thousand items)."""
 FRAGMENT_BYTES = 256 * 2**20
 """What compaction puts in one fragment (ours: bounds its memory, and 10 TB are 40,000 fragments)."""
 SCAN_BYTES = 16 * 2**20
@@ -78,44 +75,44 @@ class About:
 class Store:
     """The table of one memory. ``table`` is the version that is being read."""
 
-    def __init__(self, path: Path, table: Any) -> None:
-        from filelock import FileLock
-
-        self.path = path
+    def __init__(self, place: Place, table: Any) -> None:
+        self.place = place
         self.table = table
-        self._lock = FileLock(path / "writer.lock", timeout=LOCK_WAIT_S)
         self._readable: set[Key] = set()
 
     @classmethod
-    def create(cls, path: Path, encoder: str, dimension: int) -> Store:
+    def create(cls, path: str | Path, encoder: str, dimension: int) -> Store:
         """An empty table. Raises MemoryStoreError if there is something at ``path``."""
         import lance
 
-        if path.exists():
+        place = place_of(path)
+        if place.exists():
             raise MemoryStoreError(
-                f"there is already something at {path}; open it with Memory.open, or give a new path"
+                f"there is already something at {place}; open it with Memory.open, or give a new path"
             )
-        about = About(FORMAT, encoder, dimension)
-        table = lance.write_dataset(_schema(about).empty_table(), str(path), mode="create")
-        _flush_version(path, table.version)
-        _fsync(path, path.parent)
-        return cls(path, table)
+        empty = _schema(About(FORMAT, encoder, dimension)).empty_table()
+        table = lance.write_dataset(empty, str(place), mode="create", storage_options=place.options)
+        store = cls(place, table)
+        store._flush_version()
+        place.flush("..")  # which holds the entry of the folder itself
+        return store
 
     @classmethod
-    def open(cls, path: Path, *, damaged: bool = False) -> Store:
+    def open(cls, path: str | Path, *, damaged: bool = False) -> Store:
         """The newest version that can be read; with ``damaged``, the newest one though some of its files cannot.
 
         Raises MemoryStoreError if it is missing, or damaged beyond its newest version.
         """
-        if not (path / "_versions").is_dir():
-            what = "is no memory" if path.exists() else "does not exist"
-            raise MemoryStoreError(f"the memory {path} {what}; check the path, or make it with Memory.create")
-        store = cls(path, None)
+        place = place_of(path)
+        if not place.versions():
+            what = "is no memory" if place.exists() else "does not exist"
+            raise MemoryStoreError(f"the memory {place} {what}; check the path, or make it with Memory.create")
+        store = cls(place, None)
         store._open(damaged)
         found = json.loads((store.table.schema.metadata or {}).get(KEY, b"{}")).get("format")
         if found != FORMAT:
             raise MemoryStoreError(
-                f"{path} is a Lance table of racm3 format {found}, but this version reads format {FORMAT}; "
+                f"{place} is a Lance table of racm3 format {found}, but this version reads format {FORMAT}; "
                 "make the memory again from its source"
             )
         return store
@@ -147,28 +144,32 @@ class Store:
             if damaged and self.table is not None:
                 return
         with self.writing(refreshed=False):
-            newest = _version(_manifests(self.path)[0])
+            newest = _version(self.place.versions()[0])
             while problem := self._try():
                 self._step_back(problem)
             while self.table.version <= newest:  # no version number is ever given twice
-                self.table.update_config({"racm3.recovered": str(newest)})
-                _flush_version(self.path, self.table.version)
+                self.set_config("racm3.recovered", str(newest))
 
     def _try(self) -> str | None:
         """Open the newest version; what is wrong with it, if something is."""
-        import lance
-
         self.table = None
         try:
             with no_panic():
-                self.table = lance.dataset(str(self.path))
+                self.table = self._dataset()
             self._probe()
         except UNREADABLE as error:
             return str(error)
         return None
 
+    def _dataset(self, version: int | None = None) -> Any:
+        import lance
+
+        return lance.dataset(str(self.place), version=version, storage_options=self.place.options)
+
     def _probe(self) -> None:
         """Read a row of every fragment not read so far: where a file is cut off, this raises."""
+        if not self.place.checked:
+            return
         fragments = {key_of(fragment): fragment for fragment in self.table.get_fragments()}
         for key in fragments.keys() - self._readable:
             _read_one(fragments[key])
@@ -176,54 +177,36 @@ class Store:
 
     def _step_back(self, problem: str) -> None:
         """Move the newest manifest aside, if what is wrong is not wrong with the version before it as well."""
-        import lance
-
-        newest, *older = _manifests(self.path)
+        newest, *older = self.place.versions()
         helps = bool(older)
         if self.table is not None and older:
             broken = {key_of(fragment) for fragment in self.table.get_fragments() if _unreadable(fragment)}
             try:
                 with no_panic():
-                    before = lance.dataset(str(self.path), version=_version(older[0]))
+                    before = self._dataset(_version(older[0]))
                 helps = not broken & {key_of(fragment) for fragment in before.get_fragments()}
             except UNREADABLE:
                 pass  # that one is damaged too: go on to the one before it
         if not helps:
             raise MemoryStoreError(
-                f"the memory {self.path} is damaged: {problem}; no earlier version is whole: restore it from a copy, "
+                f"the memory {self.place} is damaged: {problem}; no earlier version is whole: restore it from a copy, "
                 "or run `racm3 memory check --repair`, which keeps every document that can still be read"
             )
-        aside = self.path / "damaged" / newest.name
-        aside.parent.mkdir(exist_ok=True)
-        newest.replace(aside)
-        (newest.parent / "latest_version_hint.json").unlink(missing_ok=True)  # it names the version moved aside
-        _fsync(aside.parent, newest.parent, self.path)
+        aside = self.place.move_aside(newest)
         log.warning(
             "the newest version (%d) of the memory %s cannot be read: %s. It was moved to %s; version %d is opened. "
             "What the last change brought may be missing: add or sync it again.",
-            _version(newest), self.path, problem, aside, _version(older[0]),
+            _version(newest), self.place, problem, aside, _version(older[0]),
         )  # fmt: skip
 
     @contextmanager
     def writing(self, *, refreshed: bool = True) -> Iterator[None]:
-        """Hold the writer's lock, on the newest version. The kernel frees it when its process ends, however it ends."""
-        from filelock import Timeout
-
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise MemoryStoreError(
-                f"another process is writing to {self.path} (waited {LOCK_WAIT_S:g} s); try again when it is done"
-            ) from None
-        except PermissionError as error:
-            raise MemoryStoreError(f"the memory {self.path} cannot be written to: {error}") from None
-        try:
+        """Be the only process that writes, on the newest version. Raises MemoryStoreError if another one goes on."""
+        with self.place.writing():
             if refreshed:
                 self.refresh()
                 self._drop_leftovers()
             yield
-        finally:
-            self._lock.release()
 
     # Reading -------------------------------------------------------------------------------------------------------
 
@@ -241,13 +224,17 @@ class Store:
             return []
         return self.table._take_rows([int(address) for address in addresses], columns=list(columns)).to_pylist()
 
-    def scan(self, columns: Sequence[str], fragment: Any = None) -> Iterator[dict[str, Any]]:
-        """The ``columns`` and "_rowaddr" of every row, in order, of one fragment if it is given; bounded in memory."""
+    def scan(self, columns: Sequence[str], fragment: Any = None, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The ``columns`` and "_rowaddr" of every row from row ``start``, in order; bounded in memory.
+
+        Of one fragment, if it is given. What comes before ``start`` is not read.
+        """
         scanned = fragment or self.table
         size = max(1, min(8192, SCAN_BYTES // max(1, self.row_bytes)))
         scanner = scanned.scanner(
             columns=list(columns),
             with_row_address=True,
+            offset=start or None,
             batch_size=size,
             batch_readahead=1,
             io_buffer_size=8 * SCAN_BYTES,
@@ -309,19 +296,50 @@ class Store:
         elif self.table.version % VERSIONS == 0:
             self._forget()
 
+    def write(self, batches: Iterable[tuple[Sequence[Item], np.ndarray]]) -> list[Any]:
+        """Write items and their vectors as fragments that belong to no version yet, durably. Any process may.
+
+        `_forget` of another process deletes them as long as no version names them.
+        """
+        import lance
+
+        schema = _schema(self.about)
+        rows = (batch for items, vectors in batches for batch in _rows(items, vectors, schema).to_batches())
+        reader = pa.RecordBatchReader.from_batches(schema, rows)
+        made = lance.fragment.write_fragments(reader, self.table, schema=schema, max_bytes_per_file=FRAGMENT_BYTES)
+        self._flush(made)
+        return list(made)
+
+    def append(self, fragments: Sequence[Any]) -> None:
+        """Add fragments that `write` has made, in one step, durably. To be called while `writing`."""
+        import lance
+
+        self.commit(lance.LanceOperation.Append(fragments), [])
+
     def commit(self, operation: Any, written: Sequence[Any]) -> None:
         """Flush the files of ``written`` fragments, commit, and flush the manifest."""
         import lance
 
         self._flush(written)
-        self.table = lance.LanceDataset.commit(self.table, operation, read_version=self.table.version)
-        _flush_version(self.path, self.table.version)
+        self.place.still_writing()
+        read = self.table.version
+        self.table = lance.LanceDataset.commit(self.table, operation, read_version=read)
+        self._flush_version()
+        if self.table.version != read + 1:
+            raise MemoryStoreError(
+                f"another process has changed {self.place} in spite of the lock, between versions {read} and "
+                f"{self.table.version}; ids may be there twice: stop the other one, and run `racm3 memory sync`"
+            )
 
     def _flush(self, written: Sequence[Any]) -> None:
-        data, deletions = self.path / "data", self.path / "_deletions"
-        _fsync(*(data / file.path for fragment in written for file in fragment.files))
-        _fsync(*(file for f in written if f.deletion_file for file in deletions.glob(f"{f.id}-{self.table.version}-*")))
-        _fsync(*(folder for folder in (data, deletions) if folder.is_dir()), self.path)
+        self.place.flush(
+            *(f"data/{file.path}" for fragment in written for file in fragment.files),
+            *(f.deletion_file.path(f.id) for f in written if f.deletion_file),
+        )
+
+    def _flush_version(self) -> None:
+        """Flush the manifest just committed. Lance itself does not (measured); flush, then acknowledge."""
+        self.place.flush(f"_versions/{2**64 - 1 - self.table.version:020d}.manifest")
 
     def _target_rows(self) -> int:
         return max(1, min(2**20, FRAGMENT_BYTES // max(1, self.row_bytes)))
@@ -354,8 +372,8 @@ class Store:
                 self._flush(done.new_fragments)
                 Compaction.commit(self.table, [done])
                 self.table.checkout_latest()
-                self._flush_indices()
-                _flush_version(self.path, self.table.version)
+                self.place.flush_indices()
+                self._flush_version()
             self._forget()
 
     def _forget(self) -> None:
@@ -366,7 +384,7 @@ class Store:
     def set_config(self, key: str, value: str) -> None:
         """Keep a fact beside the documents."""
         self.table.update_config({key: value})
-        _flush_version(self.path, self.table.version)
+        self._flush_version()
 
     def indexed(self) -> int | None:
         """How many rows the index of the vectors holds, or held before some were removed; None if there is none."""
@@ -390,12 +408,8 @@ class Store:
                     num_sub_vectors=max(n for n in range(1, codes + 1) if about.dimension % n == 0),
                 )
                 self.table.create_scalar_index("id", "BTREE", name="ids", replace=True)
-            self._flush_indices()
-            _flush_version(self.path, self.table.version)
-
-    def _flush_indices(self) -> None:
-        if (self.path / "_indices").is_dir():
-            _fsync(*(self.path / "_indices").rglob("*"), self.path / "_indices", self.path)
+            self.place.flush_indices()
+            self._flush_version()
 
     def set_vectors(self, about: About, vectors: Callable[[Sequence[str]], np.ndarray]) -> None:
         """Replace all vectors by those of another encoder, in one step: until it is done, the old ones are there.
@@ -422,7 +436,7 @@ class Store:
         self.table.update_schema_metadata(
             {KEY.decode(): json.dumps(asdict(about))}
         )  # from here on they are the new ones
-        _flush_version(self.path, self.table.version)
+        self._flush_version()
         self._drop_leftovers()
 
     def _drop_leftovers(self) -> None:
@@ -430,7 +444,7 @@ class Store:
         known = {field.name for field in _schema(self.about)}
         if left := [name for name in self.table.schema.names if name not in known]:
             self.table.drop_columns(left)
-            _flush_version(self.path, self.table.version)
+            self._flush_version()
 
 
 # Fragments and manifests -----------------------------------------------------------------------------------------
@@ -469,29 +483,8 @@ def _unreadable(fragment: Any) -> bool:
     return False
 
 
-def _manifests(path: Path) -> list[Path]:
-    """Newest first: Lance counts down, so that the newest sorts first."""
-    return sorted((path / "_versions").glob("*.manifest"))
-
-
-def _version(manifest: Path) -> int:
-    return 2**64 - 1 - int(manifest.stem)
-
-
-def _flush_version(path: Path, version: int) -> None:
-    """Flush the manifest of ``version``, just committed. Lance itself does not (measured); flush, then acknowledge."""
-    versions = path / "_versions"
-    _fsync(versions / f"{2**64 - 1 - version:020d}.manifest", versions)
-
-
-def _fsync(*paths: Path) -> None:
-    """Make files, and the entries of folders, survive a power cut."""
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _version(manifest: str) -> int:
+    return 2**64 - 1 - int(manifest.removesuffix(".manifest"))
 
 
 # Rows ------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import uuid
 from collections.abc import Callable, Sequence
-from itertools import count, islice
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,13 @@ from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import CANDIDATES, GROWTH, QUERY_DROPOUT, drop_query
 
-__all__ = ["draw_queries", "memory_neighbours", "neighbours"]
+__all__ = ["MemoryNeighbours", "document_neighbours", "draw_queries", "memory_neighbours", "neighbours"]
 
-QUERIES_AT_ONCE = 512
+QUERIES_AT_ONCE = {"cpu": 512, "cuda": 8192}
+"""For so many a block of documents is brought to the device: a GPU computes with it for longer than it waits for it."""
 TABLE_AT_ONCE = 65_536
-"""Documents scored at once: 512 x 65,536 scores are 134 MB, in one piece of memory for all blocks: memory that is new
-each time makes the product take twice as long."""
+"""Documents scored at once: on a CPU 512 x 65,536 scores are 134 MB, in one piece of memory for all blocks: memory that
+is new each time makes the product take twice as long."""
 WALKED_AT_ONCE = 32
 """Queries whose candidates' vectors are gathered at once: 32 x 64 x 512 numbers are 4 MB, which a cache holds."""
 GROUP = 16
@@ -58,18 +62,20 @@ def neighbours(
     """`strategy.select` for each of ``queries`` (Q, D) over all ``vectors`` (N, D): (Q, k) int64 rows, -1 where none.
 
     ``exclude_rows`` (Q,) names a row that a query may not have (its own document), or -1. The result is that of walking
-    down each full ranking. ``vectors`` that are on ``device`` already are not copied.
+    down each full ranking. ``vectors`` stay where they are, in memory or in a mapped file; what is scored goes to
+    ``device`` a block at a time.
     """
-    table = torch.as_tensor(vectors, dtype=torch.float32, device=device)  # (N, D)
+    table = torch.as_tensor(vectors, dtype=torch.float32)  # (N, D)
     asked = torch.as_tensor(queries, dtype=torch.float32, device=device)  # (Q, D)
     own = np.full(len(asked), -1) if exclude_rows is None else np.asarray(exclude_rows)
     excluded = torch.as_tensor(own, dtype=torch.int64, device=device)
     found = torch.full((len(asked), k), -1, dtype=torch.int64, device=device)
     pending = torch.arange(len(asked), device=device)
     candidates = min(CANDIDATES, len(table))
-    scratch = table.new_empty(min(QUERIES_AT_ONCE, len(asked)), min(TABLE_AT_ONCE, len(table)))
+    at_once = QUERIES_AT_ONCE[asked.device.type]
+    scratch = asked.new_empty(min(at_once, len(asked)), min(TABLE_AT_ONCE, len(table)))
     while k > 0 and candidates > 0 and len(pending):
-        for rows in pending.split(max(1, QUERIES_AT_ONCE * CANDIDATES // max(candidates, CANDIDATES))):
+        for rows in pending.split(max(1, at_once * CANDIDATES // max(candidates, CANDIDATES))):
             scores, best = _best(asked[rows], table, excluded[rows], candidates, scratch)
             walked = [some.split(WALKED_AT_ONCE) for some in (rows, scores, best)]
             for here, here_scores, here_best in zip(*walked, strict=True):
@@ -89,7 +95,7 @@ def _best(queries: Tensor, table: Tensor, excluded: Tensor, candidates: int, scr
     best = queries.new_empty((len(queries), 0))
     rows = excluded.new_empty((len(queries), 0))
     for start in range(0, len(table), TABLE_AT_ONCE):
-        block = table[start : start + TABLE_AT_ONCE]
+        block = table[start : start + TABLE_AT_ONCE].to(queries.device)
         scores = torch.mm(queries, block.T, out=scratch[: len(queries), : len(block)])  # (B, n)
         own = ((excluded >= start) & (excluded < start + scores.shape[1])).nonzero().squeeze(1)
         scores[own, excluded[own] - start] = -torch.inf
@@ -118,10 +124,10 @@ def _promising(scores: Tensor, count: int) -> Tensor:
 
 def _walk(scores: Tensor, rows: Tensor, table: Tensor, k: int, threshold: float) -> Tensor:
     """(B, k) of the ranked ``rows`` (B, C) with their ``scores``, relevant and different ones; -1 for what lacks."""
-    vectors = table[rows]  # (B, C, D)
+    vectors = table[rows.to(table.device)].to(rows.device)  # (B, C, D)
     free = (scores <= threshold) & (scores > -torch.inf)  # (B, C): neither redundant nor excluded
-    taken = torch.full((len(rows), k), -1, dtype=torch.int64, device=table.device)
-    every = torch.arange(len(rows), device=table.device)
+    taken = torch.full((len(rows), k), -1, dtype=torch.int64, device=rows.device)
+    every = torch.arange(len(rows), device=rows.device)
     for step in range(min(k, rows.shape[1])):
         first = free.int().argmax(dim=1)  # (B,): the best candidate that is free, if there is one
         taken[:, step] = torch.where(free[every, first], rows[every, first], -1)
@@ -147,62 +153,120 @@ def draw_queries(
     return np.stack(columns, axis=1)
 
 
-def memory_neighbours(
-    memory: Memory,
-    encoder: Encoder,
-    out: Path,
-    *,
-    k: int = 2,
-    dropouts: Sequence[float] = (0.0, QUERY_DROPOUT),
-    seed: int = 0,
+def document_neighbours(
+    queries: np.ndarray,
+    vectors: np.ndarray | Tensor,
+    first: int,
+    k: int,
+    threshold: float,
     device: str | torch.device = "cpu",
-    report: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Write the neighbours of every document of ``memory`` to the folder ``out``, as Parquet files of ``PART`` rows.
+) -> np.ndarray:
+    """(B, R, k) rows: `neighbours` for the ``queries`` (B, R, D) of the documents in the rows from ``first`` on."""
+    flat = np.ascontiguousarray(queries).reshape(-1, queries.shape[-1])
+    own = np.repeat(np.arange(first, first + len(queries)), queries.shape[1])
+    return neighbours(flat, vectors, k, threshold, own, device).reshape(*queries.shape[:2], k)
 
-    Columns: id; query, "text" or "image"; dropout; neighbours, up to ``k`` ids, best first. The same call goes on where
-    another was broken off; ``report`` is told how many documents are done. Raises EncoderMismatchError if another
-    encoder made the memory, InputError if ``out`` holds neighbours of other documents or settings.
+
+class MemoryNeighbours:
+    """The neighbours of every document of a memory, as Parquet files of ``PART`` documents each in the folder ``out``.
+
+    Columns: id; query, "text" or "image"; dropout; neighbours, up to ``k`` ids, best first. Parts may be written in any
+    order, by any number of processes. Raises EncoderMismatchError if another encoder made the memory, InputError if
+    ``out`` holds neighbours of other documents or settings.
     """
-    memory.check_encoder(encoder.fingerprint)
-    memory.refresh()
-    ids, table = list(memory.ids), torch.from_numpy(memory.vectors).to(device)
-    settings = {
-        "documents": hashlib.blake2b(json.dumps(ids).encode(), digest_size=8).hexdigest(),
-        "encoder": encoder.fingerprint,
-        "redundancy_threshold": encoder.redundancy_threshold,
-        "k": k,
-        "dropouts": list(dropouts),
-        "seed": seed,
-    }
-    _keep(settings, out / "_settings.json")  # Parquet readers pass over names with _
-    first = next(row for row in count() if not (out / _part(row)).exists())
-    items = memory.items(first * PART)
-    for part in range(first, -(-len(ids) // PART)):
-        rows = range(part * PART, min((part + 1) * PART, len(ids)))
-        rng = np.random.default_rng((seed, part))  # the same draws, wherever a run was broken off
-        drawn: list[np.ndarray] = []
-        for start in rows[::EMBEDDED_AT_ONCE]:
-            some = min(EMBEDDED_AT_ONCE, rows.stop - start)
-            drawn.append(draw_queries([item.document for item in islice(items, some)], encoder, dropouts, rng))
-            report(start + some)
-        queries = np.concatenate(drawn)  # (PART, R, D)
-        own = np.repeat(np.array(rows), queries.shape[1])
-        found = neighbours(queries.reshape(len(own), -1), table, k, encoder.redundancy_threshold, own, device)
-        kinds = [(kind, dropout) for dropout in dropouts for kind, _ in PAIRS]  # R of them
-        columns = {
-            "id": [ids[row] for row in own],
-            "query": [kind for kind, _ in kinds] * len(rows),
-            "dropout": [dropout for _, dropout in kinds] * len(rows),
-            "neighbours": [[ids[row] for row in some if row >= 0] for some in found],
+
+    def __init__(
+        self,
+        memory: Memory,
+        encoder: Encoder,
+        out: Path,
+        *,
+        k: int = 2,
+        dropouts: Sequence[float] = (0.0, QUERY_DROPOUT),
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        memory.check_encoder(encoder.fingerprint)
+        memory.refresh()
+        self._memory, self._encoder, self._out, self._device = memory, encoder, out, device
+        self._k, self._dropouts, self._seed = k, tuple(dropouts), seed
+        self._ids = list(memory.ids)
+        settings = {
+            "documents": hashlib.blake2b(json.dumps(self._ids).encode(), digest_size=8).hexdigest(),
+            "encoder": encoder.fingerprint,
+            "redundancy_threshold": encoder.redundancy_threshold,
+            "k": k,
+            "dropouts": list(dropouts),
+            "seed": seed,
         }
-        unfinished = out / "_unfinished"
-        pq.write_table(pa.table(columns, schema=SCHEMA), unfinished)
-        unfinished.replace(out / _part(part))
+        _keep(settings, out / "_settings.json")  # Parquet readers pass over names with _
+
+    def missing(self) -> list[int]:
+        """The parts that are not written yet."""
+        return [part for part in range(-(-len(self._ids) // PART)) if not self._file(part).exists()]
+
+    def write(self, part: int, report: Callable[[int], None] = lambda done: None) -> None:
+        """Find and write the neighbours of one part; ``report`` is told in which row of the memory it is."""
+        first = part * PART
+        items = islice(self._memory.items(first), PART)
+        rng = np.random.default_rng((self._seed, part))  # the same draws, wherever a run was broken off
+        drawn: list[np.ndarray] = []
+        done = first
+        while some := [item.document for item in islice(items, EMBEDDED_AT_ONCE)]:
+            drawn.append(draw_queries(some, self._encoder, self._dropouts, rng))
+            done += len(some)
+            report(done)
+        queries = np.concatenate(drawn)  # (B, R, D)
+        threshold = self._encoder.redundancy_threshold
+        found = document_neighbours(queries, self.table, first, self._k, threshold, self._device)
+        kinds = [(kind, dropout) for dropout in self._dropouts for kind, _ in PAIRS]  # R of them
+        columns = {
+            "id": np.repeat(self._ids[first:done], len(kinds)).tolist(),
+            "query": [kind for kind, _ in kinds] * len(queries),
+            "dropout": [dropout for _, dropout in kinds] * len(queries),
+            "neighbours": [[self._ids[row] for row in some if row >= 0] for drawn in found for some in drawn],
+        }
+        unfinished = self._out / f"_{part:06d}"
+        with unfinished.open("wb") as file:
+            pq.write_table(pa.table(columns, schema=SCHEMA), file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self._file(part))
+
+    def _file(self, part: int) -> Path:
+        return self._out / f"{part:06d}.parquet"
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """(N, D) vectors, in a file of ``out`` that all processes of a machine share, however large it is."""
+        file = self._out / "_vectors.npy"
+        if not file.exists():
+            unfinished = self._out / f"_vectors-{uuid.uuid4().hex}"
+            made = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(self._ids), self._memory.dimension))
+            row = 0
+            for some in self._memory.vector_blocks():
+                made[row : row + len(some)] = some
+                row += len(some)
+            del made
+            unfinished.replace(file)
+        return np.load(file, mmap_mode="c")
+
+    def finish(self) -> None:
+        """Delete what only the work needed."""
+        (self._out / "_vectors.npy").unlink(missing_ok=True)
 
 
-def _part(number: int) -> str:
-    return f"{number:06d}.parquet"
+def memory_neighbours(
+    memory: Memory, encoder: Encoder, out: Path, *, report: Callable[[int], None] = lambda done: None, **asked: Any
+) -> None:
+    """Write all `MemoryNeighbours`. The same call goes on where another was broken off.
+
+    ``report`` is told how many documents are done.
+    """
+    whole = MemoryNeighbours(memory, encoder, out, **asked)
+    for part in whole.missing():
+        whole.write(part, report)
+    whole.finish()
 
 
 def _keep(settings: dict[str, Any], file: Path) -> None:

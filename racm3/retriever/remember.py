@@ -13,7 +13,7 @@ from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
 from racm3.retriever.encoder import Encoder
 
-__all__ = ["Changes", "re_embed", "remember", "sync"]
+__all__ = ["Changes", "batches", "re_embed", "remember", "sync"]
 
 DOCUMENTS_AT_ONCE = 512
 PIXELS_AT_ONCE = 2**26
@@ -43,7 +43,7 @@ def remember(memory: Memory, encoder: Encoder, items: Iterable[Item]) -> Changes
     """
     memory.check_encoder(encoder.fingerprint)
     done = Changes()
-    for batch in _batches(items):
+    for batch in batches(items):
         new = memory.unlike(batch)
         if clash := memory.known([item.id for item in new]):
             raise MemoryStoreError(
@@ -70,7 +70,7 @@ def sync(
     memory.check_encoder(encoder.fingerprint)
     memory.refresh()
     done, seen = Changes(), set[str]()
-    for batch in _batches(items):
+    for batch in batches(items):
         seen.update(item.id for item in batch)
         fresh = memory.unlike(batch)
         if fresh:
@@ -103,7 +103,8 @@ def re_embed(memory: Memory, encoder: Encoder, report: Callable[[int], None] = l
     memory.tidy()
 
 
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """The items, so many at once as are embedded and added together."""
     batch: list[Item] = []
     pixels = 0
     for item in items:

@@ -27,7 +27,7 @@ from racm3.errors import SourceError
 from racm3.memory.sources import read
 from racm3.remote import is_remote, matching
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.neighbours import draw_queries, neighbours
+from racm3.retriever.neighbours import PART, document_neighbours, draw_queries
 from racm3.retriever.strategy import QUERY_DROPOUT
 from racm3.tokens.documents import token_documents
 from racm3.tokens.image import ImageTokenizer
@@ -208,14 +208,12 @@ def _embed(path: Path, encoder: Encoder, dropouts: tuple[float, ...], seed: int,
 def _find(vectors: Path, k: int, threshold: float, file: Path) -> None:
     """Write (N, R, K) rows of every document's diverse neighbours, -1 where there are fewer."""
     table, asked = (np.load(vectors / name, mmap_mode="c") for name in ("whole.npy", "queries.npy"))
-    own = np.arange(len(table))
-    columns = []
-    for draw in range(asked.shape[1]):
-        columns.append(neighbours(asked[:, draw], table, k, threshold, own))
-        print(f"neighbours: draw {draw + 1} of {asked.shape[1]}", file=sys.stderr)
     part = file.with_suffix(".part")
-    with open(part, "wb") as out:
-        np.save(out, np.stack(columns, axis=1).astype(np.int32))
+    with Growing(part, np.int32, (asked.shape[1], k)) as found:
+        for first in range(len(found), len(table), PART):
+            found.append(document_neighbours(asked[first : first + PART], table, first, k, threshold))
+            print(f"\rneighbours: {len(found)} of {len(table)} documents", end="", file=sys.stderr)
+    print(file=sys.stderr)
     part.rename(file)
 
 

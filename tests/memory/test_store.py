@@ -13,7 +13,7 @@ import pytest
 from benchmarks.memory_crash import crash, power_cuts
 from racm3.document import Document, Image
 from racm3.errors import MemoryStoreError
-from racm3.memory import store
+from racm3.memory import place, store
 from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
 from tests.memory.test_memory import D, items, unit
@@ -108,7 +108,7 @@ def test_files_are_flushed_before_the_manifest_and_it_before_the_return(
 ) -> None:
     before = {file for file in memory.path.rglob("*") if file.is_file()}
     flushed: list[Path] = []
-    monkeypatch.setattr(store, "_fsync", lambda *paths: flushed.extend(paths))
+    monkeypatch.setattr(place, "_fsync", lambda *paths: flushed.extend(paths))
     if change == "add":
         memory.add(items(1, 50), unit(1))
     elif change == "put":
@@ -150,6 +150,12 @@ def test_what_is_removed_is_found_no_more(memory: Memory) -> None:
     with pytest.raises(MemoryStoreError, match="no document '3'; nothing was removed"):
         memory.remove(["3", "4"])
     assert "4" in Memory.open(memory.path).ids
+
+
+@pytest.mark.parametrize("start", [0, 1, 12, 20, 29, 99])
+def test_items_begin_at_a_row_whatever_was_removed(memory: Memory, start: int) -> None:
+    memory.remove({"3", "29", *map(str, range(10, 20))})
+    assert list(memory.items(start)) == list(memory.items())[start:]
 
 
 def test_ids_that_look_like_sql_are_ids(memory: Memory) -> None:

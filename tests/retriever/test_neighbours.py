@@ -38,7 +38,7 @@ def slow_neighbours(
 @pytest.mark.parametrize("threshold", [0.3, 0.9, 1.1])
 def test_neighbours_equal_the_slow_twin(monkeypatch: pytest.MonkeyPatch, count: int, k: int, threshold: float) -> None:
     """Also past the first candidates: at 0.3, whole clusters are redundant and 64 candidates do not suffice."""
-    monkeypatch.setattr(module, "QUERIES_AT_ONCE", 50)  # several blocks, the last ones ragged
+    monkeypatch.setitem(module.QUERIES_AT_ONCE, "cpu", 50)  # several blocks, the last ones ragged
     monkeypatch.setattr(module, "TABLE_AT_ONCE", 300)
     vectors = clustered(count, clusters=6)
     queries = np.concatenate([vectors[:70], clustered(60, 6, seed=1)])

@@ -124,6 +124,6 @@ def test_large_pictures_are_embedded_in_smaller_batches(
     memory: Memory, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PIXELS_AT_ONCE", 2 * picture(0).pixels[..., 0].size)
-    assert [len(batch) for batch in module._batches(ITEMS)] == [2] * 5
+    assert [len(batch) for batch in module.batches(ITEMS)] == [2] * 5
     remember(memory, encoder, ITEMS)
     holds(memory, ITEMS, encoder)

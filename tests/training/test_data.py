@@ -16,6 +16,7 @@ from racm3.errors import DocumentError, SourceError
 from racm3.memory.sources import Item, write_coco, write_webdataset
 from racm3.remote import Remote
 from racm3.retriever.encoder import Encoder
+from racm3.retriever.neighbours import document_neighbours
 from racm3.tokens.documents import image_codes, token_documents
 from racm3.tokens.image import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
@@ -212,6 +213,29 @@ def test_neighbours_are_other_documents(
         scores = encoder.embed([document.only(part) for document in documents]) @ table.T  # type: ignore[arg-type, misc]
         np.fill_diagonal(scores, -1)
         assert plain[:, column].tolist() == np.argsort(-scores, axis=1)[:, :2].tolist()
+
+
+def test_neighbours_go_on_where_they_were_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(0).standard_normal((40, 3, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    np.save(tmp_path / "whole.npy", vectors[:, 0])
+    np.save(tmp_path / "queries.npy", vectors[:, 1:])
+    module._find(tmp_path, 2, 0.9, tmp_path / "one.npy")
+    asked: list[int] = []
+
+    def breaks(queries: np.ndarray, table: np.ndarray, first: int, *settings: float) -> np.ndarray:
+        asked.append(first)
+        if asked.count(14) == 1 and first == 14:
+            raise KeyboardInterrupt
+        return document_neighbours(queries, table, first, *settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "PART", 7)
+    monkeypatch.setattr(module, "document_neighbours", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        module._find(tmp_path, 2, 0.9, tmp_path / "two.npy")
+    module._find(tmp_path, 2, 0.9, tmp_path / "two.npy")
+    assert asked == [0, 7, 14, 14, 21, 28, 35]
+    np.testing.assert_array_equal(np.load(tmp_path / "two.npy"), np.load(tmp_path / "one.npy"))
 
 
 def test_a_lone_document_has_no_neighbours(

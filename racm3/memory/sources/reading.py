@@ -7,10 +7,10 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 
 from racm3.errors import InputError, SourceError
@@ -26,6 +26,7 @@ from racm3.remote import is_remote, matching
 
 WARNINGS = 5
 """Skipped items that are logged one by one; the rest are only counted (ours: a broken folder must not flood a log)."""
+PICTURES_A_PIECE = 1000
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,13 @@ class Source:
                 yield item
         if skipped:
             log.warning("%s: %d items read, %d broken ones skipped", self.path, read_items, skipped)
+
+    def pieces(self) -> Iterator[Source]:
+        """The same data in pieces that can be read apart, with the same ids: a file each, or some pictures."""
+        files = self._pictures() if self.files is None else iter(self.files)
+        size = PICTURES_A_PIECE if self.kind is FOLDER else 1
+        while some := tuple(islice(files, size)):
+            yield replace(self, files=some)
 
     def _drafts(self, strict: bool) -> Iterator[Draft]:
         for file in self._pictures() if self.files is None else self.files:
