@@ -370,14 +370,13 @@ def _found(
 
 
 def _where(items: Sequence[Item], chosen: np.ndarray) -> list[Item]:
-    return [items[place] for place in np.flatnonzero(chosen)]
+    return [item for item, kept in zip(items, chosen, strict=True) if kept]
 
 
 def _given(task: Task, number: int) -> Image:
     """What a request shows: the picture with its hidden region in grey, or the first demonstration."""
-    document = task.documents[number]
-    if document.images and document.images[0].mask is not None:
-        image = document.images[0]
+    image = next(iter(task.documents[number].images), None)
+    if image is not None and image.mask is not None:
         return Image(np.where(image.mask[..., None], np.uint8(128), image.pixels))
     assert task.retrieved is not None
     return task.retrieved[number][0].images[0]

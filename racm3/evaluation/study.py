@@ -154,7 +154,7 @@ def is_done(study: Study, name: str) -> bool:
     stored = json.loads(file.read_bytes())
     expected = flat(to_dict(study.protocol))
     found = flat(stored["protocol"])
-    weights = WEIGHTS
+    weights: tuple[str, ...] = WEIGHTS
     if name in TRAININGS:
         variant, seed = TRAININGS[name]
         expected |= _identity(VARIANTS[variant], seed, study.train)
