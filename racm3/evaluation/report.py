@@ -48,9 +48,11 @@ NOT_RUN = "not run"
 def load_results(folder: Path) -> dict[str, Any]:
     """The results of the study by name, as far as there are any.
 
-    Raises InputError for a file that is none of the study's, and unless all trainings were examined alike, so that they
-    can stand in one table.
+    Raises InputError if there is no such folder, for a file in it that is none of the study's, and unless all trainings
+    were examined alike, so that they can stand in one table.
     """
+    if not folder.is_dir():
+        raise InputError(f"there are no results in {folder}; run this in a checkout of racm3, or add --rerun")
     results: dict[str, Any] = {}
     for file in sorted(folder.glob("*.json")):
         if file.stem not in NAMES:

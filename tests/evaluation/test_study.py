@@ -138,6 +138,8 @@ def test_results_that_do_not_belong_together(docs: Path, tmp_path: Path) -> None
     (tmp_path / "alpha-0-seed-0.json").rename(tmp_path / "alpha-9.json")
     with pytest.raises(InputError, match=r"alpha-9.json is no result of the study"):
         load_results(tmp_path)
+    with pytest.raises(InputError, match="there are no results in .*none"):
+        load_results(tmp_path / "none")
 
 
 def test_settings_without_a_rerun_are_not_silently_dropped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +191,13 @@ def synthetic(share: float) -> dict[str, Any]:
             for name, score in when.items()
         ]
     }
-    given = {"2 documents": share, "2 documents, text alone": 0.1, "2 documents, image alone": 0.2}
+    given = {
+        "no document": 0.02,
+        "1 document": (share + 0.1) / 2,
+        "2 documents": share,
+        "2 documents, text alone": 0.1,
+        "2 documents, image alone": 0.2,
+    }
     results["documents"] = {"rows": [row(score, given=what) for what, score in given.items()]}
     for name, (variant, _) in TRAININGS.items():
         best = variant in ("alpha-0.1", "small", "large")
@@ -199,7 +207,11 @@ def synthetic(share: float) -> dict[str, Any]:
             "parameters": 1e6,
             "curve": {"step": [1, 2, 3, 4, 5], "loss": losses},
             "rows": [
-                row(share if best and documents else 0.1, entities=split, documents=documents)
+                row(
+                    share if (best or variant == "alpha-1") and bool(documents) is best else 0.1,
+                    entities=split,
+                    documents=documents,
+                )
                 for split in splits
                 for documents in (2, 0)
             ],
