@@ -42,9 +42,11 @@ def interval(
 
 
 def means(values: Mapping[str, np.ndarray], digits: int = 4) -> Scores:
-    """The mean of each array (N,) of scores of the same N items, with its interval."""
+    """The mean of each array (N,) of scores of the same N items, with its interval, which stays within the scores."""
     (n,) = {len(own) for own in values.values()}
-    ends = {name: interval(partial(_mean, own), n) for name, own in values.items()}
+    ends = {
+        name: np.clip(interval(partial(_mean, own), n), own.min(), own.max()).tolist() for name, own in values.items()
+    }
     return {name: round(float(own.mean()), digits) for name, own in values.items()} | {
         "n": n,
         "interval": {name: [round(end, digits) for end in own] for name, own in ends.items()},

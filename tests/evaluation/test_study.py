@@ -99,6 +99,18 @@ def test_a_training_goes_from_nothing_to_a_result(docs: Path) -> None:
     assert protocol["memory"]["hash"]
 
 
+def test_a_training_that_was_only_to_be_examined_is_not_trained_again(docs: Path, models: Path) -> None:
+    study = Study(docs / "results" / "study", docs.parent / "work", models, PROTOCOL, tuple(TINY))
+    file = study.file("no-redundancy-skip-seed-1")
+    before = json.loads(file.read_text())
+    file.unlink()
+    rerun(study, ["no-redundancy-skip-seed-1"])
+    after = json.loads(file.read_text())
+    for result in (before, after):
+        del result["protocol"]["elapsed_s"]
+    assert after == before
+
+
 def test_what_is_done_is_not_done_again(
     docs: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,7 +187,7 @@ def synthetic(share: float) -> dict[str, Any]:
             for count in (1, 2, 4, 8)
         ]
     }
-    pairs = {"retrieval": share, "one document of each given": share, "vanilla": 0.1}
+    pairs = {"retrieval": share, "given": share, "given small": share, "vanilla": 0.1}
     results["two-entities"] = {"rows": [row(score, model=model) for model, score in pairs.items()]}
     results["tasks"] = {
         "rows": [
