@@ -178,8 +178,8 @@ SECTIONS = (
         "two-entities",
         "Two entities in one picture",
         "One drawing a request. *given*: a document of each entity by hand instead of the memory; *given small*: with "
-        "the entity twice, as small as it is to be drawn. Each entity is cut out and judged alone; *true* says how well "
-        "the judge does that.",
+        "the entity twice, as small as it is to be drawn. Each entity is cut out and judged alone; *true* says how "
+        "well the judge does that.",
     ),
     (
         "tasks",
