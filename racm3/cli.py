@@ -41,6 +41,7 @@ OptionalFolder = Annotated[Path | None, arg(metavar="FOLDER")]
 OptionalFile = Annotated[Path | None, arg(metavar="FILE")]
 OptionalNumber = Annotated[float | None, arg(metavar="NUMBER")]
 File = Annotated[Path, arg(metavar="FILE")]
+Result = Positional[Annotated[Path, arg(metavar="FILE")]]
 Picture = Positional[Annotated[Path, arg(metavar="PICTURE")]]
 Boxes = Annotated[tuple[tuple[int, int, int, int], ...], arg(metavar="[LEFT TOP WIDTH HEIGHT ...]")]
 Format = Literal["transformers"]
@@ -1049,6 +1050,29 @@ def evaluate_coco(
     print(json.dumps(evaluate_coco(data, models, memory, out, features, protocol, generator)))
 
 
+def evaluate_compare(
+    one: Result,
+    other: Result,
+    *,
+    but: Annotated[tuple[str, ...], arg(metavar="[FIELD ...]")] = (),
+) -> None:
+    """Print the scores of two result files side by side; exit status 2 unless they were measured alike.
+
+    Args:
+        one: A result file of another evaluate command or of the study.
+        other: The one to compare it with.
+        but: Fields of the protocol that may differ, for they are what is compared, such as drawing.k.
+    """
+    from racm3.evaluation.protocol import check_comparable, numbers, read_result
+
+    first, second = read_result(one), read_result(other)
+    check_comparable(first["protocol"], second["protocol"], (str(one), str(other)), but)
+    ours, theirs = numbers(first), numbers(second)
+    for name in dict.fromkeys([*ours, *theirs]):
+        shown = (f"{scores[name]:.4g}" if name in scores else "-" for scores in (ours, theirs))
+        print("{:>10} {:>10}  {}".format(*shown, name))
+
+
 def report(
     *,
     rerun: bool = False,
@@ -1118,7 +1142,7 @@ VERBS: Verbs = {
     },
     "data": {"filter": data_filter},
     "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
-    "evaluate": {"scenes": evaluate_scenes, "coco": evaluate_coco},
+    "evaluate": {"scenes": evaluate_scenes, "coco": evaluate_coco, "compare": evaluate_compare},
     "report": report,
     "export": export,
     "import": import_,

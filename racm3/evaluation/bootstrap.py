@@ -10,6 +10,7 @@ N items, R resamples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,16 @@ def interval(
 
 
 def means(values: Mapping[str, np.ndarray], digits: int = 4) -> Scores:
-    """The mean of each array (N,) of scores of the same N items, with its interval."""
+    """The mean of each array (N,) of scores of the same N items, with its interval, which stays within the scores."""
     (n,) = {len(own) for own in values.values()}
-    ends = {name: interval(lambda rows, own=own: own[rows].mean(), n) for name, own in values.items()}
+    ends = {
+        name: np.clip(interval(partial(_mean, own), n), own.min(), own.max()).tolist() for name, own in values.items()
+    }
     return {name: round(float(own.mean()), digits) for name, own in values.items()} | {
         "n": n,
         "interval": {name: [round(end, digits) for end in own] for name, own in ends.items()},
     }
+
+
+def _mean(values: np.ndarray, rows: np.ndarray) -> float:
+    return float(values[rows].mean())

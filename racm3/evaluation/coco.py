@@ -34,7 +34,7 @@ from racm3.evaluation.clipscore import clip_score
 from racm3.evaluation.features import Features
 from racm3.evaluation.frechet import Moments, frechet_distance
 from racm3.evaluation.protocol import about_code, about_memory, check_comparable, digest_of_ids, weights_digest
-from racm3.evaluation.scenes import progress
+from racm3.evaluation.scenes import Steps, progress
 from racm3.evaluation.words import words
 from racm3.generator.decoding import Sampling
 from racm3.memory.memory import Memory
@@ -46,7 +46,6 @@ __all__ = ["CocoProtocol", "Picture", "evaluate_coco", "read_karpathy"]
 
 AT_ONCE = 64  # requests completed, and pictures scored, together
 
-Steps = Callable[[str, int, int], None]
 T = TypeVar("T")
 Look = Callable[[Sequence[Image]], np.ndarray]
 """Pictures to features (N, D)."""
@@ -128,7 +127,7 @@ def evaluate_coco(
             "drawn": digest_of_ids(f"{one.id} {caption}" for one, caption in drawn),
             "captioned": digest_of_ids(one.id for one in captioned),
         },
-        "references": "raw pictures, middle square",
+        "references": f"raw pictures, middle square, {model.image.image_size_px} px",
         "resize": network.resize if network else "none",
         "extractor": network.digest if network else "none",
         "encoder": model.encoder.fingerprint,

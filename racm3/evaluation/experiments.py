@@ -38,13 +38,11 @@ from racm3.evaluation.tasks import (
     Steps,
     Task,
     Tests,
-    edit,
+    all_tasks,
     example,
-    infill,
     one_shot,
     pair_scores,
     scored,
-    style,
     two_entities,
 )
 from racm3.memory.memory import Memory
@@ -52,7 +50,7 @@ from racm3.memory.sources import Item
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.retriever import Retriever
 from racm3.scenes.caption import describe
-from racm3.scenes.draw import draw
+from racm3.scenes.draw import Scene, draw
 from racm3.scenes.judges import Judge
 
 __all__ = ["EXPERIMENTS", "Found", "Lab", "Sheet", "examine_generator"]
@@ -140,13 +138,15 @@ def captions(lab: Lab) -> Found:
 
 
 def two(lab: Lab) -> Found:
-    """Two novel entities in one picture, from the memory, or with one document of each given by hand."""
+    """Two novel entities in one picture, from the memory, or with a document of each given by hand: of the one entity
+    large, as in most documents, or twice, as small as it is to be drawn."""
     task, world = two_entities(lab.tests("novel")), lab.protocol.world
-    one_of_each = [[_shown(example(world, name, 0)) for name in scene.entities] for scene in task.scenes]
-    settings = lab.protocol.drawing
+    alone = [[example(world, name, 0) for name in scene.entities] for scene in task.scenes]
+    settings = lab.single
     ways: dict[str, tuple[RACM3, Settings, list[list[Document]] | None]] = {
         "retrieval": (lab.retrieval, settings, None),
-        "one document of each given": (lab.retrieval, settings, one_of_each),
+        "given": (lab.retrieval, settings, [[_shown(scene) for scene in own] for own in alone]),
+        "given small": (lab.retrieval, settings, [[_shown(_twice(scene)) for scene in own] for own in alone]),
         "vanilla": (lab.vanilla, replace(settings, k=0), None),
     }
     drawn = {
@@ -158,18 +158,12 @@ def two(lab: Lab) -> Found:
     rows = [
         {"entities": "novel", "model": row} | pair_scores(own, task.scenes, lab.judge) for row, own in drawn.items()
     ]
-    return Found(rows, _sheet([describe(scene) for scene in task.scenes], drawn))
+    return Found(rows, _sheet([describe(scene) for scene in task.scenes], drawn), {"usual": settings})
 
 
 def tasks(lab: Lab) -> Found:
     """Infilling, editing by a picture, and a style that is only demonstrated: the tasks of ``tasks.py``."""
-    seen, novel, world = lab.tests("seen"), lab.tests("novel"), lab.protocol.world
-    asked = {
-        ("infill", "seen"): infill(seen),
-        ("infill", "novel"): infill(novel),
-        ("edit", "novel"): edit(novel, world),
-        ("style", "seen"): style(seen, world),
-    }
+    asked = all_tasks({entities: lab.tests(entities) for entities in SPLITS}, lab.protocol.world)
     rows: list[Row] = []
     lines: list[tuple[str, tuple[Image, ...]]] = []
     for (name, entities), task in asked.items():
@@ -358,8 +352,12 @@ def _pictures(done: Sequence[Completion]) -> list[Image]:
     return [one.document.images[-1] for one in done]
 
 
-def _shown(scene: Any) -> Document:
+def _shown(scene: Scene) -> Document:
     return Document.of(describe(scene), Image(draw(scene)))
+
+
+def _twice(scene: Scene) -> Scene:
+    return replace(scene, position="centre", count=2)
 
 
 def _found(
@@ -370,14 +368,13 @@ def _found(
 
 
 def _where(items: Sequence[Item], chosen: np.ndarray) -> list[Item]:
-    return [items[place] for place in np.flatnonzero(chosen)]
+    return [item for item, kept in zip(items, chosen, strict=True) if kept]
 
 
 def _given(task: Task, number: int) -> Image:
     """What a request shows: the picture with its hidden region in grey, or the first demonstration."""
-    document = task.documents[number]
-    if document.images and document.images[0].mask is not None:
-        image = document.images[0]
+    image = next(iter(task.documents[number].images), None)
+    if image is not None and image.mask is not None:
         return Image(np.where(image.mask[..., None], np.uint8(128), image.pixels))
     assert task.retrieved is not None
     return task.retrieved[number][0].images[0]

@@ -6,6 +6,7 @@ The documents are read causally, without masks, each behind what it is given: no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -41,7 +42,11 @@ def document_perplexity(model: RACM3, documents: Sequence[Document], given: Sequ
     }
     result: Scores = {"n": len(own), "interval": {}}
     for kind, found in kinds.items():
-        ends = interval(lambda rows, found=found: perplexity([found[row] for row in rows]), len(own), resamples=200)
+        ends = interval(partial(_of_rows, found), len(own), resamples=200)
         result[kind] = round(perplexity(found), 3)
         result["interval"][kind] = [round(end, 3) for end in ends]
     return result
+
+
+def _of_rows(log_probabilities: Sequence[np.ndarray], rows: np.ndarray) -> float:
+    return perplexity([log_probabilities[row] for row in rows])

@@ -8,6 +8,7 @@ results are comparable if they differ in what was measured alone.
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -17,7 +18,16 @@ from racm3 import __version__
 from racm3.errors import InputError
 from racm3.memory.memory import Memory
 
-__all__ = ["about_code", "about_memory", "check_comparable", "digest_of_ids", "flat", "weights_digest"]
+__all__ = [
+    "about_code",
+    "about_memory",
+    "check_comparable",
+    "digest_of_ids",
+    "flat",
+    "numbers",
+    "read_result",
+    "weights_digest",
+]
 
 MEASURED = {"weights", "racm3", "commit", "elapsed_s", "note"}
 """What may differ between two results that are compared: what was measured, when and by which version."""
@@ -28,21 +38,48 @@ def check_comparable(
 ) -> None:
     """Raises InputError, naming each field, unless two protocols agree in all but what was measured.
 
-    ``names``: of the two results, for the message. ``may_differ``: fields, by the first part of their dotted name, that
-    a comparison is about.
+    ``names``: of the two results, for the message. ``may_differ``: fields that the comparison is about, such as
+    "drawing.k", or "drawing" for all below it.
     """
     ours, theirs = flat(one), flat(other)
-    ignored = MEASURED | set(may_differ)
+    ignored = tuple(f"{name}." for name in MEASURED | set(may_differ))
     wrong = [
         f"{field}: {ours.get(field, 'missing')} and {theirs.get(field, 'missing')}"
         for field in sorted(ours.keys() | theirs.keys())
-        if field.split(".")[0] not in ignored and ours.get(field) != theirs.get(field)
+        if not f"{field}.".startswith(ignored) and ours.get(field) != theirs.get(field)
     ]
     if wrong:
         raise InputError(
             f"{names[0]} and {names[1]} were not measured alike, so their numbers do not compare: {'; '.join(wrong)}. "
-            "Measure one of them again with the other's settings"
+            "Measure one of them again with the other's settings, or say that this is what you compare"
         )
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """What a result file holds. Raises InputError if it is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found["protocol"], dict):
+            return dict(found)
+        reason = "its protocol is no table"
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise InputError(f"{file} is no result file of racm3 ({reason}); give one that an evaluate command wrote")
+
+
+def numbers(result: Mapping[str, Any], above: str = "") -> dict[str, float]:
+    """The scores of a result file by dotted name; rows of a table are named by their labels."""
+    found: dict[str, float] = {}
+    for key, value in result.items():
+        if isinstance(value, Mapping) and key not in ("protocol", "interval", "settings", "sheet", "curve"):
+            found |= numbers(value, f"{above}{key}.")
+        elif key == "rows":
+            for row in value:
+                labels = [str(row[name]) for name in row if name not in ("n", "interval", *row["interval"])]
+                found |= {f"{above}{', '.join(labels)}.{score}": row[score] for score in row["interval"]}
+        elif isinstance(value, (int, float)) and key != "n":
+            found[f"{above}{key}"] = value
+    return found
 
 
 def flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:

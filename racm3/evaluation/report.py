@@ -48,9 +48,11 @@ NOT_RUN = "not run"
 def load_results(folder: Path) -> dict[str, Any]:
     """The results of the study by name, as far as there are any.
 
-    Raises InputError for a file that is none of the study's, and unless all trainings were examined alike, so that they
-    can stand in one table.
+    Raises InputError if there is no such folder, for a file in it that is none of the study's, and unless all trainings
+    were examined alike, so that they can stand in one table.
     """
+    if not folder.is_dir():
+        raise InputError(f"there are no results in {folder}; run this in a checkout of racm3, or add --rerun")
     results: dict[str, Any] = {}
     for file in sorted(folder.glob("*.json")):
         if file.stem not in NAMES:
@@ -175,7 +177,9 @@ SECTIONS = (
     (
         "two-entities",
         "Two entities in one picture",
-        "Each entity is cut out and judged alone; *true* says how well the judge does that.",
+        "One drawing a request. *given*: a document of each entity by hand instead of the memory; *given small*: with "
+        "the entity twice, as small as it is to be drawn. Each entity is cut out and judged alone; *true* says how "
+        "well the judge does that.",
     ),
     (
         "tasks",
@@ -204,8 +208,9 @@ SECTIONS = (
 NOTE = (
     "The generators never saw the novel entities, neither as main nor as retrieved document; image tokenizer, encoder "
     "and judge, which count as pretrained, saw all drawings. In brackets: the 95 % interval of a bootstrap over the "
-    "requests; in tables of trainings the smallest and largest of the seeds. Sheets show the first pictures of the "
-    "seeded test splits, whatever became of them."
+    "requests; in tables of trainings the smallest and largest of the seeds. A share of 0 or 100 % of n requests has "
+    "no such interval: with 95 % certainty it is within 300 / n points. Sheets show the first pictures of the seeded "
+    "test splits, whatever became of them."
 )
 
 
@@ -274,5 +279,5 @@ def _about_trainings() -> str:
 def _source(name: str, protocol: Mapping[str, Any]) -> str:
     minutes, commit = protocol["elapsed_s"] / 60, protocol["commit"]
     return (
-        f"From `results/study/{name}.json`: {protocol['n']} requests a split, commit {commit}, {minutes:.0f} minutes."
+        f"From `results/study/{name}.json`: {protocol['n']} requests a split, commit {commit}, {minutes:.1f} minutes."
     )

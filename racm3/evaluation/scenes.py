@@ -151,22 +151,23 @@ def about_scenes(protocol: Protocol, model: RACM3, folder: Path, weights: Sequen
 
 
 def world_memory(path: Path, world: World, encoder: Encoder, on_step: Steps = lambda *_: None) -> Memory:
-    """The memory of a world: opened if it is there, else made.
+    """The memory of a world: opened if it is there, else made; one that was broken off is completed.
 
-    Raises MemoryStoreError if what is there is not exactly this world's memory, EncoderMismatchError if another encoder
-    made it.
+    Raises MemoryStoreError if there are other documents in it, EncoderMismatchError if another encoder made it.
     """
     expected = {id_ for id_, _, _ in world.scenes("memory")}
     if path.exists():
         memory = Memory.open(path, encoder.fingerprint)
-        if set(memory.ids) != expected:
+        if set(memory.ids) == expected:
+            return memory
+        if not set(memory.ids) < expected:
             raise MemoryStoreError(
                 f"the memory {path} holds {len(memory)} documents, and not the {len(expected)} of {world}; "
                 "give the path of that one, or one where nothing is yet"
             )
-        return memory
-    path.parent.mkdir(parents=True, exist_ok=True)
-    memory = Memory.create(path, encoder.fingerprint, encoder.dimension)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        memory = Memory.create(path, encoder.fingerprint, encoder.dimension)
     remember(memory, encoder, counted(world.items("memory"), len(expected), partial(on_step, "memory")))
     return memory
 

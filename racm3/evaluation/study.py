@@ -143,7 +143,8 @@ def rerun(study: Study, only: Iterable[str] = ()) -> None:
             tiles(sheet).save(study.file(name).with_suffix(".webp"), quality=90)
             result["sheet"] = {"heads": sheet.heads, "titles": [title for title, _ in sheet.lines]}
         write_whole(study.file(name), json.dumps({"name": name} | result) + "\n")
-        print(f"study: {name} took {(time.monotonic() - started) / 60:.1f} min; {_left(study, todo[place + 1 :])}")
+        left = _left(study, todo[place + 1 :])
+        print(f"study: {name} took {(time.monotonic() - started) / 60:.1f} min; {left}", file=sys.stderr)
 
 
 def is_done(study: Study, name: str) -> bool:
@@ -154,7 +155,7 @@ def is_done(study: Study, name: str) -> bool:
     stored = json.loads(file.read_bytes())
     expected = flat(to_dict(study.protocol))
     found = flat(stored["protocol"])
-    weights = WEIGHTS
+    weights: tuple[str, ...] = WEIGHTS
     if name in TRAININGS:
         variant, seed = TRAININGS[name]
         expected |= _identity(VARIANTS[variant], seed, study.train)
@@ -226,9 +227,9 @@ def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
     vectors = image.fsq.values(image.fsq.digits_of(torch.arange(image.codebook_size)))
     train_generator(documents, text, markup, image.grid, run, folder, vectors)  # nothing is left to do if it is done
     generator = Generator.from_pretrained(folder).eval()
-    memory = world_memory(study.work / "memory", study.protocol.world, encoder)
-    model = RACM3(generator, text, image, markup, encoder, memory)
     with progress() as on_step:
+        memory = world_memory(study.work / "memory", study.protocol.world, encoder, on_step)
+        model = RACM3(generator, text, image, markup, encoder, memory)
         lab = Lab(model, model, Judge.from_pretrained(study.models / "judge"), study.protocol, on_step)
         rows = examine_generator(lab, (2, 0) if retrieves else (0,))
     journal = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -124,6 +124,16 @@ def untouched(asked: Sequence[Document], done: Sequence[Completion]) -> np.ndarr
     return np.array(kept)
 
 
+def all_tasks(tests: Mapping[str, Tests], world: World) -> dict[tuple[str, str], Task]:
+    """The tasks whose answer is a picture, by name and split."""
+    return {
+        ("infill", "seen"): infill(tests["seen"]),
+        ("infill", "novel"): infill(tests["novel"]),
+        ("edit", "novel"): edit(tests["novel"], world),
+        ("style", "seen"): style(tests["seen"], world),
+    }
+
+
 def examine_tasks(
     tests: Mapping[str, Tests],
     models: Mapping[str, RACM3],
@@ -135,19 +145,13 @@ def examine_tasks(
 ) -> dict[str, Any]:
     """Shares by task, then by split ("seen" and "novel", as in ``tests``), then by model: "retrieval", which has its
     memory, and "vanilla"."""
-    tasks = {
-        "infill": {"seen": infill(tests["seen"]), "novel": infill(tests["novel"])},
-        "edit": {"novel": edit(tests["novel"], world)},
-        "style": {"seen": style(tests["seen"], world)},
-    }
     results: dict[str, Any] = {}
-    for name, splits in tasks.items():
-        for split, task in splits.items():
-            for row, model in models.items():
-                own = replace(settings, k=0) if row == "vanilla" else settings
-                step = partial(on_step, f"{split}: {name}, {row}")
-                done = model.complete(task.documents, own, retrieved=task.retrieved, on_step=step)
-                results.setdefault(name, {}).setdefault(split, {})[row] = scored(name, task, done, judge)
+    for (name, split), task in all_tasks(tests, world).items():
+        for row, model in models.items():
+            own = replace(settings, k=0) if row == "vanilla" else settings
+            step = partial(on_step, f"{split}: {name}, {row}")
+            done = model.complete(task.documents, own, retrieved=task.retrieved, on_step=step)
+            results.setdefault(name, {}).setdefault(split, {})[row] = scored(name, task, done, judge)
     by: tuple[tuple[str, By], ...] = (("one_shot", "picture"), ("one_shot_by_label", "label"))
     for name, what in by:
         shares = {row: one_shot(model, world, trials, what, on_step) for row, model in models.items()}

@@ -29,6 +29,12 @@ def test_means_of_certain_scores_have_no_width() -> None:
     assert 0 < low < 0.5 < high < 1
 
 
+def test_a_share_stays_between_0_and_1() -> None:
+    for right in (1, 11):
+        low, high = means({"right": np.arange(12) < right})["interval"]["right"]
+        assert 0 <= low < right / 12 < high <= 1
+
+
 def test_nothing_has_no_interval() -> None:
     with pytest.raises(ValueError, match="n is 0"):
         interval(lambda rows: 0.0, 0)

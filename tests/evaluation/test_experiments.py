@@ -48,7 +48,7 @@ ROWS = {
     "pictures": 2 * 5,
     "captions": 2 * 3,
     "one-shot": 2 * 2 * 4,
-    "two-entities": 5,
+    "two-entities": 6,
     "tasks": 4 * 2,
     "knowledge": 2 * 2,
     "documents": 8,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from itertools import islice
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from racm3 import cli
 from racm3.errors import InputError
 from racm3.evaluation.protocol import about_code, check_comparable, digest_of_ids
 from racm3.pipeline import RACM3
@@ -26,6 +28,24 @@ def test_every_field_that_differs_is_named() -> None:
         assert words in str(error.value)
     assert "seed" not in str(error.value)
     check_comparable(ONE, other, ("a.json", "b.json"), may_differ=("n", "drawing", "resize"))
+    check_comparable(ONE, other, ("a.json", "b.json"), may_differ=("n", "drawing.k", "resize"))
+    with pytest.raises(InputError, match="drawing.k: 2 and 0"):
+        check_comparable(ONE, other, ("a.json", "b.json"), may_differ=("n", "drawing.kk", "draw", "resize"))
+
+
+def test_two_files_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"entities": "novel", "model": "vanilla", "fd": 12.5, "n": 100, "interval": {"fd": [12, 13]}}
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    one.write_text(json.dumps({"rows": [row], "drawing": {"fid": 16.0, "n": 3}, "protocol": ONE}))
+    other.write_text(json.dumps({"drawing": {"fid": 29.0, "n": 3}, "protocol": ONE | {"drawing": {"k": 0, "seed": 0}}}))
+    assert cli.main(["evaluate", "compare", str(one), str(other)]) == 2
+    assert "drawing.k: 2 and 0" in capsys.readouterr().err
+    assert cli.main(["evaluate", "compare", str(one), str(other), "--but", "drawing.k"]) == 0
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["12.5", "-", "novel, vanilla.fd"], ["16", "29", "drawing.fid"]]
+    other.write_text("[]")
+    assert cli.main(["evaluate", "compare", str(one), str(other)]) == 2
+    assert "is no result file" in capsys.readouterr().err
 
 
 def test_the_commit_is_that_of_this_checkout() -> None:

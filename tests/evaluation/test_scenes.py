@@ -194,8 +194,10 @@ def test_the_command_prints_tables_and_ends_with_one_json_line(
     for shown in (*ROWS, "all correct", "CIDEr-D", "n = 2", "untouched", "One-shot"):
         assert shown in printed
 
-    # The memory that is there is used again, but not for another world.
-    assert world_memory(memory, TINY_WORLD, RACM3.from_pretrained(models).encoder).ids == opened.ids
+    # The memory that is there is used again, and completed if some of it is missing, but not for another world.
+    whole = opened.fingerprint
+    opened.remove(opened.ids[3:700])
+    assert world_memory(memory, TINY_WORLD, RACM3.from_pretrained(models).encoder).fingerprint == whole
     with pytest.raises(MemoryStoreError, match=r"and not the \d+ of World\(seed=1"):
         world_memory(memory, replace(TINY_WORLD, seed=1), RACM3.from_pretrained(models).encoder)
 

@@ -99,6 +99,18 @@ def test_a_training_goes_from_nothing_to_a_result(docs: Path) -> None:
     assert protocol["memory"]["hash"]
 
 
+def test_a_training_that_was_only_to_be_examined_is_not_trained_again(docs: Path, models: Path) -> None:
+    study = Study(docs / "results" / "study", docs.parent / "work", models, PROTOCOL, tuple(TINY))
+    file = study.file("no-redundancy-skip-seed-1")
+    before = json.loads(file.read_text())
+    file.unlink()
+    rerun(study, ["no-redundancy-skip-seed-1"])
+    after = json.loads(file.read_text())
+    for result in (before, after):
+        del result["protocol"]["elapsed_s"]
+    assert after == before
+
+
 def test_what_is_done_is_not_done_again(
     docs: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +150,8 @@ def test_results_that_do_not_belong_together(docs: Path, tmp_path: Path) -> None
     (tmp_path / "alpha-0-seed-0.json").rename(tmp_path / "alpha-9.json")
     with pytest.raises(InputError, match=r"alpha-9.json is no result of the study"):
         load_results(tmp_path)
+    with pytest.raises(InputError, match="there are no results in .*none"):
+        load_results(tmp_path / "none")
 
 
 def test_settings_without_a_rerun_are_not_silently_dropped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +187,7 @@ def synthetic(share: float) -> dict[str, Any]:
             for count in (1, 2, 4, 8)
         ]
     }
-    pairs = {"retrieval": share, "one document of each given": share, "vanilla": 0.1}
+    pairs = {"retrieval": share, "given": share, "given small": share, "vanilla": 0.1}
     results["two-entities"] = {"rows": [row(score, model=model) for model, score in pairs.items()]}
     results["tasks"] = {
         "rows": [
@@ -189,7 +203,13 @@ def synthetic(share: float) -> dict[str, Any]:
             for name, score in when.items()
         ]
     }
-    given = {"2 documents": share, "2 documents, text alone": 0.1, "2 documents, image alone": 0.2}
+    given = {
+        "no document": 0.02,
+        "1 document": (share + 0.1) / 2,
+        "2 documents": share,
+        "2 documents, text alone": 0.1,
+        "2 documents, image alone": 0.2,
+    }
     results["documents"] = {"rows": [row(score, given=what) for what, score in given.items()]}
     for name, (variant, _) in TRAININGS.items():
         best = variant in ("alpha-0.1", "small", "large")
@@ -199,7 +219,11 @@ def synthetic(share: float) -> dict[str, Any]:
             "parameters": 1e6,
             "curve": {"step": [1, 2, 3, 4, 5], "loss": losses},
             "rows": [
-                row(share if best and documents else 0.1, entities=split, documents=documents)
+                row(
+                    share if (best or variant == "alpha-1") and bool(documents) is best else 0.1,
+                    entities=split,
+                    documents=documents,
+                )
                 for split in splits
                 for documents in (2, 0)
             ],
