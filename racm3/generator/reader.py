@@ -130,7 +130,9 @@ class Reader:
             )
             if compiled:
                 gated = _native(gate_up, weights, gated=True)
-                native_layers.append((_native(qkv, weights), _native(out, weights), gated, _native(down, weights), scale))
+                native_layers.append(
+                    (_native(qkv, weights), _native(out, weights), gated, _native(down, weights), scale)
+                )
         angles = torch.view_as_real(self.angles).flatten(1)
         self.stepper = native.Stepper(c, native_layers, angles) if compiled else None
         head = state["lm_head.weight"] * (state["model.norm.weight"] * root)
