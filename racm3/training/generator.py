@@ -54,21 +54,29 @@ class MaskingConfig:
     ``minimum`` 1 is the CM3 paper, 0 the authors' later code (36.8 % of sequences stay causal). A share of documents
     is masked instead as the tasks will ask: one whole text (captioning), or a rectangle of a picture (infilling).
     Those shares are ours: at a few million training tokens, uniform spans almost never hide exactly a caption. Of the
-    rectangles half lie around what the retrieved documents show too, the rest anywhere; and ``wordless_share`` of
-    these pictures stand without their words, as in editing.
+    rectangles ``around_share`` lie around what the retrieved documents show too, the rest anywhere, and
+    ``wordless_share`` of these pictures stand without their words, as in editing: both teach infilling and editing, at
+    a price in drawing (`docs/log.md`).
     """
 
     minimum: Literal[0, 1] = 0
-    whole_text_share: float = 0.25
-    region_share: float = 0.25
-    wordless_share: float = 0.3
+    whole_text_share: float = 0.2
+    region_share: float = 0.2
+    around_share: float = 0.0
+    wordless_share: float = 0.0
 
     def __post_init__(self) -> None:
         shares = (self.whole_text_share, self.region_share)
-        if self.minimum not in (0, 1) or min(shares) < 0 or sum(shares) > 1 or not 0 <= self.wordless_share <= 1:
+        of_regions = (self.around_share, self.wordless_share)
+        if (
+            self.minimum not in (0, 1)
+            or min(shares) < 0
+            or sum(shares) > 1
+            or not 0 <= min(of_regions) <= max(of_regions) <= 1
+        ):
             raise ConfigError(
                 "masking: minimum is 0 or 1, whole_text_share and region_share are >= 0 and sum to at most 1, "
-                f"wordless_share is between 0 and 1; given {self}"
+                f"around_share and wordless_share are between 0 and 1; given {self}"
             )
 
 
@@ -112,7 +120,7 @@ class GeneratorRun:
     optimiser: OptimiserConfig = OptimiserConfig(lr=3e-3, muon_lr=3e-3, warmup_steps=100)
     loop: LoopConfig = LoopConfig(steps=3000)
     alpha: float = 0.1
-    rename_share: float = 0.75
+    rename_share: float = 0.5
     text_query_share: float = 0.8
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
@@ -271,10 +279,10 @@ class Batches:
     ) -> tuple[int, int, int, int]:
         """Top, left, height and width of a region of the picture that ``codes`` begin with.
 
-        Half of the time it lies around the rare codes that ``retrieved`` documents have too, if there are any.
+        In ``masking.around_share`` of them it lies around the rare codes that ``retrieved`` ones have too, if any.
         """
         rows, columns = self.grid
-        if rng.random() < 0.5 and retrieved:
+        if rng.random() < self.run.masking.around_share and retrieved:
             shown = codes[: rows * columns].reshape(rows, columns)
             shared = np.isin(shown, np.concatenate(retrieved)) & self.rare[shown]
             if shared.any():

@@ -137,7 +137,7 @@ def test_more_parts_than_sequences() -> None:
 
 @given(st.integers(0, ROWS - 1), st.integers(0, 2), st.integers(0, 2**32 - 1), st.sampled_from([0, 1]))
 def test_a_sequence_is_its_retrieved_documents_and_the_masked_main_one(row: int, k: int, seed: int, least: int) -> None:
-    run = replace(RUN, masking=MaskingConfig(minimum=least, wordless_share=0))  # type: ignore[arg-type]
+    run = replace(RUN, masking=MaskingConfig(minimum=least))  # type: ignore[arg-type]
     data = dataset()
     ids, weights = Batches(data, MARKUP, GRID, run).sequence(row, k, np.random.default_rng(seed))
     original, spans = unmask(ids, V)
@@ -230,7 +230,7 @@ def test_the_number_of_retrieved_documents_is_drawn_by_sequences(shares: tuple[f
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 7), (2, 2), (3, 2), (4, 4), (8, 8), (24, 24), (70, 3)])
 def test_regions_fit_every_grid(grid: tuple[int, int]) -> None:
-    run = replace(RUN, masking=MaskingConfig(whole_text_share=0, region_share=1, wordless_share=0))
+    run = replace(RUN, masking=MaskingConfig(whole_text_share=0, region_share=1))
     data = dataset(count=1, grid=grid)
     sampler = Batches(data, Markup(V, grid[0] * grid[1]), grid, run)
     start = int(np.flatnonzero(data.ids[0] == V.image)[0]) + 1
@@ -266,7 +266,7 @@ def test_a_region_may_stand_without_its_words() -> None:
     assert all(V.is_image(main[start:end]).all() for start, end in spans)
 
 
-def test_half_of_the_regions_lie_around_what_was_retrieved() -> None:
+def test_a_share_of_the_regions_lies_around_what_was_retrieved() -> None:
     rng, side = np.random.default_rng(0), 4
     v = Vocabulary(TEXT.size, 1000)
     common, own = [0] * 16, [0] * 16
@@ -275,7 +275,8 @@ def test_half_of_the_regions_lie_around_what_was_retrieved() -> None:
         np.array(Markup(v, 16).to_ids((TextIds((row,)), ImageCodes(tuple(codes)))), np.int32)
         for row, codes in enumerate([own, *[common] * 40])
     ]
-    sampler = Batches(TrainingSet(documents, None), Markup(v, 16), (side, side), replace(RUN, retrieved_shares=(1.0,)))
+    run = replace(RUN, retrieved_shares=(1.0,), masking=MaskingConfig(around_share=0.5))
+    sampler = Batches(TrainingSet(documents, None), Markup(v, 16), (side, side), run)
     codes = documents[0][np.flatnonzero(documents[0] == v.image)[0] + 1 :]
     found = Counter(sampler.rectangle(codes, [documents[0]], rng) for _ in range(400))
     assert found[1, 1, 2, 2] / 400 == pytest.approx(0.5 + 0.5 * 0.25 / 9, abs=0.1)
@@ -287,7 +288,7 @@ def test_half_of_the_regions_lie_around_what_was_retrieved() -> None:
     ("make", "message"),
     [
         (lambda: MaskingConfig(minimum=2), "minimum is 0 or 1"),  # type: ignore[arg-type]
-        (lambda: MaskingConfig(wordless_share=1.1), "wordless_share is between 0 and 1"),
+        (lambda: MaskingConfig(wordless_share=1.1), "wordless_share are between 0 and 1"),
         (lambda: MaskingConfig(whole_text_share=0.6, region_share=0.6), "sum to at most 1"),
         (lambda: replace(RUN, alpha=-1), "alpha >= 0"),
         (lambda: replace(RUN, rename_share=1.5), "rename_share is between 0 and 1"),
