@@ -131,7 +131,7 @@ def evaluate_coco(
         "resize": network.resize if network else "none",
         "extractor": network.digest if network else "none",
         "encoder": model.encoder.fingerprint,
-        "memory": about_memory(model.memory, str(memory)),
+        "memory": about_memory(model.memory, memory.name),
         "weights": {name: weights_digest(models / name) for name in (generator, "image-tokenizer", "encoder")},
         "words": "racm3.evaluation.words",
     }
