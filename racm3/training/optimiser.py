@@ -135,7 +135,7 @@ def orthogonals(matrices: Iterable[Tensor]) -> Iterator[Tensor]:
         some = cast("list[DTensor]", [first, *islice(matrices, mesh.size() - 1)])
         mine = torch.empty(0)
         for owner, matrix in enumerate(some):
-            whole = matrix.bfloat16().full_tensor()
+            whole = cast(DTensor, matrix.bfloat16()).full_tensor()
             mine = whole if owner == me else mine
         if me < len(some):
             mine = orthogonal(mine).contiguous()
