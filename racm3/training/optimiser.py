@@ -96,7 +96,7 @@ class Muon(torch.optim.Optimizer):
 
     The mathematics is ``torch.optim.Muon``'s with ``adjust_lr_fn="match_rms_adamw"``. That one, given matrices sharded
     by FSDP, communicates in each of its 15 products; here every process orthogonalises its share of the matrices. All
-    of them are 170 TFLOP in the paper's 2.7B, as much as a device has in a step of 2 M tokens on 256.
+    of them are 170 TFLOP in the paper's 2.7B, about what a step of 2 M tokens is for each of 256 devices.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -123,8 +123,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonals(matrices: Iterable[Tensor]) -> Iterator[Tensor]:
     """``orthogonal`` of each, sharded as it was given. To be called on all processes that hold a share.
 
-    Sharded matrices are taken as many at a time as there are processes: each gathers one whole, all work at the same
-    time, and each hands its own to the others.
+    Sharded matrices are taken as many at a time as there are processes. Each keeps one of those that are gathered, all
+    work at the same time, and each hands its own to the others.
     """
     matrices = iter(matrices)
     for first in matrices:
@@ -135,7 +135,7 @@ def orthogonals(matrices: Iterable[Tensor]) -> Iterator[Tensor]:
         some = cast("list[DTensor]", [first, *islice(matrices, mesh.size() - 1)])
         mine = torch.empty(0)
         for owner, matrix in enumerate(some):
-            whole = matrix.bfloat16().full_tensor()
+            whole = cast(DTensor, matrix.bfloat16()).full_tensor()
             mine = whole if owner == me else mine
         if me < len(some):
             mine = orthogonal(mine).contiguous()
