@@ -124,6 +124,8 @@ class Stepper:
     def __call__(self, x: Tensor, caches: Sequence[Rows]) -> Tensor:
         """The states (R, D) of tokens whose embeddings are x (R, D), which is overwritten, behind what caches hold."""
         c, count, threads = self.config, len(x), torch.get_num_threads()
+        tokens = max(cache.longest for cache in caches) + 1
+        assert tokens <= c.context_tokens, "there is no position for this token"
         places = torch.cat([cache.places() for cache in caches])
         inner = c.heads * c.head_dim
         use = (
@@ -131,7 +133,7 @@ class Stepper:
             torch.empty(count, inner),
             torch.empty(count, c.mlp_width),
             torch.empty(threads, count),
-            torch.empty(threads, c.context_tokens),
+            torch.empty(threads, tokens),
         )
         assert self.library is not None
         self.library.step(
@@ -139,7 +141,7 @@ class Stepper:
             *_pointers(self._layers, places),
             ctypes.c_int64(count),
             *_pointers(self.angles, x, *use),
-            ctypes.c_int64(c.context_tokens),
+            ctypes.c_int64(tokens),
             ctypes.c_int(threads),
         )
         return x

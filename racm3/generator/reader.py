@@ -41,9 +41,6 @@ Weights = Literal["float32", "bfloat16", "int8"]
 PACKED_FROM = 2**20
 """Weights in a matrix from which packing pays: a call of oneDNN takes 10 us longer, what 4 MB save at 8 rows."""
 
-INT8_ROWS = 4
-"""Rows up to which torch's int8 kernel, which goes row by row, is faster than a product with expanded weights."""
-
 Matrix = Callable[[Tensor], Tensor]
 """x (N, inputs) -> (N, outputs), float32 both."""
 
@@ -79,14 +76,8 @@ def _native(weight: Tensor, weights: Weights, gated: bool = False) -> native.Mat
 
 def _int8(weight: Tensor) -> Matrix:
     rounded, scale = _quantised(weight)
-    scale_bf16 = scale.bfloat16()
-
-    def product(x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.shape[0] <= INT8_ROWS:
-            return torch._weight_int8pack_mm(x.bfloat16(), rounded, scale_bf16).float()
-        return torch.mm(x.bfloat16(), rounded.bfloat16().t()).float() * scale
-
-    return product
+    transposed = rounded.t().contiguous()
+    return lambda x: torch.mm(x.bfloat16(), transposed.bfloat16()).float() * scale
 
 
 class Reader:
