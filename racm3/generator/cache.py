@@ -231,7 +231,7 @@ class Rows:
     def advance(self) -> None:
         self.lengths = [length + 1 for length in self.lengths]
         if self._places is not None:
-            self._places[:, _LENGTH] += 1
+            self._places.select(1, _LENGTH).add_(1)
 
 
 _LENGTH = 4
