@@ -48,9 +48,9 @@ def compiled(weight_bytes: int) -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(whole))
         except (OSError, subprocess.CalledProcessError):
             return None
-    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    library.step.argtypes = [pointer] * 3 + [count] + [pointer] * 7 + [count, ctypes.c_int]
-    library.product.argtypes = [pointer] * 2 + [count, number] + [pointer] * 2 + [ctypes.c_int]
+    pointers, rows, threads = [ctypes.c_void_p], [ctypes.c_int64], [ctypes.c_int]
+    library.step.argtypes = [*3 * pointers, *rows, *7 * pointers, ctypes.c_int64, *threads]
+    library.product.argtypes = [*2 * pointers, *rows, ctypes.c_float, *2 * pointers, *threads]
     return library
 
 
