@@ -3,8 +3,8 @@
 The work is a picture behind a prompt with two retrieved documents, greedy: both sides may write image codes only (the
 engine by its constraint, transformers by a logits processor that hides the rest). Same process, threads, float32
 weights, prompts and number of new tokens; the tokens are compared before the clock starts, and the two take turns.
-Reading the prompt is timed by asking for a single token; decoding is the rest. The time that the engine takes to compile
-its step, once, and to lay out the weights of a model is printed apart. Models: the shipped one, and one of the paper's
+Reading the prompt is timed by asking for a single token; decoding is the rest. The time to compile the engine's
+step, once, and to lay out the weights of a model is printed apart. Models: the shipped one, and one of the paper's
 125M shape with random weights. Then a row in which every id is allowed, and bfloat16 and int8 weights: their speed
 against float32, and what they cost in accuracy on documents that the shipped model wrote itself.
 
