@@ -3,10 +3,10 @@
 The work is a picture behind a prompt with two retrieved documents, greedy: both sides may write image codes only (the
 engine by its constraint, transformers by a logits processor that hides the rest). Same process, threads, float32
 weights, prompts and number of new tokens; the tokens are compared before the clock starts, and the two take turns.
-Reading the prompt is timed by asking for a single token; decoding is the rest. The engine compiles nothing; the time it
-takes to lay out its weights is printed. Models: the shipped one, and one of the paper's 125M shape with random weights.
-Then a row in which every id is allowed, and bfloat16 and int8 weights: their speed against float32, and what they cost
-in accuracy on documents that the shipped model wrote itself.
+Reading the prompt is timed by asking for a single token; decoding is the rest. The time to compile the engine's
+step, once, and to lay out the weights of a model is printed apart. Models: the shipped one, and one of the paper's
+125M shape with random weights. Then a row in which every id is allowed, and bfloat16 and int8 weights: their speed
+against float32, and what they cost in accuracy on documents that the shipped model wrote itself.
 
 Ends with one JSON line: decoding speed of racm3 / of transformers at batch 1 and 8, with guidance (the shipped model,
 batch 1), and the share of the memory bandwidth (bytes of weights and cache that a step reads / measured bandwidth) at
@@ -33,6 +33,7 @@ from racm3.generator.cache import Passage, token_bytes
 from racm3.generator.decoding import Sampling
 from racm3.generator.engine import Engine, Job
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.generator.native import compiled
 from racm3.generator.reader import Reader, Weights
 from racm3.pipeline import SCENES
 from racm3.tokens.vocabulary import Vocabulary
@@ -237,8 +238,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    compile_s = seconds(lambda: compiled(4))
+    print("no C compiler: steps are in operators" if compiled(4) is None else f"step compiled in {compile_s:.1f} s")
     sides = shipped()
-    result = measure("shipped", sides, args.prompt_tokens, args.new_tokens, args.rounds)
+    result = {"compile_s": round(compile_s, 1)}
+    result |= measure("shipped", sides, args.prompt_tokens, args.new_tokens, args.rounds)
     writer = Job([sides.vocabulary.doc], Codes(sides.vocabulary, 120, every=True))
     written = Engine(sides.generator, sides.vocabulary).run([replace(writer, seed=seed) for seed in range(16)])
     for weights in ("bfloat16", "int8"):

@@ -126,6 +126,16 @@ def processor() -> Finding:
     return Finding("ok", "cpu", found)
 
 
+def compiler() -> Finding:
+    """Whether decoding can compile its step."""
+    from racm3.generator.native import compiled
+
+    if compiled(4) is None:
+        found = "none that compiles the decoding step, which takes about twice as long without"
+        return Finding("note", "C compiler", found, "install one, such as gcc (Debian: apt-get install gcc)")
+    return Finding("ok", "C compiler", "compiles the decoding step")
+
+
 def weights(folder: Path = WEIGHTS) -> list[Finding]:
     """One finding for each shipped model: whether its tensors can be read, with their number and size."""
     return [_model(folder / name) for name in SHIPPED]
@@ -172,7 +182,15 @@ def examine() -> list[Finding]:
         found += packages(lines)
     except importlib.metadata.PackageNotFoundError:
         found.append(Finding("broken", "racm3", "is not installed, only found in this folder", "pip install -e ."))
-    checks: list[Callable[[], Finding | list[Finding]]] = [torchvision, device, threads, processor, weights, glyphs]
+    checks: list[Callable[[], Finding | list[Finding]]] = [
+        torchvision,
+        device,
+        threads,
+        processor,
+        compiler,
+        weights,
+        glyphs,
+    ]
     for check in checks:
         try:
             result = check()

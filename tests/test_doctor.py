@@ -83,6 +83,12 @@ def test_threads_are_held_against_cores(used: int, cores: int, level: str, monke
     assert ("OMP_NUM_THREADS=2" in finding.cure) == (level == "note")
 
 
+@pytest.mark.parametrize(("library", "level"), [(None, "note"), (object(), "ok")])
+def test_a_missing_compiler_is_noted(library: object, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("racm3.generator.native.compiled", lambda weight_bytes: library)
+    assert doctor.compiler().level == level
+
+
 def test_the_machine_is_described() -> None:
     for finding in (doctor.device(), doctor.processor()):
         assert finding.level in ("ok", "note")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from racm3.document import Hole
 from racm3.errors import CheckpointError
@@ -105,6 +108,72 @@ def test_the_grammar_writes_documents_whatever_the_model_thinks(exported: Path) 
     for start, end in zip(starts, [*starts[1:], len(ids) - 1], strict=True):
         assert MARKUP.from_ids(ids[start:end])
     assert int(processor(torch.tensor([ids]), torch.randn(1, V.size)).argmax()) == V.pad
+
+
+def test_vllm_finds_every_weight(exported: Path, generator: Generator) -> None:
+    """vLLM's Qwen3 puts what it finds in the file into these parameters, some of which are several in one."""
+    c = generator.config
+    inner, kv_inner = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    whole = {"model.embed_tokens.weight": [c.vocabulary_size, c.width], "model.norm.weight": [c.width]}
+    for layer in range(c.layers):
+        shapes = {
+            "self_attn.qkv_proj": [inner + 2 * kv_inner, c.width],
+            "self_attn.o_proj": [c.width, inner],
+            "self_attn.q_norm": [c.head_dim],
+            "self_attn.k_norm": [c.head_dim],
+            "mlp.gate_up_proj": [2 * c.mlp_width, c.width],
+            "mlp.down_proj": [c.width, c.mlp_width],
+            "input_layernorm": [c.width],
+            "post_attention_layernorm": [c.width],
+        }
+        whole |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in shapes.items()}
+    found: dict[str, list[int]] = {}
+    for name, value in load_file(exported / "model.safetensors").items():
+        for part, one in {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}.items():
+            name = re.sub(rf"\.{part}_proj\.", f".{one}_proj.", name)
+        rows, *columns = value.shape
+        found[name] = [found.get(name, [0])[0] + rows, *columns]
+    assert found == whole  # and no lm_head, which is the embedding
+    config = AutoConfig.from_pretrained(exported)
+    assert config.architectures == ["Qwen3ForCausalLM"]
+    assert (config.head_dim, config.tie_word_embeddings) == (c.head_dim, True)
+    written = json.loads((exported / "config.json").read_text(encoding="utf-8"))
+    assert written["rope_theta"] == config.rope_parameters["rope_theta"] == c.rope_theta  # vLLM reads one or the other
+
+
+def test_the_vllm_recipe_writes_a_picture(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one in the documentation, executed; transformers does what the sampling parameters say."""
+
+    class LLM:
+        def __init__(self, folder: str) -> None:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+        def generate(self, prompts: list[str], sampling: SimpleNamespace) -> list[SimpleNamespace]:
+            (ids,) = self.tokenizer(prompts)["input_ids"]
+            assert ids[0] == V.doc
+            assert ids[-1] == V.image
+            assert sampling.ignore_eos
+            out = self.model.generate(
+                torch.tensor([ids]),
+                do_sample=True,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                min_new_tokens=sampling.min_tokens,
+                max_new_tokens=sampling.max_tokens,
+                eos_token_id=None,
+                prefix_allowed_tokens_fn=lambda row, own: sampling.allowed_token_ids,
+            )
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=out[0, len(ids) :].tolist())])]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace))
+    page = (Path(__file__).parent.parent / "docs" / "interop.md").read_text(encoding="utf-8")
+    (snippet,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "vllm" in block]
+    names: dict[str, Any] = {}
+    exec(snippet.replace("out/exported", exported.as_posix()), names)
+    document = (TextIds(tuple(TEXT.encode("a fox in the snow"))), ImageCodes(tuple(names["codes"])))
+    assert MARKUP.from_ids(MARKUP.to_ids(document)) == document
+    assert len(set(names["codes"])) > 1
 
 
 def test_the_card_is_tagged_and_shows_the_grammar(exported: Path) -> None:

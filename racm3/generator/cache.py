@@ -170,18 +170,17 @@ class Rows:
         self._places = None
         return order
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, the shared ones included."""
+        return max(self.lengths) + (self.shared.length if self.shared else 0)
+
     def places(self) -> Tensor:
         """Prepare for the next step: where each row's keys and values lie, as ``Row`` in ``step.c`` says, (R, 10)."""
         if self._places is None:
-            first = torch.tensor(
-                [
-                    *(part.data_ptr() for part in (self.keys, self.values)),
-                    *(self.keys.stride(0), self.keys.shape[3], 0),
-                    *(part.data_ptr() for part in ((self.shared.keys, self.shared.values) if self.shared else ())),
-                    *((self.shared.keys.stride(0), self.shared.keys.shape[2]) if self.shared else (0, 0, 0, 0)),
-                    self.shared.length if self.shared else 0,
-                ]
-            )
+            own = _place(self.keys, self.values, 0)
+            shared = _place(self.shared.keys, self.shared.values, self.shared.length) if self.shared else [0] * 5
+            first = torch.tensor(own + shared)
             self._places = first.repeat(len(self.lengths), 1)
             row_bytes = self.keys.stride(1) * self.keys.itemsize
             self._places[:, :2] += torch.arange(len(self.lengths))[:, None] * row_bytes
@@ -232,11 +231,15 @@ class Rows:
     def advance(self) -> None:
         self.lengths = [length + 1 for length in self.lengths]
         if self._places is not None:
-            self._places[:, _LENGTH] += 1
+            self._places.select(1, _LENGTH).add_(1)
 
 
 _LENGTH = 4
 """Column of ``Rows.places``."""
+
+
+def _place(keys: Tensor, values: Tensor, length: int) -> list[int]:
+    return [keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.shape[-2], length]
 
 
 def _joined(x: Tensor) -> Tensor:

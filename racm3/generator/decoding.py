@@ -102,7 +102,7 @@ def contrast(conditional: Tensor, unconditional: Tensor, k: Tensor, alpha: Tenso
 
 def keep_allowed(logits: Tensor, allowed: Tensor) -> Tensor:
     """Exclude what is not allowed: (B, V), (B, V) bool -> (B, V)."""
-    return logits.masked_fill(~allowed, -math.inf)
+    return logits.where(allowed, -math.inf)
 
 
 def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:

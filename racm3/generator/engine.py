@@ -1,8 +1,8 @@
 """Engine: runs generation jobs as one batch that jobs join and leave at every step.
 
 A *job* is one or more contexts, a constraint that says what may come, and how to draw; its *completion* depends on the
-job alone, not on what else is in the batch. On a CPU that is exact, bit by bit, for float32 and bfloat16 weights
-(``reader.py`` says how), but for one thing: jobs that share a context kept once sum their attention in another order.
+job alone, not on what else is in the batch. On a CPU that is exact, bit by bit (``reader.py`` says how), but for one
+thing: without a C compiler, jobs that share a context kept once sum their attention in another order.
 
     submit    a job waits until there is room in the batch and in memory
     begin     what prompts have in common is read once: by samples of one prompt, by the streams of guidance behind the
@@ -10,8 +10,8 @@ job alone, not on what else is in the batch. On a CPU that is exact, bit by bit,
     draw      logits of the part of the vocabulary that is wanted -> filters -> one token a job -> the job's constraint
     go on     the rows of jobs that are done leave; the others read their tokens, all in one pass
 
-Nothing here compiles, so the first token is as fast as the others. One thread calls ``step`` (or ``run``, ``stream``);
-``submit`` and ``cancel`` may be called from any.
+The first job compiles ``step.c``, where there is a C compiler, and lays out the weights: a second or two. One thread
+calls ``step`` (or ``run``, ``stream``); ``submit`` and ``cancel`` may be called from any.
 
 Letters in shapes: R rows (streams in the batch), B jobs, C contexts, V vocabulary or the wanted part of it, D width.
 """

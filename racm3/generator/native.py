@@ -45,9 +45,13 @@ def compiled(weight_bytes: int) -> ctypes.CDLL | None:
                 [compiler, "-shared", str(parts), "-o", str(whole)],
             ):
                 subprocess.run(command, check=True, capture_output=True)
-            return ctypes.CDLL(str(whole))
+            library = ctypes.CDLL(str(whole))
         except (OSError, subprocess.CalledProcessError):
             return None
+    pointers, rows, threads = [ctypes.c_void_p], [ctypes.c_int64], [ctypes.c_int]
+    library.step.argtypes = [*3 * pointers, *rows, *7 * pointers, ctypes.c_int64, *threads]
+    library.product.argtypes = [*2 * pointers, *rows, ctypes.c_float, *2 * pointers, *threads]
+    return library
 
 
 class Matrix:
@@ -71,10 +75,9 @@ class Matrix:
     def normed(self, x: Tensor, floor: float) -> Tensor:
         """x / sqrt(|x|^2 + floor) times the matrix: (R, inputs) -> (R, outputs), float32; each row as if alone."""
         assert self.library is not None
-        x, count, threads = x.contiguous(), len(x), torch.get_num_threads()
+        x, count, threads = x.contiguous(), x.shape[0], torch.get_num_threads()
         out, units = torch.empty(count, self.outputs), torch.empty(threads, count)
-        numbers = ctypes.c_int64(count), ctypes.c_float(floor)
-        self.library.product(*_pointers(self._struct, x), *numbers, *_pointers(units, out), ctypes.c_int(threads))
+        self.library.product(*_pointers(self._struct, x), count, floor, *_pointers(units, out), threads)
         return out
 
 
@@ -123,7 +126,9 @@ class Stepper:
 
     def __call__(self, x: Tensor, caches: Sequence[Rows]) -> Tensor:
         """The states (R, D) of tokens whose embeddings are x (R, D), which is overwritten, behind what caches hold."""
-        c, count, threads = self.config, len(x), torch.get_num_threads()
+        c, count, threads = self.config, x.shape[0], torch.get_num_threads()
+        tokens = max(cache.longest for cache in caches) + 1
+        assert tokens <= c.context_tokens, "there is no position for this token"
         places = torch.cat([cache.places() for cache in caches])
         inner = c.heads * c.head_dim
         use = (
@@ -131,19 +136,19 @@ class Stepper:
             torch.empty(count, inner),
             torch.empty(count, c.mlp_width),
             torch.empty(threads, count),
-            torch.empty(threads, c.context_tokens),
+            torch.empty(threads, tokens),
         )
         assert self.library is not None
         self.library.step(
-            ctypes.byref(self._shape),
+            ctypes.addressof(self._shape),
             *_pointers(self._layers, places),
-            ctypes.c_int64(count),
+            count,
             *_pointers(self.angles, x, *use),
-            ctypes.c_int64(c.context_tokens),
-            ctypes.c_int(threads),
+            tokens,
+            threads,
         )
         return x
 
 
-def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+def _pointers(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]

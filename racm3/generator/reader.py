@@ -1,7 +1,9 @@
 """Reader: the generator's forward pass for decoding, on weights laid out for it once.
 
-The same arithmetic as ``model.py``, which trains and is the twin that tests compare with. What decoding pays for at
-small batches is operator calls and weights in an order that the processor cannot stream; hence
+The same arithmetic as ``model.py``, which trains and is the twin that tests compare with. Prompts are read in operators
+of torch. On a CPU with a C compiler, steps of one token a row are one call of ``step.c`` (``native.py``); elsewhere
+they are operators as well. What these pay for at small batches is their calls and weights in an order that the
+processor cannot stream; hence
 
     fused      query, key and value are one matrix, gate and up another; norm weights are folded into what follows them
     laid out   small matrices are transposed, large ones are packed for oneDNN, at every batch size alike
@@ -9,10 +11,9 @@ small batches is operator calls and weights in an order that the processor canno
     ragged     tokens of all sequences are rows of one matrix; only attention, which the caches do, tells them apart
     in two     the output projection is cut at the first image code: a picture needs no scores of words
 
-No compiler is involved: the first token comes at once, and no shape is ever compiled again. On a CPU a token's result
-does not depend on what is read beside it, bit by bit: these kernels sum each row in the same order at any number of
-rows from 2 on (so a single row is doubled), and attention sees lengths rounded up to the same multiple. int8 weights
-are the exception.
+On a CPU a token's result does not depend on what is read beside it, bit by bit: ``step.c`` sums in one order always,
+and the kernels of torch sum each row in the same order at any number of rows from 2 on (so a single row is doubled),
+with lengths of attention rounded up to the same multiple.
 
 Letters in shapes: N tokens of all sequences together, V vocabulary, D width, H heads, G key/value heads, E width of a
 head, F width of the MLP.
@@ -36,13 +37,10 @@ from racm3.generator.model import Generator
 __all__ = ["Reader", "Weights"]
 
 Weights = Literal["float32", "bfloat16", "int8"]
-"""How weights are held; ``int8`` with one scale an output. int8 is fastest at one or two rows, bfloat16 at more."""
+"""How weights are held; ``int8`` with one scale an output. Less to read makes steps faster, of ``step.c`` at least."""
 
 PACKED_FROM = 2**20
 """Weights in a matrix from which packing pays: a call of oneDNN takes 10 us longer, what 4 MB save at 8 rows."""
-
-INT8_ROWS = 4
-"""Rows up to which torch's int8 kernel, which goes row by row, is faster than a product with expanded weights."""
 
 Matrix = Callable[[Tensor], Tensor]
 """x (N, inputs) -> (N, outputs), float32 both."""
@@ -79,14 +77,8 @@ def _native(weight: Tensor, weights: Weights, gated: bool = False) -> native.Mat
 
 def _int8(weight: Tensor) -> Matrix:
     rounded, scale = _quantised(weight)
-    scale_bf16 = scale.bfloat16()
-
-    def product(x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.shape[0] <= INT8_ROWS:
-            return torch._weight_int8pack_mm(x.bfloat16(), rounded, scale_bf16).float()
-        return torch.mm(x.bfloat16(), rounded.bfloat16().t()).float() * scale
-
-    return product
+    transposed = rounded.t().contiguous()
+    return lambda x: torch.mm(x.bfloat16(), transposed.bfloat16()).float() * scale
 
 
 class Reader:

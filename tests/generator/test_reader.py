@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from racm3.errors import ConfigError
+from racm3.generator import native as native_module
 from racm3.generator import reader as reader_module
 from racm3.generator.cache import Passage, Rows
 from racm3.generator.model import Generator, GeneratorConfig
@@ -35,13 +37,29 @@ def passage(reader: Reader, ids: Tensor, after: Passage | None = None) -> tuple[
     return read, reader.logits(reader.read(ids, [read]), True, True)
 
 
+def has_compiler() -> bool:
+    return any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+
+
+@pytest.fixture(params=["native", "operators"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether steps are those of ``step.c``, or as where there is no compiler."""
+    if request.param == "operators":
+        monkeypatch.setattr(native_module, "compiled", lambda weight_bytes: None)
+    elif not has_compiler():
+        pytest.skip("no C compiler")
+    return request.param == "native"
+
+
 @pytest.fixture(params=["small", "ungrouped", "untied", "packed"])
-def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Generator, Reader]:
+def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, native: bool) -> tuple[Generator, Reader]:
     changes = {"ungrouped": {"kv_heads": 4}, "untied": {"tie_embeddings": False}}
     if request.param == "packed":
         monkeypatch.setattr(reader_module, "PACKED_FROM", 0)
     model = generator(replace(CONFIG, **changes.get(request.param, {})))
-    return model, Reader(model, BOUNDARY)
+    reader = Reader(model, BOUNDARY)
+    assert (reader.stepper is not None) == native
+    return model, reader
 
 
 @torch.inference_mode()
@@ -85,7 +103,7 @@ def test_passages_and_rows_equal_the_model(pair: tuple[Generator, Reader], share
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 def test_results_do_not_depend_on_the_batch(pair: tuple[Generator, Reader], weights: str) -> None:
     """Bit by bit: read alone, beside others, after any cut, in a cache with more room."""
     model, reader = pair
@@ -109,6 +127,28 @@ def test_results_do_not_depend_on_the_batch(pair: tuple[Generator, Reader], weig
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_a_shared_passage_is_as_good_as_a_copy(weights: str) -> None:
+    """Of native steps, bit by bit, and on any number of threads."""
+    if not has_compiler():
+        pytest.skip("no C compiler")
+    reader = Reader(generator(), BOUNDARY, weights)
+    beginning, _ = passage(reader, torch.arange(50))
+    found = []
+    for shared, threads in ((None, 1), (beginning, 1), (beginning, 2)):
+        rows = Rows(reader.config, reader.cache_dtype, reader.device, shared)
+        rows.reserve(9, 61)
+        for row in range(9):
+            rows.add(passage(reader, torch.arange(row + 1), beginning)[0])
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        found.append(torch.stack([reader.read(torch.arange(9) + step, [rows]) for step in range(2)]))
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@torch.inference_mode()
 def test_parts_of_the_vocabulary(pair: tuple[Generator, Reader]) -> None:
     _, reader = pair
     states = torch.randn(3, 32)
@@ -119,7 +159,7 @@ def test_parts_of_the_vocabulary(pair: tuple[Generator, Reader]) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("weights", "error"), [("bfloat16", 0.03), ("int8", 0.06)])
-def test_small_weights_cost_a_little(weights: str, error: float) -> None:
+def test_small_weights_cost_a_little(native: bool, weights: str, error: float) -> None:
     """The error of the logits, as a share of their spread."""
     model = generator()
     ids = torch.randint(61, (TOKENS,))
