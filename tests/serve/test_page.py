@@ -182,8 +182,13 @@ def test_draw(page: Page, tmp_path: Path) -> None:
         new MutationObserver(look).observe(document.querySelector("#draw .outputs"), changes);
     }""")
     draw.get_by_role("textbox", name="Caption").fill(WORDS)
+    seed = draw.get_by_label("Seed")
     draw.get_by_text("Settings").click()
-    draw.get_by_label("Seed").fill("5")
+    seed.fill("-1")
+    draw.get_by_text("Settings").click()
+    press(draw, "Draw")
+    expect(seed).to_be_focused()  # what is wrong is shown, though it was folded away
+    seed.fill("5")
     press(draw, "Draw")
     output = finished(draw)
     assert page.evaluate("window.rows.size") >= 8  # a row of codes at a time
