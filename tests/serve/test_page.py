@@ -42,7 +42,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 if CHROMIUM is None:
     pytest.skip("there is no Chromium to open the page with", allow_module_level=True)
 
-DOCUMENTS = 40
+DOCUMENTS = 26  # more than a page of them
 TABS = ("Draw", "Describe", "Edit", "Teach", "Memory")
 SLOW_MS = 60_000  # on a busy machine
 expect.set_options(timeout=SLOW_MS)
@@ -100,6 +100,7 @@ def picture(colour: str, name: str) -> FilePayload:
     return FilePayload(name=name, mimeType="image/png", buffer=kept.getvalue())
 
 
+WORDS = """a "red" disc, it's $5 `here` \\ <b>@0@</b>"""  # what shells, JSON and markup would trip over
 RED, BLUE = picture("red", "red.png"), picture("blue", "it's blue.png")
 
 
@@ -177,15 +178,22 @@ def test_draw(page: Page, tmp_path: Path) -> None:
     page.evaluate("""() => {
         window.rows = new Set();
         const look = () => document.querySelectorAll("#draw .made img").forEach(img => window.rows.add(img.src));
-        new MutationObserver(look).observe(document.querySelector("#draw .outputs"), {childList: true, subtree: true});
+        const changes = {childList: true, subtree: true, attributeFilter: ["src"]};
+        new MutationObserver(look).observe(document.querySelector("#draw .outputs"), changes);
     }""")
-    draw.get_by_role("textbox", name="Caption").fill("a red disc on a white background")
+    draw.get_by_role("textbox", name="Caption").fill(WORDS)
+    seed = draw.get_by_label("Seed")
     draw.get_by_text("Settings").click()
-    draw.get_by_label("Seed").fill("5")
+    seed.fill("-1")
+    draw.get_by_text("Settings").click()
+    press(draw, "Draw")
+    expect(seed).to_be_focused()  # what is wrong is shown, though it was folded away
+    seed.fill("5")
     press(draw, "Draw")
     output = finished(draw)
     assert page.evaluate("window.rows.size") >= 8  # a row of codes at a time
     made, vanilla = output.locator("figure.made").all()
+    expect(output.get_by_role("heading")).to_have_text(WORDS)
     assert pixels(shown(made)).shape == (64, 64, 3)
     expect(output).to_contain_text("k 2")
     expect(output).to_contain_text("seed 5")
@@ -274,7 +282,7 @@ def test_edit(page: Page, tmp_path: Path) -> None:
     mask.press("Control+z")
     expect(said).to_contain_text("50 % of the picture")
 
-    edit.get_by_role("textbox", name="Words").fill("a red disc")
+    edit.get_by_role("textbox", name="Words").fill(WORDS)
     drop(edit.locator("#edit-control"), [BLUE])
     press(edit, "Fill")
     output = finished(edit)
@@ -367,6 +375,7 @@ def test_memory(page: Page) -> None:
         expect(dialog).to_contain_text(caption)
         press(dialog, word)
         expect(page.locator("#facts")).to_contain_text(f"{DOCUMENTS + left} documents")
+    expect(memory.get_by_role("heading", name="best first")).to_be_focused()
     expect(documents.first).not_to_contain_text(caption)
     memory.get_by_role("searchbox", name="Words").fill("a cobalt disc")
     press(memory, "Search")
