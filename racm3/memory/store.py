@@ -420,7 +420,7 @@ class Store:
                     name=INDEX,
                     metric="dot",
                     replace=True,
-                    num_partitions=math.isqrt(rows),
+                    num_partitions=max(1, min(math.isqrt(rows), rows // INDEX_FROM)),
                     num_sub_vectors=max(n for n in range(1, codes + 1) if about.dimension % n == 0),
                 )
                 self.table.create_scalar_index("id", "BTREE", name="ids", replace=True)
