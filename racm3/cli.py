@@ -284,19 +284,27 @@ def memory_add(folder: Folder, data: Sources, *, encoder: OptionalFolder = None,
 def _reading(
     sources: Sequence[DataSource], folder: Path, strict: bool, skip: Callable[[Skipped], None] = lambda skipped: None
 ) -> Iterator[list[Iterable[Item]]]:
-    """The items of each source, of which the first are shown; what is skipped is listed in ``folder``.skipped.jsonl,
-    and given to ``skip``. For a bucket that file lies in the current folder."""
-    from racm3.memory.place import Bucket, place_of
-    from racm3.memory.sources.report import SkipReport, with_samples
+    """The items of each source, of which the first are shown; what is skipped is listed, and given to ``skip``."""
+    from racm3.memory.sources.report import with_samples
 
-    beside = Path() if isinstance(place_of(folder), Bucket) else folder.parent
-    with SkipReport(beside / f"{folder.name}.skipped.jsonl") as report:
+    with _skips(folder) as report:
 
         def note(skipped: Skipped) -> None:
             report(skipped)
             skip(skipped)
 
         yield [with_samples(source, source.read(strict=strict, report=note)) for source in sources]
+
+
+@contextmanager
+def _skips(folder: Path) -> Iterator[Callable[[Skipped], None]]:
+    """Lists what was skipped in ``folder``.skipped.jsonl; for a bucket that file lies in the current folder."""
+    from racm3.memory.place import Bucket, place_of
+    from racm3.memory.sources.report import SkipReport
+
+    beside = Path() if isinstance(place_of(folder), Bucket) else folder.parent
+    with SkipReport(beside / f"{folder.name}.skipped.jsonl") as report:
+        yield report
     if report.count:
         print(f"skipped {report.count} broken items; {report.file} says which, and why", file=sys.stderr)
 
@@ -533,11 +541,97 @@ def memory_neighbours(
     print(f"wrote the neighbours of {len(memory)} documents to {out}")
 
 
+def scale_plan(*, set: Overrides = ()) -> None:
+    """Print what a memory of very many documents takes: bytes, hours, machines. docs/scale.md explains it.
+
+    Args:
+        set: Settings of racm3.scale.plan.Assumptions, such as documents=5e9 machines=64 dimension=512.
+    """
+    from racm3.config import override
+    from racm3.scale.plan import Assumptions, lines
+
+    print("\n".join(lines(override(Assumptions(), set))))
+
+
+def scale_embed(
+    folder: Folder,
+    data: Sources,
+    *,
+    workers: int,
+    gpus_each: float = 0.0,
+    encoder: OptionalFolder = None,
+) -> None:
+    """Add the documents of the data to a memory, as racm3 memory add does, on the machines of a Ray cluster.
+
+    The same command goes on where it was broken off. Paths mean the same on all machines.
+
+    Args:
+        folder: The memory, in a folder that all machines share or at s3://bucket/name.
+        data: Documents in any layout of docs/formats.md; each file is read as a whole by one worker.
+        workers: Processes that embed.
+        gpus_each: What each of them takes of a GPU; 0: a CPU.
+        encoder: The model that made the memory; by default the shipped one.
+    """
+    from racm3.memory.memory import Memory
+    from racm3.memory.sources import recognise
+    from racm3.scale.embed import embed
+    from racm3.scale.pool import Workers
+
+    if not data:
+        raise InputError(f"no documents were given to add to {folder}; name a folder or a file of them")
+    sources = [recognise(source) for source in data]
+    memory = Memory.open(folder)
+    with _skips(folder) as skip, _progress("embedding documents", None) as report:
+        done = embed(memory, _encoder_folder(encoder), sources, Workers(workers, gpus_each), skip, report)
+    print(f"{done}; {memory.path} holds {len(memory)} documents")
+
+
+def scale_neighbours(
+    folder: Folder,
+    *,
+    out: Out,
+    workers: int,
+    gpus_each: float = 0.0,
+    k: int = 2,
+    dropouts: tuple[float, ...] = (0.0, 0.2),
+    seed: int = 0,
+    encoder: OptionalFolder = None,
+) -> None:
+    """Write what racm3 memory neighbours writes, on the machines of a Ray cluster.
+
+    The same command goes on where it was broken off. Paths mean the same on all machines.
+
+    Args:
+        folder: The memory, in a folder that all machines share or at s3://bucket/name.
+        out: Where the Parquet files go: a folder that all machines share.
+        workers: Processes that search.
+        gpus_each: What each of them takes of a GPU; 0: a CPU.
+        k: Neighbours of each query.
+        dropouts: One draw of both queries for each: the share of the query that is dropped.
+        seed: Of what is dropped.
+        encoder: The model that made the memory; by default the shipped one.
+    """
+    from racm3.memory.memory import Memory
+    from racm3.scale.neighbours import neighbours
+    from racm3.scale.pool import Workers
+
+    memory = Memory.open(folder)
+    asked = {"k": k, "dropouts": dropouts, "seed": seed}
+    with _progress("finding neighbours", len(memory)) as report:
+        neighbours(memory, _encoder_folder(encoder), out, Workers(workers, gpus_each), report, **asked)
+    print(f"wrote the neighbours of {len(memory)} documents to {out}")
+
+
 def _encoder(folder: Path | None) -> Encoder:
-    from racm3.doctor import WEIGHTS
     from racm3.retriever.encoder import Encoder
 
-    return Encoder.from_pretrained(folder or WEIGHTS / "encoder")
+    return Encoder.from_pretrained(_encoder_folder(folder))
+
+
+def _encoder_folder(folder: Path | None) -> Path:
+    from racm3.doctor import WEIGHTS
+
+    return folder or WEIGHTS / "encoder"
 
 
 def _fill(memory: Memory, encoder: Encoder, sources: Iterable[Iterable[Item]]) -> None:
@@ -600,7 +694,7 @@ def _clip_score(encoder: Encoder) -> Callable[[Sequence[Document]], np.ndarray]:
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, moved by telling it how much is done."""
     from rich.console import Console
     from rich.progress import Progress
@@ -1140,6 +1234,7 @@ VERBS: Verbs = {
         "re-embed": memory_re_embed,
         "neighbours": memory_neighbours,
     },
+    "scale": {"plan": scale_plan, "embed": scale_embed, "neighbours": scale_neighbours},
     "data": {"filter": data_filter},
     "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
     "evaluate": {"scenes": evaluate_scenes, "coco": evaluate_coco, "compare": evaluate_compare},
@@ -1151,6 +1246,7 @@ VERBS: Verbs = {
 GROUPS = {
     "train": "Train one of the models.",
     "memory": "Make a memory of documents, change it, search it, look after it.",
+    "scale": "Fill a memory, and search it through, on many machines.",
     "data": "Prepare data to train on.",
     "scenes": "The built-in world, Emoji Scenes.",
     "evaluate": "Measure how good the models are.",

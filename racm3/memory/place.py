@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from racm3.errors import InputError, MemoryStoreError
+from racm3.remote import Remote, is_remote
 
 __all__ = ["Bucket", "Folder", "Place", "place_of"]
 
@@ -285,12 +286,11 @@ class Lease:
 
 def place_of(at: str | Path) -> Place:
     """The folder, or for s3://bucket/name the bucket. Raises InputError for anything else with a scheme."""
-    scheme = re.match(r"([a-z][a-z0-9]+):/+", str(at))
-    if scheme is None:
-        return Folder(Path(at))
-    if scheme[1] != "s3":
+    if is_remote(at):
+        return Bucket(str(Remote(at)))
+    if re.match("[a-z][a-z0-9]+:/", str(at)):
         raise InputError(f"a memory lies in a folder or at s3://bucket/name, but {at} was given")
-    return Bucket("s3://" + str(at)[scheme.end() :].rstrip("/"))  # a pathlib.Path has lost one of the two slashes
+    return Folder(Path(at))
 
 
 @contextmanager

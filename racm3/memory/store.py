@@ -299,14 +299,28 @@ class Store:
     def write(self, batches: Iterable[tuple[Sequence[Item], np.ndarray]]) -> list[Any]:
         """Write items and their vectors as fragments that belong to no version yet, durably. Any process may.
 
-        `_forget` of another process deletes them as long as no version names them.
+        `_forget` deletes them for as long as no version names them.
         """
         import lance
 
         schema = _schema(self.about)
-        rows = (batch for items, vectors in batches for batch in _rows(items, vectors, schema).to_batches())
-        reader = pa.RecordBatchReader.from_batches(schema, rows)
-        made = lance.fragment.write_fragments(reader, self.table, schema=schema, max_bytes_per_file=FRAGMENT_BYTES)
+        failed: list[BaseException] = []
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            try:
+                for items, vectors in batches:
+                    yield from _rows(items, vectors, schema).to_batches()
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        reader = pa.RecordBatchReader.from_batches(schema, rows())
+        try:
+            made = lance.fragment.write_fragments(reader, self.table, schema=schema, max_bytes_per_file=FRAGMENT_BYTES)
+        except OSError:
+            if failed:
+                raise failed[0] from None  # and not what Arrow and Lance make of it
+            raise
         self._flush(made)
         return list(made)
 
@@ -370,6 +384,7 @@ class Store:
             for task in Compaction.plan(self.table, options).tasks:
                 done = task.execute(self.table)
                 self._flush(done.new_fragments)
+                self.place.still_writing()
                 Compaction.commit(self.table, [done])
                 self.table.checkout_latest()
                 self.place.flush_indices()
@@ -379,6 +394,7 @@ class Store:
     def _forget(self) -> None:
         """Delete all versions but two that hold the same: a damaged manifest has another one before it."""
         self.set_config("racm3.kept", str(self.table.version))
+        self.place.still_writing()  # or what another one is about to commit would be deleted
         self.table.cleanup_old_versions(timedelta(0), retain_versions=2, delete_unverified=True)
 
     def set_config(self, key: str, value: str) -> None:
@@ -404,7 +420,7 @@ class Store:
                     name=INDEX,
                     metric="dot",
                     replace=True,
-                    num_partitions=math.isqrt(rows),
+                    num_partitions=max(1, min(math.isqrt(rows), rows // INDEX_FROM)),
                     num_sub_vectors=max(n for n in range(1, codes + 1) if about.dimension % n == 0),
                 )
                 self.table.create_scalar_index("id", "BTREE", name="ids", replace=True)

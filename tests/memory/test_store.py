@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.memory_crash import crash, power_cuts
 from racm3.document import Document, Image
-from racm3.errors import MemoryStoreError
+from racm3.errors import InputError, MemoryStoreError
 from racm3.memory import place, store
 from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
@@ -102,7 +102,7 @@ def test_no_two_versions_have_one_number(memory: Memory) -> None:
 # Changes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", ["add", "put", "remove", "compact"])
+@pytest.mark.parametrize("change", ["add", "append", "put", "remove", "compact"])
 def test_files_are_flushed_before_the_manifest_and_it_before_the_return(
     memory: Memory, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -111,6 +111,9 @@ def test_files_are_flushed_before_the_manifest_and_it_before_the_return(
     monkeypatch.setattr(place, "_fsync", lambda *paths: flushed.extend(paths))
     if change == "add":
         memory.add(items(1, 50), unit(1))
+    elif change == "append":
+        with memory.writing():
+            memory.append(memory.stage([(items(1, 50), unit(1)), (items(2, 60), unit(2))]))
     elif change == "put":
         memory.put(items(1, 3), unit(1))
     elif change == "remove":
@@ -163,6 +166,19 @@ def test_ids_that_look_like_sql_are_ids(memory: Memory) -> None:
         memory.add([Item(name, Document.of("x"), {}, "")], unit(1, seed=3))
         memory.remove([name])
         assert len(memory) == 30
+
+
+def test_what_is_staged_is_found_only_when_it_is_appended(memory: Memory) -> None:
+    staged = [memory.stage([(items(5, start), unit(5, seed=start))]) for start in (50, 60)]
+    assert memory.stage([]) == []
+    for seen in (memory, Memory.open(memory.path)):
+        assert len(seen) == len(seen.search(unit(1), 99)[0]) == 30
+    with memory.writing():
+        memory.append([*staged[0], *staged[1]])
+    assert len(Memory.open(memory.path)) == 40
+    assert memory.get(["64", "50"]) == [items(1, 64)[0], items(1, 50)[0]]
+    with pytest.raises(InputError, match="5 items came with 4 vectors"):
+        memory.stage([(items(5, 70), unit(4))])
 
 
 # Compaction --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from racm3.errors import EncoderMismatchError
 from racm3.memory.check import check
 from racm3.memory.memory import Memory
 from racm3.memory.sources import Skipped, recognise
+from racm3.remote import Remote
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.remember import Changes, remember
 from racm3.scale import embed as module
@@ -33,6 +35,7 @@ class InTurn:
     def __call__(
         self, pieces: Sequence[Any], workers: Workers, make: Callable[..., Any], *given: Any
     ) -> Iterator[tuple[int, Any]]:
+        pieces, make, given = pickle.loads(pickle.dumps((pieces, make, given)))  # as Ray sends them
         work = make(*given)
         for number, piece in enumerate(pieces):
             if self.done == self.left:
@@ -110,6 +113,16 @@ def test_every_minute_what_is_done_is_committed(
     assert seen == [0, 8, 16, 16]
     reader.refresh()
     assert len(reader) == 20
+
+
+@pytest.mark.usefixtures("in_turn")
+def test_shards_and_memory_may_lie_in_a_bucket(bucket: str, folder: Path, shards: Path, encoder: Encoder) -> None:
+    for file in shards.glob("*.tar"):
+        with Remote(f"{bucket}/shards/{file.name}").open("wb") as stream:
+            stream.write(file.read_bytes())
+    memory = Memory.create(f"{bucket}/memory", encoder.fingerprint, encoder.dimension)
+    assert embed(memory, folder, [recognise(f"{bucket}/shards/*.tar")], ONE) == Changes(added=20, unchanged=1)
+    assert check(memory.path) == (20, [])
 
 
 def test_pictures_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
