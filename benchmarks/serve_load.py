@@ -7,7 +7,8 @@
               change that was acknowledged is there
 
 Ends with one JSON line: answers that differ, answers of 5xx, requests a second loaded / alone, percentiles of the
-latency in seconds, growth of the server's memory from the first tenth of the load to its end, changes that were lost.
+latency in seconds, growth of the server's memory from the first tenth of the load to its end, changes that were lost;
+and the server's CPU time a request, alone / loaded, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ CAPTIONS = [
     for what in ("a fox", "an owl", "two castles", "a sailboat", "a flag of Thailand", "a lobster")
     for where in ("in the snow", "on a beach", "in the night sky", "on a red background")
 ]
-START_S = 120
+REQUESTS_A_CHANGE = 5
+START_S = 300
 
 
 class Server:
@@ -68,6 +70,13 @@ class Server:
         with open(f"/proc/{self.process.pid}/status", encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
 
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of all cores that the server has taken: what a busy machine leaves of a measurement."""
+        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
+            ticks = file.read().rpartition(")")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
     def __enter__(self) -> Server:
         return self
 
@@ -81,24 +90,23 @@ class Server:
 
 
 class Client:
-    """One connection. A request that finds it broken is not sent again."""
+    """Sends each request on a connection of its own."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
 
     def __call__(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         if isinstance(body, tuple):
             content, headers = body[1], {"Content-Type": body[0]}
         else:
             content, headers = (None, {}) if body is None else (json.dumps(body), {"Content-Type": "application/json"})
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         try:
-            self.connection.request(method, path, content, headers)
-            answer = self.connection.getresponse()
+            connection.request(method, path, content, headers)
+            answer = connection.getresponse()
             return answer.status, answer.read()
-        except BaseException:
-            self.connection.close()
-            raise
+        finally:
+            connection.close()
 
     def wait(self) -> None:
         until = time.monotonic() + START_S
@@ -163,8 +171,9 @@ def make_pool(client: Client, count: int) -> list[Call]:
 
 
 def essence(body: bytes) -> Any:
-    """What an answer says, without when it said it."""
-    return re.sub(rb'"(created|created_at)": ?\d+|"id": ?"chatcmpl-\w+"', b"", body)
+    """What an answer says, without when it said it. Scores are rounded: sums of a batch are in another order."""
+    body = re.sub(rb'"(created|created_at)": ?\d+|"id": ?"chatcmpl-\w+"', b"", body)
+    return re.sub(rb'"score": ?(-?[\d.e-]+)', lambda found: b'"score": %.3f' % float(found[1]), body)
 
 
 # Load --------------------------------------------------------------------------------------------------------------
@@ -181,8 +190,17 @@ class Load:
     rss_bytes: list[int] = field(default_factory=list)
 
 
-def loaded(server: Server, pool: list[Call], expected: list[Any], clients: int, requests: int, least_s: float) -> Load:
-    """``clients`` at once send ``requests`` together, or more until ``least_s`` have gone by."""
+def loaded(
+    server: Server,
+    pool: list[Call],
+    expected: list[Any],
+    clients: int,
+    requests: int,
+    least_s: float,
+    due: threading.Semaphore,
+) -> Load:
+    """``clients`` at once send ``requests`` together, or more until ``least_s`` have gone by. After each
+    ``REQUESTS_A_CHANGE``, a change of the memory is ``due``."""
     load, lock, order = Load(), threading.Lock(), random.Random(0)
     started, sent = time.perf_counter(), 0
 
@@ -192,6 +210,8 @@ def loaded(server: Server, pool: list[Call], expected: list[Any], clients: int, 
             if sent >= requests and time.perf_counter() - started >= least_s:
                 return None
             sent += 1
+            if sent % REQUESTS_A_CHANGE == 0:
+                due.release()
             if sent % max(1, requests // 100) == 0:
                 load.rss_bytes.append(server.rss_bytes)
             return order.randrange(len(pool))
@@ -232,14 +252,17 @@ class Changes:
 
 
 @contextmanager
-def changing(port: int, changes: Changes, name: str, pause_s: float) -> Iterator[None]:
-    """Meanwhile, documents that are like no other are added, and every third one is deleted again."""
+def changing(port: int, changes: Changes, name: str, due: threading.Semaphore | None = None) -> Iterator[None]:
+    """Meanwhile, documents that are like no other are added, and every third one is deleted again: one after the other,
+    or each when it is ``due``."""
     done = threading.Event()
 
     def run() -> None:
         client, number = Client(port), 0
         rng = np.random.default_rng(0)
-        while not done.wait(pause_s):
+        while not done.is_set():
+            if due is not None and not due.acquire(timeout=0.1):
+                continue
             number += 1
             own = f"{name}-{number}"
             noise = base64.b64encode(png(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))).decode()
@@ -271,7 +294,7 @@ def killed(start: Callable[[], Server], rounds: int, after_s: float, changes: Ch
         own = [Changes() for _ in range(writers)]
         with ExitStack() as stack:
             for i, one in enumerate(own):
-                stack.enter_context(changing(server.port, one, f"k{number}-{i}", 0.0))
+                stack.enter_context(changing(server.port, one, f"k{number}-{i}"))
             time.sleep(after_s)
             server.end(signal.SIGKILL)
         for one in own:
@@ -301,26 +324,25 @@ def main() -> None:
         def start() -> Server:
             return Server(memory, "--set", "requests_a_minute=0", "timeout_s=3600", f"queue={args.clients + 1}")
 
-        server = start()
-        pool = make_pool(server.client, args.pool)
-        for call in pool[:7]:
-            server.client(*call)  # the first request of a kind takes longer
-        started = time.perf_counter()
-        expected = [essence(server.client(*call)[1]) for call in pool]
-        alone = len(pool) / (time.perf_counter() - started)
-        print(f"one client:  {alone:.1f} requests/s")
-        changes = Changes()
-        with changing(server.port, changes, "w", 0.25):
-            load = loaded(server, pool, expected, args.clients, args.requests, 60 * args.minutes)
-        rate = len(load.seconds) / load.took_s
-        print(
-            f"{args.clients} clients: {rate:.1f} requests/s, {len(changes.there) + len(changes.gone)} documents changed"
-        )
-        lost = changes.lost(server.client)
-        status = server.end()
-        print(f"told to end, it ended with status {status}")
+        with start() as server:
+            pool = make_pool(server.client, args.pool)
+            for call in pool[:7]:
+                server.client(*call)  # the first request of a kind takes longer
+            started, cpu_s = time.perf_counter(), server.cpu_s
+            expected = [essence(server.client(*call)[1]) for call in pool]
+            alone = len(pool) / (time.perf_counter() - started)
+            alone_cpu_s = (server.cpu_s - cpu_s) / len(pool)
+            print(f"one client:  {alone:.1f} requests/s, {1e3 * alone_cpu_s:.0f} ms of CPU each", flush=True)
+            changes, due, cpu_s = Changes(), threading.Semaphore(0), server.cpu_s
+            with changing(server.port, changes, "w", due):
+                load = loaded(server, pool, expected, args.clients, args.requests, 60 * args.minutes, due)
+            rate, cpu_s = len(load.seconds) / load.took_s, (server.cpu_s - cpu_s) / len(load.seconds)
+            print(f"{args.clients} clients: {rate:.1f} requests/s, {1e3 * cpu_s:.0f} ms of CPU each", flush=True)
+            lost = changes.lost(server.client)
+            print(f"told to end, it ended with status {server.end()}")
         lost += killed(start, args.kills, 3.0, changes)
-        print(f"killed {args.kills} times, {len(changes.there) + len(changes.gone)} documents changed in all")
+        changed = len(changes.there) + len(changes.gone)
+        print(f"killed {args.kills} times; {changed} documents changed in all, {lost} changes lost")
     early = load.rss_bytes[len(load.rss_bytes) // 10]
     p50, p95, p99 = (float(np.percentile(load.seconds, share)) for share in (50, 95, 99))
     result = {
@@ -332,6 +354,7 @@ def main() -> None:
         "p99_s": round(p99, 2),
         "memory_growth": round(load.rss_bytes[-1] / early - 1, 4),
         "lost": lost,
+        "cpu_ratio": round(alone_cpu_s / cpu_s, 2),
         "requests": len(load.seconds),
         "minutes": round(load.took_s / 60, 1),
     }

@@ -44,6 +44,12 @@ from racm3.tokens.vocabulary import Vocabulary
 GREY = 128
 """Of a streamed picture's codes that are still to come."""
 
+BY_HAND = "given by hand"
+"""The origin of documents that were not retrieved but given."""
+
+NOTHING = "(nothing)"
+"""In place of a generated text that is blank, which no text may be."""
+
 SCENES = Path(__file__).parent / "weights" / "scenes"
 """The shipped models of the built-in world."""
 
@@ -444,7 +450,7 @@ class RACM3:
 
     def _sources(self, asked: Sequence[Asked], memory: Memory | None) -> list[list[Hit]]:
         sources = [
-            [Hit(f"given-{i}", 1.0, document, {}, "given by hand") for i, document in enumerate(one.retrieved or ())]
+            [Hit(f"given-{i}", 1.0, document, {}, BY_HAND) for i, document in enumerate(one.retrieved or ())]
             for one in asked
         ]
         looking = [i for i, one in enumerate(asked) if one.retrieved is None and one.settings.k]
@@ -536,7 +542,7 @@ class RACM3:
         if answer.is_text:
             text = self.text.decode([id_ - v.text_start for id_ in answer.spans[0]])
             before, after = part.around if isinstance(part, Text) else ("", "")
-            return Text(f"{before}{text}{after}" if f"{before}{text}{after}".strip() else "(nothing)")
+            return Text(f"{before}{text}{after}" if f"{before}{text}{after}".strip() else NOTHING)
         picture = self.pixels(self._codes(draft, answer))
         if isinstance(part, Image):
             picture = self._outside_kept(part, picture)

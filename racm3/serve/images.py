@@ -18,7 +18,7 @@ from starlette.responses import Response
 from racm3.document import Document, Hole, Image, Part, Text
 from racm3.pipeline import Completion, Settings
 from racm3.serve import pictures
-from racm3.serve.api import Api, base64_png, event, settings_of, streamed
+from racm3.serve.api import STREAM, Api, base64_png, event, settings_of, streamed
 from racm3.serve.guard import ApiError
 from racm3.serve.shapes import Drawing, Drawn, Edit, Generation, Images, ImageUsage, TokenDetails
 
@@ -36,12 +36,14 @@ EDIT_BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "additionalProperties": False,
-                    "required": ["image"],
+                    "anyOf": [{"required": ["image"]}, {"required": ["image[]"]}],
                     "properties": {
-                        "image": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "The picture; as image[] twice: and the picture that controls the edit",
+                        "image": {"type": "string", "format": "binary", "description": "The picture to edit"},
+                        "image[]": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "maxItems": 2,
+                            "description": "Instead of image: it, and the picture that controls the edit",
                         },
                         "mask": {
                             "type": "string",
@@ -55,12 +57,6 @@ EDIT_BODY: dict[str, Any] = {
                 }
             }
         },
-    }
-}
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "With stream: server-sent events, a row of codes at a time, then the completed picture",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
 
@@ -125,8 +121,8 @@ def routes(api: Api) -> APIRouter:
             facts["created_at"] = int(time.time())  # type: ignore[assignment]
             if isinstance(partial, list):
                 whole = await api.aside(made, partial, fields, settings, size_px)
-                told = whole.data[0].model_dump() | whole.model_dump(include={"usage", "racm3"})
-                told["sources"] = [source.model_dump(by_alias=True) for source in whole.sources]
+                told = whole.data[0].model_dump()
+                told |= whole.model_dump(include={"usage", "racm3", "sources"}, by_alias=True)
                 yield event({"type": f"{work.kind}.completed"} | told | facts, f"{work.kind}.completed")
             elif index < most:
                 content = partial.content
