@@ -44,6 +44,9 @@ from racm3.tokens.vocabulary import Vocabulary
 GREY = 128
 """Of a streamed picture's codes that are still to come."""
 
+NOTHING = "(nothing)"
+"""In place of a generated text that is blank, which no text may be."""
+
 SCENES = Path(__file__).parent / "weights" / "scenes"
 """The shipped models of the built-in world."""
 
@@ -536,7 +539,7 @@ class RACM3:
         if answer.is_text:
             text = self.text.decode([id_ - v.text_start for id_ in answer.spans[0]])
             before, after = part.around if isinstance(part, Text) else ("", "")
-            return Text(f"{before}{text}{after}" if f"{before}{text}{after}".strip() else "(nothing)")
+            return Text(f"{before}{text}{after}" if f"{before}{text}{after}".strip() else NOTHING)
         picture = self.pixels(self._codes(draft, answer))
         if isinstance(part, Image):
             picture = self._outside_kept(part, picture)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from secrets import token_hex
 from typing import Any
@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 
 from racm3.document import Document, Hole, Image, Part, Text
-from racm3.pipeline import Completion, Settings
+from racm3.pipeline import NOTHING, Completion, Settings
 from racm3.serve.api import Api, base64_png, event, settings_of, streamed
 from racm3.serve.guard import ApiError
 from racm3.serve.shapes import (
@@ -67,10 +67,13 @@ def routes(api: Api) -> APIRouter:
         head = {"id": f"chatcmpl-{token_hex(12)}", "object": "chat.completion.chunk"}
         head |= {"created": int(time.time()), "model": api.name}  # type: ignore[dict-item]
 
-        def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
-            return event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+        said, begun = "", False
 
-        said = ""
+        def chunk(delta: dict[str, Any], own: Mapping[str, Any] = {}, told: Mapping[str, Any] = {}) -> bytes:
+            nonlocal begun
+            delta, begun = delta if begun else {"role": "assistant"} | delta, True
+            return event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None, **own}], **told})
+
         texts: dict[int, str] = {}
 
         def news() -> str:
@@ -81,10 +84,9 @@ def routes(api: Api) -> APIRouter:
             said += new
             return new
 
-        yield chunk({"role": "assistant", "content": ""})
         async for partial in api.partials(request, [document], settings, asked.racm3, show=True):
             if not isinstance(partial, list):
-                if isinstance(partial.content, Text):
+                if isinstance(partial.content, Text) and partial.content.text != NOTHING:
                     texts[partial.part] = partial.content.text
                     if new := news():
                         yield chunk({"content": new})
@@ -99,11 +101,9 @@ def routes(api: Api) -> APIRouter:
             delta: dict[str, Any] = {"content": new} if (new := news()) else {}
             if choice.message.images:
                 delta["images"] = [one.model_dump() for one in choice.message.images]
-            more = choice.model_dump(include={"parts", "attribution", "score"})
-            told = whole.model_dump(include={"racm3"})
-            told["sources"] = [source.model_dump(by_alias=True) for source in whole.sources]
-            last = {"index": 0, "delta": delta, "finish_reason": choice.finish_reason} | more
-            yield event(head | {"choices": [last]} | told)
+            own = choice.model_dump(include={"finish_reason", "parts", "attribution", "score"})
+            told = whole.model_dump(include={"racm3", "sources"}, by_alias=True)
+            yield chunk(delta, own, told)
             if asked.stream_options is not None and asked.stream_options.include_usage:
                 yield event(head | {"choices": [], "usage": whole.usage.model_dump()})
         yield event("[DONE]")

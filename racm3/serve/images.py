@@ -125,8 +125,8 @@ def routes(api: Api) -> APIRouter:
             facts["created_at"] = int(time.time())  # type: ignore[assignment]
             if isinstance(partial, list):
                 whole = await api.aside(made, partial, fields, settings, size_px)
-                told = whole.data[0].model_dump() | whole.model_dump(include={"usage", "racm3"})
-                told["sources"] = [source.model_dump(by_alias=True) for source in whole.sources]
+                told = whole.data[0].model_dump()
+                told |= whole.model_dump(include={"usage", "racm3", "sources"}, by_alias=True)
                 yield event({"type": f"{work.kind}.completed"} | told | facts, f"{work.kind}.completed")
             elif index < most:
                 content = partial.content

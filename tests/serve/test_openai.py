@@ -133,6 +133,8 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
         client.images.generate(prompt="a fox " * 200)
     with pytest.raises(openai.BadRequestError, match="exceed the generator's context"):
         client.images.generate(prompt="a fox " * 200, stream=True)
+    with pytest.raises(openai.BadRequestError, match="exceed the generator's context"):
+        client.chat.completions.create(model=NAME, messages=caption_of(picture(7)), max_tokens=1000, stream=True)
     url: Any = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest/meta-data"}}
     with pytest.raises(openai.BadRequestError, match="fetches no URLs"):
         client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": [url]}])
