@@ -1,4 +1,4 @@
-"""The API from several replicas over one memory, under Ray Serve. Needs `pip install 'racm3[serve]' 'ray[serve]'`.
+"""The API from several replicas over one memory, under Ray Serve. Needs `pip install 'racm3[serve,scale]'`.
 
     python examples/ray_serve.py out/memory --replicas 2
 

@@ -15,7 +15,7 @@ import pytest
 from racm3.pipeline import RACM3
 from tests.serve.conftest import decoded
 
-pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'ray[serve]'", exc_type=ImportError)
+pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'racm3[scale]'", exc_type=ImportError)
 
 
 def test_two_replicas_are_one_server(models: Path, memory_path: Path, twin: RACM3, tmp_path: Path) -> None:
