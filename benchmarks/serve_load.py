@@ -7,7 +7,8 @@
               change that was acknowledged is there
 
 Ends with one JSON line: answers that differ, answers of 5xx, requests a second loaded / alone, percentiles of the
-latency in seconds, growth of the server's memory from the first tenth of the load to its end, changes that were lost.
+latency in seconds, growth of the server's memory from the first tenth of the load to its end, changes that were lost;
+and the server's CPU time a request, alone / loaded, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -67,6 +68,13 @@ class Server:
     def rss_bytes(self) -> int:
         with open(f"/proc/{self.process.pid}/status", encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
+
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of all cores that the server has taken: what a busy machine leaves of a measurement."""
+        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
+            ticks = file.read().rpartition(")")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def __enter__(self) -> Server:
         return self
@@ -301,26 +309,26 @@ def main() -> None:
         def start() -> Server:
             return Server(memory, "--set", "requests_a_minute=0", "timeout_s=3600", f"queue={args.clients + 1}")
 
-        server = start()
-        pool = make_pool(server.client, args.pool)
-        for call in pool[:7]:
-            server.client(*call)  # the first request of a kind takes longer
-        started = time.perf_counter()
-        expected = [essence(server.client(*call)[1]) for call in pool]
-        alone = len(pool) / (time.perf_counter() - started)
-        print(f"one client:  {alone:.1f} requests/s")
-        changes = Changes()
-        with changing(server.port, changes, "w", 0.25):
-            load = loaded(server, pool, expected, args.clients, args.requests, 60 * args.minutes)
-        rate = len(load.seconds) / load.took_s
-        print(
-            f"{args.clients} clients: {rate:.1f} requests/s, {len(changes.there) + len(changes.gone)} documents changed"
-        )
-        lost = changes.lost(server.client)
-        status = server.end()
-        print(f"told to end, it ended with status {status}")
+        with start() as server:
+            pool = make_pool(server.client, args.pool)
+            for call in pool[:7]:
+                server.client(*call)  # the first request of a kind takes longer
+            started, cpu_s = time.perf_counter(), server.cpu_s
+            expected = [essence(server.client(*call)[1]) for call in pool]
+            alone = len(pool) / (time.perf_counter() - started)
+            alone_cpu_s = (server.cpu_s - cpu_s) / len(pool)
+            print(f"one client:  {alone:.1f} requests/s, {1e3 * alone_cpu_s:.0f} ms of CPU each", flush=True)
+            changes, cpu_s = Changes(), server.cpu_s
+            with changing(server.port, changes, "w", 0.25):
+                load = loaded(server, pool, expected, args.clients, args.requests, 60 * args.minutes)
+            rate, cpu_s = len(load.seconds) / load.took_s, (server.cpu_s - cpu_s) / len(load.seconds)
+            print(f"{args.clients} clients: {rate:.1f} requests/s, {1e3 * cpu_s:.0f} ms of CPU each", flush=True)
+            lost = changes.lost(server.client)
+            server.client.connection.close()
+            print(f"told to end, it ended with status {server.end()}")
         lost += killed(start, args.kills, 3.0, changes)
-        print(f"killed {args.kills} times, {len(changes.there) + len(changes.gone)} documents changed in all")
+        changed = len(changes.there) + len(changes.gone)
+        print(f"killed {args.kills} times; {changed} documents changed in all, {lost} changes lost")
     early = load.rss_bytes[len(load.rss_bytes) // 10]
     p50, p95, p99 = (float(np.percentile(load.seconds, share)) for share in (50, 95, 99))
     result = {
@@ -332,6 +340,7 @@ def main() -> None:
         "p99_s": round(p99, 2),
         "memory_growth": round(load.rss_bytes[-1] / early - 1, 4),
         "lost": lost,
+        "cpu_ratio": round(alone_cpu_s / cpu_s, 2),
         "requests": len(load.seconds),
         "minutes": round(load.took_s / 60, 1),
     }

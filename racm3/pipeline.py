@@ -44,6 +44,9 @@ from racm3.tokens.vocabulary import Vocabulary
 GREY = 128
 """Of a streamed picture's codes that are still to come."""
 
+BY_HAND = "given by hand"
+"""The origin of documents that were not retrieved but given."""
+
 NOTHING = "(nothing)"
 """In place of a generated text that is blank, which no text may be."""
 
@@ -447,7 +450,7 @@ class RACM3:
 
     def _sources(self, asked: Sequence[Asked], memory: Memory | None) -> list[list[Hit]]:
         sources = [
-            [Hit(f"given-{i}", 1.0, document, {}, "given by hand") for i, document in enumerate(one.retrieved or ())]
+            [Hit(f"given-{i}", 1.0, document, {}, BY_HAND) for i, document in enumerate(one.retrieved or ())]
             for one in asked
         ]
         looking = [i for i, one in enumerate(asked) if one.retrieved is None and one.settings.k]

@@ -25,7 +25,7 @@ from starlette.responses import StreamingResponse
 from racm3.document import Document, Image
 from racm3.errors import ConfigError, InputError, MemoryStoreError
 from racm3.memory.memory import Memory
-from racm3.pipeline import RACM3, Asked, Completion, PartAttribution, Partial, Settings
+from racm3.pipeline import BY_HAND, RACM3, Asked, Completion, PartAttribution, Partial, Settings
 from racm3.serve import pictures
 from racm3.serve.guard import ApiError, Limits, error_body, too_many
 from racm3.serve.shapes import Attribution, Options, Source, Used
@@ -103,7 +103,8 @@ class Api:
 
         Partial answers are shown only if there is no policy that would have to see the whole first.
         """
-        await self.aside(self.check_policy, "request", documents[0])  # the others are the same
+        for document in [documents[0], *(retrieved or ())]:  # the others are the same
+            await self.aside(self.check_policy, "request", document)
         asked = [Asked(document, settings, settings.seed + i, retrieved) for i, document in enumerate(documents)]
         timeout_s = min(options.timeout_s or self.limits.timeout_s, self.limits.timeout_s)
         ticket = self.worker.submit(
@@ -137,13 +138,12 @@ class Api:
     # Answers ---------------------------------------------------------------------------------------------------------
 
     def sources(self, done: Completion) -> list[Source]:
-        by_hand = {hit.id for hit in done.sources if not hit.metadata and hit.origin == "given by hand"}
         return [
             Source(
                 id=hit.id,
                 score=hit.score,
                 caption=hit.document.text,
-                image=image_path(hit.id) if hit.document.images and hit.id not in by_hand else None,
+                image=image_path(hit.id) if hit.document.images and hit.origin != BY_HAND else None,
                 origin=hit.origin,
             )
             for hit in done.sources

@@ -36,12 +36,14 @@ EDIT_BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "additionalProperties": False,
-                    "required": ["image"],
+                    "anyOf": [{"required": ["image"]}, {"required": ["image[]"]}],
                     "properties": {
-                        "image": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "The picture; as image[] twice: and the picture that controls the edit",
+                        "image": {"type": "string", "format": "binary", "description": "The picture to edit"},
+                        "image[]": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "maxItems": 2,
+                            "description": "Instead of image: it, and the picture that controls the edit",
                         },
                         "mask": {
                             "type": "string",

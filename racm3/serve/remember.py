@@ -18,7 +18,7 @@ from racm3.serve import pictures
 from racm3.serve.api import Api, image_path
 from racm3.serve.guard import ApiError
 from racm3.serve.images import form_of
-from racm3.serve.shapes import ID, Deleted, Found, NewDocument, Page, Remembered, Results, Search
+from racm3.serve.shapes import ID, Deleted, Found, NewDocument, Page, Pages, Remembered, Results, Search, Which
 
 ORIGIN = "api"
 METADATA_CHARS = 20_000
@@ -70,6 +70,7 @@ def routes(api: Api) -> APIRouter:
         await api.aside(api.check_policy, "memory", item.document)
 
         def put() -> bool:
+            memory.refresh()
             if memory.known([item.id]):
                 if memory.unlike([item]):
                     raise ApiError(
@@ -107,28 +108,30 @@ def routes(api: Api) -> APIRouter:
         return item if given.id else replace(item, id=f"doc-{content_hash(item)}")
 
     @router.get("/documents", response_model=Page)
-    async def page(
-        offset: Annotated[int, Query(ge=0, le=2**53)] = 0, limit: Annotated[int, Query(ge=1, le=100)] = 20
-    ) -> Any:
+    async def page(asked: Annotated[Pages, Query()]) -> Any:
         """The documents, in the order in which they lie in the memory."""
         memory = api.memory
 
-        def read() -> tuple[list[Item], int]:
+        def read() -> tuple[list[str], int]:
             memory.refresh()
-            return memory.get(memory.ids[offset : offset + limit]), len(memory)
+            return list(memory.ids[asked.offset : asked.offset + asked.limit]), len(memory)
 
-        items, total = await api.worker.call(read)
-        data = [_remembered(item) for item in items]
-        return Page(data=data, total=total, offset=offset, has_more=offset + len(data) < total)
+        ids, total = await api.worker.call(read)
+        data = [_remembered(item) for item_id in ids for item in await found(item_id)]
+        return Page(data=data, total=total, offset=asked.offset, has_more=asked.offset + len(ids) < total)
 
-    async def one(item_id: str) -> Item:
+    async def found(item_id: str) -> list[Item]:
+        """The document, if it is there. One a call: decoding pictures holds up the next step."""
         memory = api.memory
 
         def read() -> list[Item]:
             memory.refresh()
             return memory.get([item_id]) if memory.known([item_id]) else []
 
-        for item in await api.worker.call(read):
+        return await api.worker.call(read)
+
+    async def one(item_id: str) -> Item:
+        for item in await found(item_id):
             return item
         raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
 
@@ -141,12 +144,14 @@ def routes(api: Api) -> APIRouter:
         response_class=Response,
         responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
     )
-    async def image(item_id: ItemId, n: Annotated[int, Query(ge=0, le=2**31)] = 0) -> Response:
+    async def image(item_id: ItemId, asked: Annotated[Which, Query()]) -> Response:
         """The n-th picture of a document, as PNG."""
         images = (await one(item_id)).document.images
-        if n >= len(images):
+        if asked.n >= len(images):
             raise ApiError(404, f"the document has {len(images)} pictures, counted from 0", "not_found", "n")
-        return Response(await api.aside(images[n].png), media_type="image/png", headers={"Cache-Control": "no-store"})
+        return Response(
+            await api.aside(images[asked.n].png), media_type="image/png", headers={"Cache-Control": "no-store"}
+        )
 
     @router.delete("/documents/{item_id:path}", response_model=Deleted, dependencies=[Depends(may_write)])
     async def delete(item_id: ItemId) -> Any:
@@ -154,6 +159,7 @@ def routes(api: Api) -> APIRouter:
         memory = api.memory
 
         def remove() -> bool:
+            memory.refresh()
             known = bool(memory.known([item_id]))
             if known:
                 memory.remove([item_id])
@@ -173,12 +179,12 @@ def routes(api: Api) -> APIRouter:
             raise ApiError(400, "there is nothing to look for; give a text, an image or both")
         condition = fulfilling(asked.where) if asked.where else None
 
-        def look() -> list[tuple[Item, float]]:
+        def look() -> list[tuple[str, float]]:
             (ranking,) = memory.search(api.model.encoder.embed([Document(tuple(parts))]), asked.limit, where=condition)
-            return list(zip(memory.get(ranking.ids), ranking.scores.tolist(), strict=True))
+            return list(zip(ranking.ids, ranking.scores.tolist(), strict=True))
 
-        found = await api.worker.call(look)
-        return Results(data=[Found(**_remembered(item).model_dump(), score=score) for item, score in found])
+        ranked = [(item, score) for item_id, score in await api.worker.call(look) for item in await found(item_id)]
+        return Results(data=[Found(**_remembered(item).model_dump(), score=score) for item, score in ranked])
 
     return router
 

@@ -153,6 +153,23 @@ class Search(Shape):
     )
 
 
+class Pages(Shape):
+    """Which documents to list: the fields of a query."""
+
+    model_config = ConfigDict(strict=False)
+
+    offset: int = Field(default=0, ge=0, le=MAX_SEED)
+    limit: int = Field(default=20, ge=1, le=100)
+
+
+class Which(Shape):
+    """Which picture of a document: the field of a query."""
+
+    model_config = ConfigDict(strict=False)
+
+    n: int = Field(default=0, ge=0, le=MAX_SEED)
+
+
 # Answers -----------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from racm3.serve.guard import LIMITS, Tokens
 from tests.serve.conftest import listening, open_model
 
 TOKEN = "t" * 20
-EXAMPLES = 12
+EXAMPLES = 8
 HOSTILE = 300
 
 
