@@ -44,7 +44,8 @@ CAPTIONS = [
     for what in ("a fox", "an owl", "two castles", "a sailboat", "a flag of Thailand", "a lobster")
     for where in ("in the snow", "on a beach", "in the night sky", "on a red background")
 ]
-START_S = 120
+REQUESTS_A_CHANGE = 5
+START_S = 300
 
 
 class Server:
@@ -89,24 +90,23 @@ class Server:
 
 
 class Client:
-    """One connection. A request that finds it broken is not sent again."""
+    """Sends each request on a connection of its own."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
 
     def __call__(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         if isinstance(body, tuple):
             content, headers = body[1], {"Content-Type": body[0]}
         else:
             content, headers = (None, {}) if body is None else (json.dumps(body), {"Content-Type": "application/json"})
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         try:
-            self.connection.request(method, path, content, headers)
-            answer = self.connection.getresponse()
+            connection.request(method, path, content, headers)
+            answer = connection.getresponse()
             return answer.status, answer.read()
-        except BaseException:
-            self.connection.close()
-            raise
+        finally:
+            connection.close()
 
     def wait(self) -> None:
         until = time.monotonic() + START_S
@@ -189,8 +189,17 @@ class Load:
     rss_bytes: list[int] = field(default_factory=list)
 
 
-def loaded(server: Server, pool: list[Call], expected: list[Any], clients: int, requests: int, least_s: float) -> Load:
-    """``clients`` at once send ``requests`` together, or more until ``least_s`` have gone by."""
+def loaded(
+    server: Server,
+    pool: list[Call],
+    expected: list[Any],
+    clients: int,
+    requests: int,
+    least_s: float,
+    due: threading.Semaphore,
+) -> Load:
+    """``clients`` at once send ``requests`` together, or more until ``least_s`` have gone by. After each
+    ``REQUESTS_A_CHANGE``, a change of the memory is ``due``."""
     load, lock, order = Load(), threading.Lock(), random.Random(0)
     started, sent = time.perf_counter(), 0
 
@@ -200,6 +209,8 @@ def loaded(server: Server, pool: list[Call], expected: list[Any], clients: int, 
             if sent >= requests and time.perf_counter() - started >= least_s:
                 return None
             sent += 1
+            if sent % REQUESTS_A_CHANGE == 0:
+                due.release()
             if sent % max(1, requests // 100) == 0:
                 load.rss_bytes.append(server.rss_bytes)
             return order.randrange(len(pool))
@@ -240,14 +251,17 @@ class Changes:
 
 
 @contextmanager
-def changing(port: int, changes: Changes, name: str, pause_s: float) -> Iterator[None]:
-    """Meanwhile, documents that are like no other are added, and every third one is deleted again."""
+def changing(port: int, changes: Changes, name: str, due: threading.Semaphore | None = None) -> Iterator[None]:
+    """Meanwhile, documents that are like no other are added, and every third one is deleted again: one after the other,
+    or each when it is ``due``."""
     done = threading.Event()
 
     def run() -> None:
         client, number = Client(port), 0
         rng = np.random.default_rng(0)
-        while not done.wait(pause_s):
+        while not done.is_set():
+            if due is not None and not due.acquire(timeout=0.1):
+                continue
             number += 1
             own = f"{name}-{number}"
             noise = base64.b64encode(png(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))).decode()
@@ -279,7 +293,7 @@ def killed(start: Callable[[], Server], rounds: int, after_s: float, changes: Ch
         own = [Changes() for _ in range(writers)]
         with ExitStack() as stack:
             for i, one in enumerate(own):
-                stack.enter_context(changing(server.port, one, f"k{number}-{i}", 0.0))
+                stack.enter_context(changing(server.port, one, f"k{number}-{i}"))
             time.sleep(after_s)
             server.end(signal.SIGKILL)
         for one in own:
@@ -318,13 +332,12 @@ def main() -> None:
             alone = len(pool) / (time.perf_counter() - started)
             alone_cpu_s = (server.cpu_s - cpu_s) / len(pool)
             print(f"one client:  {alone:.1f} requests/s, {1e3 * alone_cpu_s:.0f} ms of CPU each", flush=True)
-            changes, cpu_s = Changes(), server.cpu_s
-            with changing(server.port, changes, "w", 0.25):
-                load = loaded(server, pool, expected, args.clients, args.requests, 60 * args.minutes)
+            changes, due, cpu_s = Changes(), threading.Semaphore(0), server.cpu_s
+            with changing(server.port, changes, "w", due):
+                load = loaded(server, pool, expected, args.clients, args.requests, 60 * args.minutes, due)
             rate, cpu_s = len(load.seconds) / load.took_s, (server.cpu_s - cpu_s) / len(load.seconds)
             print(f"{args.clients} clients: {rate:.1f} requests/s, {1e3 * cpu_s:.0f} ms of CPU each", flush=True)
             lost = changes.lost(server.client)
-            server.client.connection.close()
             print(f"told to end, it ended with status {server.end()}")
         lost += killed(start, args.kills, 3.0, changes)
         changed = len(changes.there) + len(changes.gone)

@@ -15,7 +15,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from benchmarks.serve_hostile import attack
+from benchmarks.serve_hostile import HANG_S, attack
 from racm3.serve.app import create_app
 from racm3.serve.guard import LIMITS, Tokens
 from tests.serve.conftest import listening, open_model
@@ -38,15 +38,14 @@ def test_the_openapi_document_is_true(url: str) -> None:
     that looks like a picture's URL need not hold a picture."""
     document = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [found.ok() for found in document.get_all_operations()]
-    assert len(operations) > 15
+    assert len(operations) == 15
 
     def check(operation: Any, mode: GenerationMode) -> None:
         @settings(max_examples=EXAMPLES, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
         @given(case=operation.as_strategy(generation_mode=mode))
         def run(case: schemathesis.Case) -> None:
-            case.call_and_validate(
-                headers={"Authorization": f"Bearer {TOKEN}"}, excluded_checks=[positive_data_acceptance]
-            )
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            case.call_and_validate(headers=headers, excluded_checks=[positive_data_acceptance], timeout=HANG_S)
 
         run()
 

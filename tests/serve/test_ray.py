@@ -28,7 +28,7 @@ def test_two_replicas_are_one_server(models: Path, memory_path: Path, twin: RACM
     shutil.copytree(memory_path, memory)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         serve.start(http_options={"port": port})
         serve.run(application(str(models), str(memory), 2))
