@@ -171,8 +171,9 @@ def make_pool(client: Client, count: int) -> list[Call]:
 
 
 def essence(body: bytes) -> Any:
-    """What an answer says, without when it said it."""
-    return re.sub(rb'"(created|created_at)": ?\d+|"id": ?"chatcmpl-\w+"', b"", body)
+    """What an answer says, without when it said it. Scores are rounded: sums of a batch are in another order."""
+    body = re.sub(rb'"(created|created_at)": ?\d+|"id": ?"chatcmpl-\w+"', b"", body)
+    return re.sub(rb'"score": ?(-?[\d.e-]+)', lambda found: b'"score": %.3f' % float(found[1]), body)
 
 
 # Load --------------------------------------------------------------------------------------------------------------

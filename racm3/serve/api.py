@@ -37,6 +37,21 @@ Ts = TypeVarTuple("Ts")
 Policy = Callable[[Literal["request", "answer", "memory"], Document], str | None]
 """Looks at every document that is asked, answered or remembered: None lets it pass, a text is why it may not."""
 
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "With stream: server-sent events, whose data is JSON, but for a last [DONE] of chats",
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+                    "required": ["data"],
+                }
+            }
+        },
+    }
+}
+
 DECODERS = 2
 """Pictures that are decoded or encoded at once (ours): each may take 12 bytes a pixel meanwhile."""
 

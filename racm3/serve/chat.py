@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from racm3.document import Document, Hole, Image, Part, Text
 from racm3.pipeline import NOTHING, Completion, Settings
-from racm3.serve.api import Api, base64_png, event, settings_of, streamed
+from racm3.serve.api import STREAM, Api, base64_png, event, settings_of, streamed
 from racm3.serve.guard import ApiError
 from racm3.serve.shapes import (
     AnyPart,
@@ -32,12 +32,6 @@ from racm3.serve.shapes import (
     TextUsage,
 )
 
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "With stream: server-sent events, chunks of the answer, then [DONE]",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }
-}
 MOST_PAIRS = 400
 """Comparisons of two labels in one request for a classification (ours): seconds of the shipped model's time."""
 

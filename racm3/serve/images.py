@@ -18,7 +18,7 @@ from starlette.responses import Response
 from racm3.document import Document, Hole, Image, Part, Text
 from racm3.pipeline import Completion, Settings
 from racm3.serve import pictures
-from racm3.serve.api import Api, base64_png, event, settings_of, streamed
+from racm3.serve.api import STREAM, Api, base64_png, event, settings_of, streamed
 from racm3.serve.guard import ApiError
 from racm3.serve.shapes import Drawing, Drawn, Edit, Generation, Images, ImageUsage, TokenDetails
 
@@ -57,12 +57,6 @@ EDIT_BODY: dict[str, Any] = {
                 }
             }
         },
-    }
-}
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "With stream: server-sent events, a row of codes at a time, then the completed picture",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
 
