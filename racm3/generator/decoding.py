@@ -122,11 +122,13 @@ def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
     As ``keep_top_k`` does, it keeps those that are as probable as the last of them.
     """
     probability = logits.softmax(-1)  # (B, V)
-    for candidates in (min(CANDIDATES, logits.shape[-1]), logits.shape[-1]):
-        top = probability.topk(candidates).values  # (B, candidates)
+    candidates, most = CANDIDATES, logits.shape[-1]
+    while True:
+        top = probability.topk(min(candidates, most)).values  # (B, candidates)
         kept = top.cumsum(-1) - top < p[:, None]
-        if not (kept[:, -1] & (p < 1)).any():
+        if candidates >= most or not (kept[:, -1] & (p < 1)).any():
             break
+        candidates *= 4
     least = top.where(kept, math.inf).amin(-1).where(p < 1, 0)  # rounding can bring the sum to 1 before the last token
     return logits.masked_fill(probability < least[:, None], -math.inf)
 
