@@ -29,6 +29,7 @@ def cluster() -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # by default any other work on the machine comes before Ray's workers
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
         made.add_node(num_cpus=1, object_store_memory=10**8)
