@@ -28,8 +28,11 @@ def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="needs the extra scale")
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
-    made.add_node(num_cpus=1, object_store_memory=10**8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # by default any other work on the machine comes before Ray's workers
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
+        made.add_node(num_cpus=1, object_store_memory=10**8)
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     assert [node["Resources"]["CPU"] for node in ray.nodes()] == [1, 1]  # so that two workers take both
     yield
