@@ -61,6 +61,7 @@ class Encoder:
         self.processor = processor
         self.redundancy_threshold = redundancy_threshold
         self.padding = padding
+        self._printed: tuple[object, str] | None = None  # what the fingerprint was last computed of, and it
         config: Any = model.config
         text = config.text_config
         self._eos = text.vocab_size - 1 if text.eos_token_id == LEGACY_EOS else int(text.eos_token_id)
@@ -172,8 +173,8 @@ class Encoder:
     def fingerprint(self) -> str:
         """32 hex digits that change with whatever changes the vectors: weights, shape, vocabulary, preprocessing.
 
-        Computed each time from the tensors (about a second for each 2 GB), so it is the same before saving and after
-        loading, and never stale.
+        Computed from the tensors (about a second for each 2 GB), and again when one of them was written to or replaced,
+        so it is the same before saving and after loading, and never stale.
         """
         config: Any = self.model.config
         processor: Any = self.processor
@@ -183,8 +184,16 @@ class Encoder:
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         facts = [towers, self._eos, self._max_tokens, self.image_size_px, image, vocabulary]
         facts += [asdict(self.padding)] if self.padding else []
-        digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
+        weights = sorted(self.model.state_dict(keep_vars=True).items())
+        state = json.dumps(facts), [(name, tensor.data_ptr(), tensor._version) for name, tensor in weights]
+        if self._printed is None or self._printed[0] != state:
+            self._printed = state, self._digest(state[0], weights)
+        return self._printed[1]
+
+    @staticmethod
+    def _digest(facts: str, weights: Sequence[tuple[str, Tensor]]) -> str:
+        digest = hashlib.blake2b(facts.encode(), digest_size=16)
+        for name, tensor in weights:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()

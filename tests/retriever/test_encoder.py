@@ -132,6 +132,21 @@ def test_saved_and_loaded_it_is_the_same(encoder: Encoder, tmp_path: Path) -> No
     assert Encoder.from_pretrained(tmp_path).redundancy_threshold == REDUNDANCY_THRESHOLD == 0.9
 
 
+def test_the_fingerprint_is_computed_again_when_a_weight_was_written_to(encoder: Encoder, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path)
+    loaded = Encoder.from_pretrained(tmp_path)
+    assert loaded.fingerprint == loaded.fingerprint == encoder.fingerprint
+    weight = next(loaded.model.parameters())
+    with torch.no_grad():
+        weight += 1
+    assert loaded.fingerprint != encoder.fingerprint
+    with torch.no_grad():
+        weight -= 1
+    other = Encoder.from_pretrained(tmp_path)
+    next(other.model.parameters()).data = next(other.model.parameters()).data + 1
+    assert other.fingerprint != encoder.fingerprint
+
+
 def test_the_fingerprint_changes_with_what_changes_the_vectors(encoder: Encoder, tmp_path: Path) -> None:
     encoder.save_pretrained(tmp_path)
     prints = {encoder.fingerprint}
