@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -393,7 +393,8 @@ def test_memory(page: Page) -> None:
 def test_what_the_server_refuses_is_said(page: Page) -> None:
     answer = {"error": {"message": "the queue is full", "type": "rate_limit_error", "param": None, "code": None}}
     busy = {"status": 429, "headers": {"Retry-After": "7"}, "json": answer}
-    page.route("**/v1/images/generations", lambda route: route.fulfill(**busy))
+    answers: list[Callable[[Route], None]] = [lambda route: route.fulfill(**busy)]
+    page.route("**/v1/images/generations", lambda route: answers[-1](route))  # one route: changing it would race
     draw = panel(page, "Draw")
     draw.get_by_role("textbox", name="Caption").fill("a disc")
     press(draw, "Draw")
@@ -401,13 +402,11 @@ def test_what_the_server_refuses_is_said(page: Page) -> None:
     expect(draw.get_by_role("article")).to_have_count(0)
 
     broken = f"event: error\ndata: {json.dumps(answer)}\n\n"
-    page.unroute("**/v1/images/generations")
-    page.route("**/v1/images/generations", lambda route: route.fulfill(body=broken, content_type="text/event-stream"))
+    answers.append(lambda route: route.fulfill(body=broken, content_type="text/event-stream"))
     press(draw, "Draw")
     expect(draw.get_by_role("alert")).to_have_text("the queue is full")
 
-    page.unroute("**/v1/images/generations")
-    page.route("**/v1/images/generations", lambda route: route.abort())
+    answers.append(lambda route: route.abort())
     press(draw, "Draw")
     expect(draw.get_by_role("alert")).to_contain_text("does not answer")
     drop(panel(page, "Describe").locator(".drop"), [FilePayload(name="a.txt", mimeType="text/plain", buffer=b"a")])
