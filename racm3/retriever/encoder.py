@@ -61,7 +61,8 @@ class Encoder:
         self.processor = processor
         self.redundancy_threshold = redundancy_threshold
         self.padding = padding
-        self._printed: tuple[object, str] | None = None  # what the fingerprint was last computed of, and it
+        # What the fingerprint was last computed of, and it; and the tensors, so that no other comes to lie in their place.
+        self._printed: tuple[object, str, list[Tensor]] | None = None
         config: Any = model.config
         text = config.text_config
         self._eos = text.vocab_size - 1 if text.eos_token_id == LEGACY_EOS else int(text.eos_token_id)
@@ -173,8 +174,8 @@ class Encoder:
     def fingerprint(self) -> str:
         """32 hex digits that change with whatever changes the vectors: weights, shape, vocabulary, preprocessing.
 
-        Computed from the tensors (about a second for each 2 GB), and again when one of them was written to or replaced,
-        so it is the same before saving and after loading, and never stale.
+        Computed from the tensors (about a second for each 2 GB), and again when torch has written to one of them or
+        another stands in its place, so it is the same before saving and after loading.
         """
         config: Any = self.model.config
         processor: Any = self.processor
@@ -187,7 +188,7 @@ class Encoder:
         weights = sorted(self.model.state_dict(keep_vars=True).items())
         state = json.dumps(facts), [(name, tensor.data_ptr(), tensor._version) for name, tensor in weights]
         if self._printed is None or self._printed[0] != state:
-            self._printed = state, self._digest(state[0], weights)
+            self._printed = state, self._digest(state[0], weights), [tensor.detach() for _, tensor in weights]
         return self._printed[1]
 
     @staticmethod
