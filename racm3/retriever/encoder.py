@@ -61,7 +61,7 @@ class Encoder:
         self.processor = processor
         self.redundancy_threshold = redundancy_threshold
         self.padding = padding
-        # What the fingerprint was last computed of, and it; and the tensors, so that no other comes to lie in their place.
+        # What the fingerprint was last computed of, and it; and the tensors, so that no other comes to lie there.
         self._printed: tuple[object, str, list[Tensor]] | None = None
         config: Any = model.config
         text = config.text_config
