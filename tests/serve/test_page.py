@@ -49,12 +49,18 @@ expect.set_options(timeout=SLOW_MS)
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the shipped models, with the first documents of the built-in world."""
+def model(tmp_path_factory: pytest.TempPathFactory) -> RACM3:
+    """The shipped models, with the first documents of the built-in world."""
     model = RACM3.from_pretrained("scenes")
     path = tmp_path_factory.mktemp("page") / "memory"
     model.memory = Memory.create(path, model.encoder.fingerprint, model.encoder.dimension)
     remember(model.memory, model.encoder, islice(World(memory=1).items("memory"), DOCUMENTS))
+    return model
+
+
+@pytest.fixture(scope="module")
+def origin(model: RACM3) -> Iterator[str]:
+    """A server of them."""
     with listening(create_app(model, "racm3-scenes")) as (url, _):
         yield url
 
@@ -396,16 +402,42 @@ def test_what_the_server_refuses_is_said(page: Page) -> None:
     answers: list[Callable[[Route], None]] = [lambda route: route.fulfill(**busy)]
     page.route("**/v1/images/generations", lambda route: answers[-1](route))  # one route: changing it would race
     draw = panel(page, "Draw")
+    said = draw.locator("form").get_by_role("alert")  # an output that has begun has an alert of its own
     draw.get_by_role("textbox", name="Caption").fill("a disc")
     press(draw, "Draw")
-    expect(draw.get_by_role("alert")).to_have_text("the queue is full (Try again in 7 s.)")
+    expect(said).to_have_text("the queue is full (Try again in 7 s.)")
     expect(draw.get_by_role("article")).to_have_count(0)
+
+    broken = f"event: error\ndata: {json.dumps(answer)}\n\n"
+    answers.append(lambda route: route.fulfill(body=broken, content_type="text/event-stream"))
+    press(draw, "Draw")
+    expect(said).to_have_text("the queue is full")
 
     answers.append(lambda route: route.abort())
     press(draw, "Draw")
-    expect(draw.get_by_role("alert")).to_contain_text("does not answer")
+    expect(said).to_contain_text("does not answer")
     drop(panel(page, "Describe").locator(".drop"), [FilePayload(name="a.txt", mimeType="text/plain", buffer=b"a")])
     expect(page.get_by_text("a.txt is not a picture.")).to_be_visible()
+
+
+def test_a_stream_that_breaks_is_said(page: Page, model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, left = model.engine.step, iter(range(30))  # a few rows of a picture
+
+    def failing() -> object:
+        if next(left, None) is None:
+            raise RuntimeError("a fault of the test's")
+        return step()
+
+    monkeypatch.setattr(model.engine, "step", failing)
+    draw = panel(page, "Draw")
+    draw.get_by_role("textbox", name="Caption").fill("a disc")
+    press(draw, "Draw")
+    expect(draw.locator("form").get_by_role("alert")).to_have_text("the server failed; its log says why")
+    expect(draw.get_by_role("article")).to_have_count(0)
+    monkeypatch.undo()
+    press(draw, "Draw")
+    finished(draw)
+    expect(draw.locator("form").get_by_role("alert")).to_have_text("")
 
 
 def test_stop(page: Page) -> None:
