@@ -170,10 +170,18 @@ def make_pool(client: Client, count: int) -> list[Call]:
     return pool
 
 
-def essence(body: bytes) -> Any:
+def essence(body: bytes) -> bytes:
     """What an answer says, without when it said it. Scores are rounded: sums of a batch are in another order."""
     body = re.sub(rb'"(created|created_at)": ?\d+|"id": ?"chatcmpl-\w+"', b"", body)
     return re.sub(rb'"score": ?(-?[\d.e-]+)', lambda found: b'"score": %.3f' % float(found[1]), body)
+
+
+def first_difference(expected: bytes, found: bytes) -> str:
+    """Where two answers part, in words."""
+    pairs = enumerate(zip(expected, found, strict=False))
+    place = next((i for i, (one, other) in pairs if one != other), min(len(expected), len(found)))
+    around = slice(max(0, place - 60), place + 60)
+    return f"at byte {place} {found[around]!r}, alone {expected[around]!r}"
 
 
 # Load --------------------------------------------------------------------------------------------------------------
@@ -184,6 +192,8 @@ class Load:
     """What came of the loaded requests."""
 
     wrong: int = 0
+    differing: dict[int, bytes] = field(default_factory=dict)
+    """The last wrong answer to each request of the pool."""
     errors_5xx: int = 0
     seconds: list[float] = field(default_factory=list)
     took_s: float = 0.0
@@ -193,7 +203,7 @@ class Load:
 def loaded(
     server: Server,
     pool: list[Call],
-    expected: list[Any],
+    expected: list[bytes],
     clients: int,
     requests: int,
     least_s: float,
@@ -225,7 +235,9 @@ def loaded(
             with lock:
                 load.seconds.append(took)
                 load.errors_5xx += status >= 500
-                load.wrong += status != 200 or essence(body) != expected[number]
+                if status != 200 or essence(body) != expected[number]:
+                    load.wrong += 1
+                    load.differing[number] = essence(body)
 
     threads = [threading.Thread(target=run) for _ in range(clients)]
     for thread in threads:
@@ -253,20 +265,18 @@ class Changes:
 
 @contextmanager
 def changing(port: int, changes: Changes, name: str, due: threading.Semaphore | None = None) -> Iterator[None]:
-    """Meanwhile, documents that are like no other are added, and every third one is deleted again: one after the other,
-    or each when it is ``due``."""
+    """Meanwhile, documents that no request retrieves are added, and every third one is deleted again: one after the
+    other, or each when it is ``due``. They have words alone: pictures of noise were retrieved for some flags."""
     done = threading.Event()
 
     def run() -> None:
         client, number = Client(port), 0
-        rng = np.random.default_rng(0)
         while not done.is_set():
             if due is not None and not due.acquire(timeout=0.1):
                 continue
             number += 1
             own = f"{name}-{number}"
-            noise = base64.b64encode(png(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))).decode()
-            new = {"id": own, "text": f"xyzzy {own}", "image": f"data:image/png;base64,{noise}"}
+            new = {"id": own, "text": f"xyzzy {own}"}
             changes.open.add(own)
             try:
                 if client("POST", "/v1/memory/documents", new)[0] == 201:
@@ -338,6 +348,8 @@ def main() -> None:
                 load = loaded(server, pool, expected, args.clients, args.requests, 60 * args.minutes, due)
             rate, cpu_s = len(load.seconds) / load.took_s, (server.cpu_s - cpu_s) / len(load.seconds)
             print(f"{args.clients} clients: {rate:.1f} requests/s, {1e3 * cpu_s:.0f} ms of CPU each", flush=True)
+            for number, answer in load.differing.items():
+                print(f"request {number} ({pool[number][1]}): {first_difference(expected[number], answer)}")
             lost = changes.lost(server.client)
             print(f"told to end, it ended with status {server.end()}")
         lost += killed(start, args.kills, 3.0, changes)

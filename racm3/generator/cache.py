@@ -1,7 +1,8 @@
 """Caches: keys and values of the tokens read so far, and attention over them.
 
-    Passage   one sequence, read many tokens at a time: a prompt, or the beginning that several prompts share
-    Rows      many sequences that go on by one token each; they may share one passage, which is then kept once
+    Passage      one sequence, read many tokens at a time: a prompt, or the beginning that several prompts share
+    Rows         many sequences that go on by one token each; they may share one passage, which is then kept once
+    PrefixCache  beginnings of earlier prompts, for later ones that begin alike
 
 A reader asks each cache for the positions of its next ``pending`` tokens, has it attend to them layer by layer, and
 lets it advance. Stored lengths are rounded up to a multiple of 64 and masked: attention then sums in the same order
@@ -13,6 +14,7 @@ Letters in shapes: L layers, R rows, T new tokens, S tokens in the cache, H head
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from racm3.generator.model import GeneratorConfig
 
-__all__ = ["Cache", "Passage", "Rows", "rounded", "token_bytes"]
+__all__ = ["Cache", "Passage", "PrefixCache", "Rows", "rounded", "token_bytes"]
 
 MULTIPLE = 64
 """Tokens to which lengths are rounded up; attention kernels work in vectors of at most 16 numbers and tiles of 64."""
@@ -106,6 +108,35 @@ class Passage:
 
     def advance(self) -> None:
         self.length += self.pending
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
+class PrefixCache:
+    """Passages by the ids that they hold, each with the states (T, D) of its tokens: those used last, in
+    ``limit_bytes``.
+
+    Nothing is written to a passage that is in here.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.nbytes = 0
+        self._kept: OrderedDict[tuple[int, ...], tuple[Passage, Tensor]] = OrderedDict()
+
+    def get(self, ids: tuple[int, ...]) -> tuple[Passage, Tensor] | None:
+        if ids in self._kept:
+            self._kept.move_to_end(ids)
+        return self._kept.get(ids)
+
+    def put(self, ids: tuple[int, ...], passage: Passage, states: Tensor) -> None:
+        self._kept[ids] = passage, states
+        self.nbytes += passage.nbytes + states.nbytes
+        while self.nbytes > self.limit_bytes:
+            _, (passage, states) = self._kept.popitem(last=False)
+            self.nbytes -= passage.nbytes + states.nbytes
 
 
 class Rows:

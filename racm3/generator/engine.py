@@ -6,7 +6,8 @@ thing: without a C compiler, jobs that share a context kept once sum their atten
 
     submit    a job waits until there is room in the batch and in memory
     begin     what prompts have in common is read once: by samples of one prompt, by the streams of guidance behind the
-              same retrieved documents, by jobs that arrive together. If enough rows share it, it is kept once as well
+              same retrieved documents, by jobs that arrive together. If enough rows share it, it is kept once as well.
+              Retrieved documents stay read for later jobs, as long as there is room in the prefix cache
     draw      logits of the part of the vocabulary that is wanted -> filters -> one token a job -> the job's constraint
     go on     the rows of jobs that are done leave; the others read their tokens, all in one pass
 
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor
 
 from racm3.errors import CacheLimitError, ConfigError, InputError, MarkupError, PromptTooLongError
-from racm3.generator.cache import Passage, Rows, rounded, token_bytes
+from racm3.generator.cache import Passage, PrefixCache, Rows, rounded, token_bytes
 from racm3.generator.decoding import Constraint, Sampling, choose, keep_allowed, shape
 from racm3.generator.model import Generator
 from racm3.generator.reader import Reader, Weights
@@ -45,6 +46,11 @@ READ_TOKENS = 4096
 
 SHARED_TOKENS = 512
 """Tokens saved from which a common beginning is kept once; below, a copy a row is as fast and simpler to batch."""
+
+PREFIX_BYTES = 256 * 2**20
+"""Keys and values of retrieved documents that stay for later jobs (ours: of the shipped model, 150 pairs of documents),
+but no more than one in ``PREFIX_SHARE`` of the bytes that all keys and values may take."""
+PREFIX_SHARE = 8
 
 OnStep = Callable[[int, int], None]
 """Called with the tokens drawn and the most that will be."""
@@ -207,8 +213,9 @@ class Engine:
     """Completes and scores sequences with one generator, at most ``max_rows`` streams at a time.
 
     ``weights``: how decoding holds them, by default as the generator does; it has a copy of its own, made at the first
-    job and again when the generator's have changed. ``cache_bytes``: the most memory that keys and values may take, by
-    default three quarters of what is free when the engine is made.
+    job and again when the generator's have changed. ``cache_bytes``: the most memory that keys and values of jobs may
+    take, by default three quarters of what is free when the engine is made; ``prefix_bytes``: what those of retrieved
+    documents may take besides, for later jobs.
     Raises ConfigError if the generator has another vocabulary, or ``max_rows`` is too small.
     """
 
@@ -219,6 +226,7 @@ class Engine:
         max_rows: int = 64,
         weights: Weights | None = None,
         cache_bytes: int | None = None,
+        prefix_bytes: int | None = None,
     ) -> None:
         if generator.config.vocabulary_size != vocabulary.size:
             raise ConfigError(
@@ -231,6 +239,9 @@ class Engine:
         as_held: Weights = "bfloat16" if generator.lm_head.weight.dtype == torch.bfloat16 else "float32"
         self.weights: Weights = weights or as_held
         self.cache_bytes = cache_bytes if cache_bytes is not None else _free_bytes(self.device) * 3 // 4
+        self._prefixes = PrefixCache(
+            min(PREFIX_BYTES, self.cache_bytes // PREFIX_SHARE) if prefix_bytes is None else prefix_bytes
+        )
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._groups: list[_Group] = []
@@ -431,6 +442,7 @@ class Engine:
         if self._reader is None or (not self._running and version != self._version):
             self._reader = Reader(self.generator, self.vocabulary.image_start, self.weights)
             self._version = version
+            self._prefixes = PrefixCache(self._prefixes.limit_bytes)
         return self._reader
 
     def _begin(self, requests: Sequence[Request], reader: Reader) -> None:
@@ -439,7 +451,7 @@ class Engine:
         for request in requests:
             for number, stream in enumerate(request.streams):
                 owners.setdefault(stream, []).append((request, number))
-        for length, beginning, streams in self._families_read(reader, list(owners)):
+        for length, beginning, streams in self._families_read(reader, list(owners), self._prefixes):
             members = sum(len(owners[prompt]) for prompt, _, _ in streams)
             shared = self._new_group(reader, 0, beginning) if (members - 1) * length >= SHARED_TOKENS else None
             for prompt, whole, pieces in streams:
@@ -451,15 +463,26 @@ class Engine:
                     group.owners.append(owner)
                     group.states.append(pieces[-1][-1:])
 
-    def _families_read(self, reader: Reader, prompts: Sequence[tuple[int, ...]]) -> list[_Family]:
-        """Read different prompts, what is common to several once."""
+    def _families_read(
+        self, reader: Reader, prompts: Sequence[tuple[int, ...]], prefixes: PrefixCache | None = None
+    ) -> list[_Family]:
+        """Read different prompts, what is common to several once; retrieved documents not at all if they were read
+        before, and are in ``prefixes``."""
 
         def passage(tokens: int, after: Passage | None = None) -> Passage:
             return Passage(reader.config, tokens, reader.cache_dtype, reader.device, after)
 
         families = _families(prompts)
-        beginnings = [(passage(length), members[0][:length]) for length, members in families]
-        first = self._read(reader, beginnings)
+        common = [members[0][:length] for length, members in families]
+        documents = self._documents_read(reader, common, prefixes)
+        beginnings = [
+            (passage(len(ids), before), ids[len(states) :])
+            for ids, (before, states) in zip(common, documents, strict=True)
+        ]
+        first = [
+            torch.cat((states, own)) if len(states) else own
+            for (_, states), own in zip(documents, self._read(reader, beginnings), strict=True)
+        ]
         remainders = [
             (passage(len(prompt), beginning), prompt[length:])
             for (beginning, _), (length, members) in zip(beginnings, families, strict=True)
@@ -478,6 +501,26 @@ class Engine:
                     streams.append((prompt, beginning, [states]))
             read.append(_Family(length, beginning, streams))
         return read
+
+    def _documents_read(
+        self, reader: Reader, beginnings: Sequence[tuple[int, ...]], prefixes: PrefixCache | None
+    ) -> list[tuple[Passage | None, Tensor]]:
+        """Of each beginning, the passage of the retrieved documents in it, if any, and their states (T, D)."""
+        nothing = None, torch.empty(0, reader.config.width, device=reader.device)
+        if prefixes is None:
+            return [nothing] * len(beginnings)
+        # The main document begins with the last <doc>.
+        documents = [
+            ids[: max((i for i, id in enumerate(ids) if id == self.vocabulary.doc), default=0)] for ids in beginnings
+        ]
+        found = {ids: prefixes.get(ids) for ids in documents if ids}
+        new = [ids for ids, kept in found.items() if kept is None]
+        passages = [Passage(reader.config, len(ids), reader.cache_dtype, reader.device) for ids in new]
+        read = self._read(reader, list(zip(passages, new, strict=True)))
+        for ids, passage, states in zip(new, passages, read, strict=True):
+            found[ids] = passage, states
+            prefixes.put(ids, passage, states)
+        return [found.get(ids) or nothing for ids in documents]
 
     def _common_group(self, reader: Reader, room: int) -> _Group:
         """The group of rows of this room that share nothing."""

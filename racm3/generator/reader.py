@@ -6,7 +6,8 @@ they are operators as well. What these pay for at small batches is their calls a
 processor cannot stream; hence
 
     fused      query, key and value are one matrix, gate and up another; norm weights are folded into what follows them
-    laid out   small matrices are transposed, large ones are packed for oneDNN, at every batch size alike
+    laid out   matrices are packed for oneDNN, which sums a row in one order at any number of rows; torch.mm does so on
+               some processors only
     in pairs   rotary pairs lie beside each other (queries and keys are permuted alike): rotating is one complex product
     ragged     tokens of all sequences are rows of one matrix; only attention, which the caches do, tells them apart
     in two     the output projection is cut at the first image code: a picture needs no scores of words
@@ -39,19 +40,16 @@ __all__ = ["Reader", "Weights"]
 Weights = Literal["float32", "bfloat16", "int8"]
 """How weights are held; ``int8`` with one scale an output. Less to read makes steps faster, of ``step.c`` at least."""
 
-PACKED_FROM = 2**20
-"""Weights in a matrix from which packing pays: a call of oneDNN takes 10 us longer, what 4 MB save at 8 rows."""
-
 Matrix = Callable[[Tensor], Tensor]
 """x (N, inputs) -> (N, outputs), float32 both."""
 
 
 def matrix(weight: Tensor, weights: Weights) -> Matrix:
-    """The product with ``weight`` (outputs, inputs), laid out for its size and the device."""
+    """The product with ``weight`` (outputs, inputs), laid out for the device."""
     if weights == "int8":
         return _int8(weight)
     weight = weight.to(getattr(torch, weights))
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight.numel() >= PACKED_FROM:
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)
         product = torch.ops.mkldnn._linear_pointwise
         if weights == "float32":

@@ -18,6 +18,7 @@ enum { LANES = 16, PANEL = 32, TILE = 8 }; /* numbers of a vector; outputs and r
 
 typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef vector loose __attribute__((aligned(4))); /* wherever it lies */
 
 #if WEIGHT_BYTES == 4
 typedef float number;
@@ -27,6 +28,7 @@ static inline void widen(const number *p, vector *left, vector *right) {
     *right = *(const vector *)(p + LANES);
 }
 static inline float loaded(cached x) { return x; }
+static inline vector lanes(const cached *p) { return *(const loose *)p; }
 static inline cached stored(float x) { return x; }
 #else
 typedef uint16_t cached; /* bfloat16: the upper half of a float32 */
@@ -35,6 +37,10 @@ static inline float loaded(cached x) {
     float result;
     memcpy(&result, &whole, 4);
     return result;
+}
+typedef cached sixteen __attribute__((vector_size(2 * LANES), aligned(2)));
+static inline vector lanes(const cached *p) {
+    return (vector)(__builtin_convertvector(*(const sixteen *)p, bits) << 16);
 }
 static inline cached stored(float x) { /* rounded to the nearest, to the even one of two */
     uint32_t whole;
@@ -159,34 +165,60 @@ static void turn(float *head, const float *scales, const float *angles, int64_t 
     }
 }
 
+/* The sum of a vector's numbers, half by half. */
+static inline float total(vector v) {
+    typedef float half __attribute__((vector_size(2 * LANES)));
+    typedef float quarter __attribute__((vector_size(LANES)));
+    const union { vector whole; half halves[2]; } x = {v};
+    const union { half whole; quarter quarters[2]; } y = {x.halves[0] + x.halves[1]};
+    const quarter z = y.quarters[0] + y.quarters[1];
+    return z[0] + z[2] + (z[1] + z[3]);
+}
+
+/* The product of a query and a key, (E,): whole vectors first, in their order, then what is left. */
+static inline float product_of(const float *q, const cached *key, int64_t width) {
+    vector sum = {0};
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) sum += *(const loose *)(q + i) * lanes(key + i);
+    float result = total(sum);
+    for (; i < width; i++) result += q[i] * loaded(key[i]);
+    return result;
+}
+
 /* scores (tokens,) of a query; returns the largest of them and of `largest`. */
 static float scored(const float *q, const cached *keys, int64_t tokens, int64_t width, float *scores, float largest) {
     for (int64_t t = 0; t < tokens; t++) {
-        const cached *key = keys + t * width;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; i++) sum += q[i] * loaded(key[i]);
-        scores[t] = sum;
-        largest = sum > largest ? sum : largest;
+        scores[t] = product_of(q, keys + t * width, width);
+        largest = scores[t] > largest ? scores[t] : largest;
     }
     return largest;
 }
 
+/* `count` vectors of y += the sum of values, each times its weight, token after token. */
+static inline __attribute__((always_inline)) void
+summed(int count, const float *weights, const cached *values, int64_t tokens, int64_t width, float *y) {
+    vector sums[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) sums[j] = *(const loose *)(y + j * LANES);
+    for (int64_t t = 0; t < tokens; t++, values += width)
+#pragma GCC unroll 4
+        for (int j = 0; j < count; j++) sums[j] += weights[t] * lanes(values + j * LANES);
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) *(loose *)(y + j * LANES) = sums[j];
+}
+
 /* y (E,) += the sum of values, each times its weight. */
 static void gathered(const float *weights, const cached *values, int64_t tokens, int64_t width, float *y) {
-    int64_t t = 0;
-    for (; t + 4 <= tokens; t += 4, values += 4 * width) { /* four at a time: y is read and written less often */
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            float sum = y[i];
-            for (int j = 0; j < 4; j++) sum += weights[t + j] * loaded(values[j * width + i]);
-            y[i] = sum;
+    int64_t i = 0;
+    for (int64_t left; (left = (width - i) / LANES); i += (left > 4 ? 4 : left) * LANES) switch (left) {
+            case 1: summed(1, weights, values + i, tokens, width, y + i); break;
+            case 2: summed(2, weights, values + i, tokens, width, y + i); break;
+            case 3: summed(3, weights, values + i, tokens, width, y + i); break;
+            default: summed(4, weights, values + i, tokens, width, y + i);
         }
-    }
-    for (; t < tokens; t++, values += width) {
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) y[i] += weights[t] * loaded(values[i]);
-    }
+    if (i < width)
+        for (int64_t t = 0; t < tokens; t++, values += width)
+            for (int64_t j = i; j < width; j++) y[j] += weights[t] * loaded(values[j]);
 }
 
 /* What one row's queries of one key/value head see: qkv (H + 2 G, E) of the row -> its y (H, E). */

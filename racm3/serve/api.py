@@ -24,10 +24,10 @@ from starlette.responses import StreamingResponse
 
 from racm3.document import Document, Image
 from racm3.errors import ConfigError, InputError, MemoryStoreError
-from racm3.memory.memory import Memory
 from racm3.pipeline import BY_HAND, RACM3, Asked, Completion, PartAttribution, Partial, Settings
 from racm3.serve import pictures
 from racm3.serve.guard import ApiError, Limits, error_body, too_many
+from racm3.serve.keeper import Keeper
 from racm3.serve.shapes import Attribution, Options, Source, Used
 from racm3.serve.worker import Busy, Gone, Late, Worker
 
@@ -57,7 +57,7 @@ DECODERS = 2
 
 
 class Api:
-    """One model, its memory and its worker, as the routes see them."""
+    """One model with its worker, and a memory with its keeper, as the routes see them."""
 
     def __init__(
         self, model: RACM3, name: str, limits: Limits, fetch_from: Collection[str], policy: Policy | None
@@ -65,13 +65,24 @@ class Api:
         self.model, self.name, self.limits, self.policy = model, name, limits, policy
         self.fetch_from = frozenset(fetch_from)
         self.worker = Worker(model, limits.queue)
+        self._keeper = None if model.memory is None else Keeper(model.memory, limits.queue)
         self.created = int(time.time())
 
     @property
-    def memory(self) -> Memory:
-        if self.model.memory is None:
+    def keeper(self) -> Keeper:
+        if self._keeper is None:
             raise ApiError(404, "this server runs without a memory", "no_memory")
-        return self.model.memory
+        return self._keeper
+
+    async def documents(self) -> int | None:
+        """How many the memory holds."""
+        return None if self._keeper is None else await self._keeper.call(len)
+
+    def stop(self) -> None:
+        """Finish what was accepted, and end."""
+        self.worker.stop()
+        if self._keeper is not None:
+            self._keeper.stop()
 
     # Requests --------------------------------------------------------------------------------------------------------
 

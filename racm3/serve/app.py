@@ -64,7 +64,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         api.worker.start()
         yield
-        await asyncio.to_thread(api.worker.stop)
+        await asyncio.to_thread(api.stop)
 
     app = FastAPI(
         title="racm3",
@@ -102,12 +102,11 @@ def _models(api: Api) -> APIRouter:
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     async def the_model() -> Model:
-        memory = api.model.memory
         facts = ModelFacts(
             image_size_px=api.model.image.image_size_px,
             grid=api.model.image.grid,
             context_tokens=api.model.generator.config.context_tokens,
-            documents=None if memory is None else await api.worker.call(lambda: len(memory)),
+            documents=await api.documents(),
             limits=asdict(api.limits),
         )
         return Model(id=api.name, created=api.created, racm3=facts)
@@ -150,8 +149,8 @@ def _system(api: Api, metrics: Metrics) -> APIRouter:
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def measured() -> Response:
         """For Prometheus."""
-        if (memory := api.model.memory) is not None:
-            documents.set(await api.worker.call(lambda: len(memory)))
+        if (count := await api.documents()) is not None:
+            documents.set(count)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     if PAGE.exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -10,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from racm3.document import Document, Image, Part, Text
+from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
 from racm3.memory.sources.item import checked
 from racm3.memory.store import content_hash
@@ -65,12 +68,11 @@ def routes(api: Api) -> APIRouter:
     )
     async def add(request: Request) -> Any:
         """Add a document; with the answer, it is on disk. The same one again is no error, another of its id is."""
-        memory = api.memory
+        keeper = api.keeper
         item = await new_item(request)
         await api.aside(api.check_policy, "memory", item.document)
 
-        def put() -> bool:
-            memory.refresh()
+        def put(memory: Memory) -> bool:
             if memory.known([item.id]):
                 if memory.unlike([item]):
                     raise ApiError(
@@ -80,7 +82,7 @@ def routes(api: Api) -> APIRouter:
             memory.add([item], api.model.encoder.embed([item.document]))
             return True
 
-        added = await api.worker.call(put)
+        added = await keeper.call(put)
         return JSONResponse(_remembered(item).model_dump(by_alias=True), 201 if added else 200)
 
     async def new_item(request: Request) -> Item:
@@ -110,28 +112,16 @@ def routes(api: Api) -> APIRouter:
     @router.get("/documents", response_model=Page)
     async def page(asked: Annotated[Pages, Query()]) -> Any:
         """The documents, in the order in which they lie in the memory."""
-        memory = api.memory
 
-        def read() -> tuple[list[str], int]:
-            memory.refresh()
-            return list(memory.ids[asked.offset : asked.offset + asked.limit]), len(memory)
+        def read(memory: Memory) -> tuple[list[Item], int]:
+            return memory.get(memory.ids[asked.offset : asked.offset + asked.limit]), len(memory)
 
-        ids, total = await api.worker.call(read)
-        data = [_remembered(item) for item_id in ids for item in await found(item_id)]
-        return Page(data=data, total=total, offset=asked.offset, has_more=asked.offset + len(ids) < total)
-
-    async def found(item_id: str) -> list[Item]:
-        """The document, if it is there. One a call: decoding pictures holds up the next step."""
-        memory = api.memory
-
-        def read() -> list[Item]:
-            memory.refresh()
-            return memory.get([item_id]) if memory.known([item_id]) else []
-
-        return await api.worker.call(read)
+        items, total = await api.keeper.call(read)
+        data = [_remembered(item) for item in items]
+        return Page(data=data, total=total, offset=asked.offset, has_more=asked.offset + len(items) < total)
 
     async def one(item_id: str) -> Item:
-        for item in await found(item_id):
+        if item := (await api.keeper.call(partial(known, [item_id]))).get(item_id):
             return item
         raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
 
@@ -156,23 +146,22 @@ def routes(api: Api) -> APIRouter:
     @router.delete("/documents/{item_id:path}", response_model=Deleted, dependencies=[Depends(may_write)])
     async def delete(item_id: ItemId) -> Any:
         """Delete a document; with the answer, no request finds it any more."""
-        memory = api.memory
 
-        def remove() -> bool:
-            memory.refresh()
+        def remove(memory: Memory) -> bool:
             known = bool(memory.known([item_id]))
             if known:
                 memory.remove([item_id])
             return known
 
-        if not await api.worker.call(remove):
+        if not await api.keeper.call(remove):
             raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
         return Deleted(id=item_id)
 
     @router.post("/search", response_model=Results)
     async def search(asked: Search) -> Any:
         """The documents nearest to words, to a picture, or to both, best first."""
-        memory = api.memory
+        keeper, memory = api.keeper, api.model.memory
+        assert memory is not None  # or there is no keeper
         parts: list[Part] = [Text(asked.text)] if asked.text else []
         parts += await api.pictures([(asked.image, "image")] if asked.image else [])
         if not parts:
@@ -183,10 +172,17 @@ def routes(api: Api) -> APIRouter:
             (ranking,) = memory.search(api.model.encoder.embed([Document(tuple(parts))]), asked.limit, where=condition)
             return list(zip(ranking.ids, ranking.scores.tolist(), strict=True))
 
-        ranked = [(item, score) for item_id, score in await api.worker.call(look) for item in await found(item_id)]
-        return Results(data=[Found(**_remembered(item).model_dump(), score=score) for item, score in ranked])
+        ranked = await api.worker.call(look)
+        items = await keeper.call(partial(known, [item_id for item_id, _ in ranked]))
+        there = [(items[item_id], score) for item_id, score in ranked if item_id in items]
+        return Results(data=[Found(**_remembered(item).model_dump(), score=score) for item, score in there])
 
     return router
+
+
+def known(ids: Sequence[str], memory: Memory) -> dict[str, Item]:
+    """Those documents that are there."""
+    return {item.id: item for item in memory.get(list(memory.known(ids)))}
 
 
 def _remembered(item: Item) -> Remembered:

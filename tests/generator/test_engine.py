@@ -256,6 +256,32 @@ def test_what_prompts_have_in_common_is_read_once(
     assert_same(completions, [slow(engine, job) for job in [*jobs, Job(prompt(3, 3), image(), GREEDY)]])
 
 
+def test_retrieved_documents_stay_read_for_later_jobs(engine: Engine, passes: list[tuple[int, int]]) -> None:
+    documents = [V.doc, *prompt(9, 0), V.end, V.doc, *prompt(9, 1), V.end]
+    jobs = [Job([*documents, V.doc, *prompt(count, 2)], ImageSpan(V, 1), GREEDY) for count in (1, 3, 5)]
+    expected = [slow(engine, job) for job in jobs]
+    fresh = Engine(engine.generator, V)
+    assert_same([fresh.run([job])[0] for job in jobs], expected)
+    assert [tokens for tokens, _ in passes] == [22, 2, 4, 6]
+    assert (
+        [fresh.run([job])[0] for job in jobs]
+        == fresh.run(jobs)
+        == [Engine(engine.generator, V).run([j])[0] for j in jobs]
+    )
+
+    passes.clear()
+    kept = fresh._prefixes.nbytes
+    one_only = Engine(engine.generator, V, prefix_bytes=kept)
+    other = Job([V.doc, *prompt(20, 3), V.end, V.doc, V.image], ImageSpan(V, 1), GREEDY)  # as many tokens
+    for job in (jobs[0], other, jobs[0]):
+        one_only.run([job])
+    assert [tokens for tokens, _ in passes] == [22, 2, 22, 2, 22, 2]
+    assert one_only._prefixes.nbytes == kept
+    passes.clear()
+    Engine(engine.generator, V, prefix_bytes=0).run([jobs[0]] * 2)
+    assert [tokens for tokens, _ in passes] == [22, 2]
+
+
 def test_rows_of_finished_jobs_drop_out(engine: Engine, passes: list[tuple[int, int]]) -> None:
     engine.run([Job(prompt(4, 0), ImageSpan(V, count)) for count in (2, 5, 1)])
     assert [tokens for tokens, _ in passes] == [4, 2, 1, 1, 1]  # the prompt; then two jobs are left, then one

@@ -26,8 +26,10 @@ def test_a_renumbered_generator_says_the_same_in_other_numbers(tied: bool) -> No
     assert new.config.context_tokens == 32
     ids = torch.randint(20, (2, 9))
     with torch.no_grad():
-        renumbered = new.logits(new(ids))
-        assert torch.equal(renumbered, old.logits(old(order[ids]))[..., order])
+        assert torch.equal(new(ids), old(order[ids]))
+        # Not bit by bit: some processors sum a column in an order that its place decides.
+        expected = old.logits(old(order[ids]))[..., order]
+        torch.testing.assert_close(new.logits(new(ids)), expected, rtol=1e-12, atol=1e-14)
 
 
 def test_new_rows_are_means() -> None:

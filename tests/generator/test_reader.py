@@ -11,7 +11,6 @@ from torch import Tensor
 
 from racm3.errors import ConfigError
 from racm3.generator import native as native_module
-from racm3.generator import reader as reader_module
 from racm3.generator.cache import Passage, Rows
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.reader import Reader
@@ -51,11 +50,9 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return request.param == "native"
 
 
-@pytest.fixture(params=["small", "ungrouped", "untied", "packed"])
-def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, native: bool) -> tuple[Generator, Reader]:
+@pytest.fixture(params=["small", "ungrouped", "untied"])
+def pair(request: pytest.FixtureRequest, native: bool) -> tuple[Generator, Reader]:
     changes = {"ungrouped": {"kv_heads": 4}, "untied": {"tie_embeddings": False}}
-    if request.param == "packed":
-        monkeypatch.setattr(reader_module, "PACKED_FROM", 0)
     model = generator(replace(CONFIG, **changes.get(request.param, {})))
     reader = Reader(model, BOUNDARY)
     assert (reader.stepper is not None) == native
