@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from racm3.generator.prompt import HiddenCodes, HiddenText, OpenPart, Prompt, an
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Hit, Retriever
-from racm3.tokens.documents import image_codes, token_documents
+from racm3.tokens.documents import TokenCache, image_codes, token_documents
 from racm3.tokens.image import ImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument
 from racm3.tokens.text import TextTokenizer
@@ -159,12 +159,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Partial:
-    """How far a part of a document is: a text so far, or a picture whose codes still to come are grey. The last one
-    of a stream has the ``completion``."""
+    """How far a part of a document is. The last one of a stream has the ``completion``."""
 
     part: int
-    content: Part
+    make: Callable[[], Part] = field(repr=False)
     completion: Completion | None = None
+
+    @cached_property
+    def content(self) -> Part:
+        """A text so far, or a picture whose codes still to come are grey; made when first asked for, in any thread."""
+        return self.make()
 
 
 @dataclass
@@ -206,6 +210,7 @@ class RACM3:
         self.text, self.image, self.markup, self.encoder = text, image, markup, encoder
         self.generator = generator
         self.engine = Engine(generator, markup.vocabulary)
+        self._tokens = TokenCache(text, image)
         self.memory = memory
         if memory is not None:
             memory.check_encoder(encoder.fingerprint)
@@ -292,11 +297,11 @@ class RACM3:
         if settings.samples != 1:
             raise ConfigError(f"a stream shows one sample, but samples is {settings.samples}; give 1, or use complete")
         (draft,) = self.begin([Asked(document, settings, settings.seed, retrieved)], memory)
-        for partial in self.go_on(draft):
-            if partial is None:
+        for now in self.go_on(draft):
+            if now is None:
                 self.engine.step()
             else:
-                yield partial
+                yield now
 
     def begin(self, asked: Sequence[Asked], memory: Memory | None = None) -> list[Draft]:
         """Look up what is asked, all together; ``go_on`` does the rest. ``memory`` and errors as in ``complete``."""
@@ -329,14 +334,14 @@ class RACM3:
                     now = self._shown(answer)
                     if now > shown:
                         shown = now
-                        yield Partial(answer.part, self._content(draft, answer))
+                        yield Partial(answer.part, self._so_far(draft, answer))
             finally:
                 for request in requests:
                     request.cancel()
             self._accept(draft, prompts, [request.completion for request in requests])
         done = self._completion(draft)
         part = done.answers[-1].part
-        yield Partial(part, done.document.parts[part], done)
+        yield Partial(part, lambda: done.document.parts[part], done)
 
     def generate_image(self, caption: str, settings: Settings = Settings(), **given: Any) -> Completion:
         """Caption -> image. Keyword arguments are those of ``complete``."""
@@ -435,7 +440,7 @@ class RACM3:
         gains = np.zeros((self.markup.codes_per_image, len(done.sources)))
         gains[list(cells)] = own.gains
         shown: list[tuple[Image | None, np.ndarray]] = []
-        documents = token_documents([hit.document for hit in done.sources], self.text, self.image)
+        documents = self._tokens([hit.document for hit in done.sources])
         for hit, document, drawn in zip(done.sources, documents, own.drawn, strict=True):
             ids = self.markup.to_ids(document)
             if hit.document.images:
@@ -467,7 +472,7 @@ class RACM3:
 
     def _contexts(self, hits: Sequence[Hit], settings: Settings) -> list[list[TokenDocument]]:
         """The documents of every context; the best go to different ones, and none stays empty beside others."""
-        documents = token_documents([hit.document for hit in hits], self.text, self.image)
+        documents = self._tokens([hit.document for hit in hits])
         return [documents[i :: settings.contexts] for i in range(min(settings.contexts, len(documents)) or 1)]
 
     def _open_parts(self, document: Document) -> list[OpenPart]:
@@ -533,26 +538,29 @@ class RACM3:
         if answer.is_text:
             ids = tuple(id_ - self.markup.vocabulary.text_start for id_ in answer.spans[0])
             before, after = (given.before, given.after) if isinstance(given, HiddenText) else ((), ())
-            return self._content(draft, answer), TextIds((*before, *ids, *after))
-        return self._content(draft, answer), ImageCodes(tuple(self._codes(draft, answer).tolist()))
+            return self._so_far(draft, answer)(), TextIds((*before, *ids, *after))
+        return self._so_far(draft, answer)(), ImageCodes(tuple(self._codes(given, answer).tolist()))
 
-    def _content(self, draft: Draft, answer: Answer) -> Part:
-        """The part that was asked for, as far as it is generated; codes still to come are grey."""
-        v, part = self.markup.vocabulary, draft.document.parts[answer.part]
+    def _so_far(self, draft: Draft, answer: Answer) -> Callable[[], Part]:
+        """What makes the part that was asked for, as far as it is generated now."""
+        return partial(self._content, draft.document.parts[answer.part], draft.parts[answer.part], answer)
+
+    def _content(self, part: Part, given: OpenPart, answer: Answer) -> Part:
+        """A part as far as it is generated; codes still to come are grey. ``given``: its ids and codes."""
+        v = self.markup.vocabulary
         if answer.is_text:
             text = self.text.decode([id_ - v.text_start for id_ in answer.spans[0]])
             before, after = part.around if isinstance(part, Text) else ("", "")
             return Text(f"{before}{text}{after}" if f"{before}{text}{after}".strip() else NOTHING)
-        picture = self.pixels(self._codes(draft, answer))
+        picture = self.pixels(self._codes(given, answer))
         if isinstance(part, Image):
             picture = self._outside_kept(part, picture)
         if missing := answer.places[len(answer.chosen) :]:
             picture = np.where(self._cells(missing)[..., None], np.uint8(GREY), picture)
         return Image(picture)
 
-    def _codes(self, draft: Draft, answer: Answer) -> np.ndarray:
+    def _codes(self, given: OpenPart, answer: Answer) -> np.ndarray:
         """(N,) codes of the picture that was asked for, as far as they are generated."""
-        given = draft.parts[answer.part]
         codes = np.array(given.codes if isinstance(given, HiddenCodes) else [0] * self.markup.codes_per_image)
         codes[list(answer.chosen)] = [id_ - self.markup.vocabulary.image_start for id_ in answer.chosen.values()]
         return codes

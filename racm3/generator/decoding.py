@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 
-CANDIDATES = 256
-"""Most probable tokens among which the end of top p is sought first: seldom more are needed, and all take longer."""
+CANDIDATES = 16
+"""Most probable tokens among which the end of top p is sought first: most rows need no more, and all take longer."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,14 @@ def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
     As ``keep_top_k`` does, it keeps those that are as probable as the last of them.
     """
     probability = logits.softmax(-1)  # (B, V)
-    candidates, most = CANDIDATES, logits.shape[-1]
-    while True:
-        top = probability.topk(min(candidates, most)).values  # (B, candidates)
-        kept = top.cumsum(-1) - top < p[:, None]
-        if candidates >= most or not (kept[:, -1] & (p < 1)).any():
-            break
+    least = torch.zeros_like(p, dtype=probability.dtype)  # rounding can bring the sum to 1 before the last token
+    (rows,), candidates, most = (p < 1).nonzero(as_tuple=True), CANDIDATES, logits.shape[-1]
+    while len(rows):
+        top = probability[rows].topk(min(candidates, most)).values  # (rows, candidates)
+        kept = top.cumsum(-1) - top < p[rows, None]
+        least[rows] = top.where(kept, math.inf).amin(-1)
+        rows = rows[kept[:, -1]] if candidates < most else rows[:0]
         candidates *= 4
-    least = top.where(kept, math.inf).amin(-1).where(p < 1, 0)  # rounding can bring the sum to 1 before the last token
     return logits.masked_fill(probability < least[:, None], -math.inf)
 
 

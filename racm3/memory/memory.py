@@ -97,10 +97,6 @@ class Memory:
             memory.check_encoder(encoder_fingerprint)
         return memory
 
-    def another(self) -> Memory:
-        """The same memory, opened once more: for another thread, which the one this belongs to need not wait for."""
-        return Memory(Store.open(self.path), self._search)
-
     def check_encoder(self, fingerprint: str) -> None:
         """Raises EncoderMismatchError if another encoder made this memory: its vectors mean something else."""
         if fingerprint != self.encoder_fingerprint:
@@ -238,7 +234,7 @@ class Memory:
         """The items of ``ids``, in that order. Raises MemoryStoreError for an id that is not here."""
 
         def read() -> list[Item]:
-            addresses = (self._made or Indexed(self._store)).find(ids)  # no vector is read for this
+            addresses = self._engine.find(ids)
             if missing := [item_id for item_id in ids if item_id not in addresses]:
                 raise MemoryStoreError(
                     f"the memory {self.path} holds no document {missing[0]!r}; Memory.ids lists them all"

@@ -63,6 +63,7 @@ class Encoder:
         self.padding = padding
         # What the fingerprint was last computed of, and it; and the tensors, so that no other comes to lie there.
         self._printed: tuple[object, str, list[Tensor]] | None = None
+        self._words: tuple[Tokenizer, int, list[tuple[str, int]]] | None = None
         config: Any = model.config
         text = config.text_config
         self._eos = text.vocab_size - 1 if text.eos_token_id == LEGACY_EOS else int(text.eos_token_id)
@@ -182,14 +183,21 @@ class Encoder:
         shape = ("hidden_act", "layer_norm_eps", "num_attention_heads")
         towers = [[getattr(tower, key) for key in shape] for tower in (config.text_config, config.vision_config)]
         image = [list(processor.image_mean), list(processor.image_std), dict(processor.size), int(processor.resample)]
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        facts = [towers, self._eos, self._max_tokens, self.image_size_px, image, vocabulary]
+        facts = [towers, self._eos, self._max_tokens, self.image_size_px, image, self._vocabulary()]
         facts += [asdict(self.padding)] if self.padding else []
         weights = sorted(self.model.state_dict(keep_vars=True).items())
-        state = json.dumps(facts), [(name, tensor.data_ptr(), tensor._version) for name, tensor in weights]
+        state = facts, [(name, tensor.data_ptr(), tensor._version) for name, tensor in weights]
         if self._printed is None or self._printed[0] != state:
-            self._printed = state, self._digest(state[0], weights), [tensor.detach() for _, tensor in weights]
+            digest = self._digest(json.dumps(facts), weights)
+            self._printed = state, digest, [tensor.detach() for _, tensor in weights]
         return self._printed[1]
+
+    def _vocabulary(self) -> list[tuple[str, int]]:
+        """Words and ids, sorted; made again when the tokenizer is another one, or has grown."""
+        known = self.tokenizer, self.tokenizer.get_vocab_size()
+        if self._words is None or self._words[0] is not known[0] or self._words[1] != known[1]:
+            self._words = *known, sorted(self.tokenizer.get_vocab().items())
+        return self._words[2]
 
     @staticmethod
     def _digest(facts: str, weights: Sequence[tuple[str, Tensor]]) -> str:

@@ -24,10 +24,10 @@ from starlette.responses import StreamingResponse
 
 from racm3.document import Document, Image
 from racm3.errors import ConfigError, InputError, MemoryStoreError
+from racm3.memory.memory import Memory
 from racm3.pipeline import BY_HAND, RACM3, Asked, Completion, PartAttribution, Partial, Settings
 from racm3.serve import pictures
 from racm3.serve.guard import ApiError, Limits, error_body, too_many
-from racm3.serve.keeper import Keeper
 from racm3.serve.shapes import Attribution, Options, Source, Used
 from racm3.serve.worker import Busy, Gone, Late, Worker
 
@@ -57,7 +57,7 @@ DECODERS = 2
 
 
 class Api:
-    """One model with its worker, and a memory with its keeper, as the routes see them."""
+    """One model, its memory and its worker, as the routes see them."""
 
     def __init__(
         self, model: RACM3, name: str, limits: Limits, fetch_from: Collection[str], policy: Policy | None
@@ -65,24 +65,19 @@ class Api:
         self.model, self.name, self.limits, self.policy = model, name, limits, policy
         self.fetch_from = frozenset(fetch_from)
         self.worker = Worker(model, limits.queue)
-        self._keeper = None if model.memory is None else Keeper(model.memory, limits.queue)
         self.created = int(time.time())
 
     @property
-    def keeper(self) -> Keeper:
-        if self._keeper is None:
+    def memory(self) -> Memory:
+        """To be used in the keeper's thread."""
+        if self.model.memory is None:
             raise ApiError(404, "this server runs without a memory", "no_memory")
-        return self._keeper
+        return self.model.memory
 
     async def documents(self) -> int | None:
         """How many the memory holds."""
-        return None if self._keeper is None else await self._keeper.call(len)
-
-    def stop(self) -> None:
-        """Finish what was accepted, and end."""
-        self.worker.stop()
-        if self._keeper is not None:
-            self._keeper.stop()
+        memory = self.model.memory
+        return None if memory is None else await self.worker.keeper.call(lambda: len(memory))
 
     # Requests --------------------------------------------------------------------------------------------------------
 

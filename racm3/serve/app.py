@@ -64,7 +64,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         api.worker.start()
         yield
-        await asyncio.to_thread(api.stop)
+        await asyncio.to_thread(api.worker.stop)
 
     app = FastAPI(
         title="racm3",

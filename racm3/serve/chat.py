@@ -80,12 +80,12 @@ def routes(api: Api) -> APIRouter:
 
         async for partial in api.partials(request, [document], settings, asked.racm3, show=True):
             if not isinstance(partial, list):
-                if isinstance(partial.content, Text) and partial.content.text != NOTHING:
-                    texts[partial.part] = partial.content.text
+                content = await api.aside(lambda now: now.content, partial)
+                if isinstance(content, Text) and content.text != NOTHING:
+                    texts[partial.part] = content.text
                     if new := news():
                         yield chunk({"content": new})
-                elif isinstance(partial.content, Image):
-                    content = partial.content
+                elif isinstance(content, Image):
                     shown = await api.aside(_image_part, content)
                     yield chunk({"images": [shown.model_dump()]})
                 continue

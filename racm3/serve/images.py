@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from racm3.document import Document, Hole, Image, Part, Text
-from racm3.pipeline import Completion, Settings
+from racm3.pipeline import Completion, Partial, Settings
 from racm3.serve import pictures
 from racm3.serve.api import STREAM, Api, base64_png, event, settings_of, streamed
 from racm3.serve.guard import ApiError
@@ -125,12 +125,14 @@ def routes(api: Api) -> APIRouter:
                 told |= whole.model_dump(include={"usage", "racm3", "sources"}, by_alias=True)
                 yield event({"type": f"{work.kind}.completed"} | told | facts, f"{work.kind}.completed")
             elif index < most:
-                content = partial.content
-                assert isinstance(content, Image)
-                png = await api.aside(_png, content, size_px)
+                png = await api.aside(shown, partial, size_px)
                 told = {"type": f"{work.kind}.partial_image", "b64_json": png, "partial_image_index": index}
                 yield event(told | facts, f"{work.kind}.partial_image")
                 index += 1
+
+    def shown(partial: Partial, size_px: int) -> str:
+        assert isinstance(partial.content, Image)
+        return _png(partial.content, size_px)
 
     def made(done: Sequence[Completion], fields: Drawing, settings: Settings, size_px: int) -> Images:
         data = []

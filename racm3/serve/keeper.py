@@ -1,45 +1,50 @@
-"""Keeper: the one thread that reads and changes the memory for the API, so that no disk holds up the worker's steps.
+"""Keeper: the one thread that looks into the memory and changes it, so that no disk holds up the worker's steps.
 
-It has the memory open by itself, as another process would: what it has acknowledged, the worker's next search sees.
+What requests are to read is looked up here, and what the API changes is changed here, in the order in which it came: a
+change that was acknowledged is seen by all that is looked up afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from racm3.memory.memory import Memory
-from racm3.serve.worker import Busy
-
-__all__ = ["Keeper"]
+__all__ = ["Busy", "Keeper"]
 
 T = TypeVar("T")
+
+
+class Busy(Exception):
+    """The queue is full; ``retry_after_s`` is when there may be room."""
+
+    def __init__(self, waiting: int, retry_after_s: float) -> None:
+        super().__init__(f"{waiting} requests are waiting, as many as may; try again in {retry_after_s:.0f} s")
+        self.retry_after_s = retry_after_s
 
 
 class Keeper:
     """At most ``queue`` calls wait."""
 
-    def __init__(self, memory: Memory, queue: int) -> None:
-        self._memory, self._queue = memory.another(), queue
+    def __init__(self, queue: int) -> None:
+        self._queue = queue
         self._waiting = 0
         self._thread = ThreadPoolExecutor(1, "racm3-keeper")
 
-    async def call(self, work: Callable[[Memory], T]) -> T:
-        """What ``work`` makes of the memory as it is now. Raises Busy, or what ``work`` raises."""
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Do ``work`` when its turn comes."""
+        return self._thread.submit(work)
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives. Raises Busy, or what ``work`` raises."""
         if self._waiting >= self._queue:
             raise Busy(self._waiting, 1.0)
         self._waiting += 1
-        done = asyncio.wrap_future(self._thread.submit(self._do, work))
-        try:
-            return await asyncio.shield(done)  # a change that was begun is completed though its client has gone
+        try:  # what was begun is completed, though its client has gone
+            return await asyncio.shield(asyncio.wrap_future(self.submit(work)))
         finally:
             self._waiting -= 1
-
-    def _do(self, work: Callable[[Memory], T]) -> T:
-        self._memory.refresh()
-        return work(self._memory)
 
     def stop(self) -> None:
         """Finish what was accepted, and end."""

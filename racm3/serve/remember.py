@@ -56,7 +56,7 @@ def may_write(request: Request) -> None:
 
 
 def routes(api: Api) -> APIRouter:
-    router = APIRouter(prefix="/v1/memory", tags=["memory"])
+    router, keeper = APIRouter(prefix="/v1/memory", tags=["memory"]), api.worker.keeper
 
     @router.post(
         "/documents",
@@ -68,11 +68,12 @@ def routes(api: Api) -> APIRouter:
     )
     async def add(request: Request) -> Any:
         """Add a document; with the answer, it is on disk. The same one again is no error, another of its id is."""
-        keeper = api.keeper
+        memory = api.memory
         item = await new_item(request)
         await api.aside(api.check_policy, "memory", item.document)
 
-        def put(memory: Memory) -> bool:
+        def put() -> bool:
+            memory.refresh()
             if memory.known([item.id]):
                 if memory.unlike([item]):
                     raise ApiError(
@@ -113,15 +114,18 @@ def routes(api: Api) -> APIRouter:
     async def page(asked: Annotated[Pages, Query()]) -> Any:
         """The documents, in the order in which they lie in the memory."""
 
-        def read(memory: Memory) -> tuple[list[Item], int]:
+        memory = api.memory
+
+        def read() -> tuple[list[Item], int]:
+            memory.refresh()
             return memory.get(memory.ids[asked.offset : asked.offset + asked.limit]), len(memory)
 
-        items, total = await api.keeper.call(read)
+        items, total = await keeper.call(read)
         data = [_remembered(item) for item in items]
         return Page(data=data, total=total, offset=asked.offset, has_more=asked.offset + len(items) < total)
 
     async def one(item_id: str) -> Item:
-        if item := (await api.keeper.call(partial(known, [item_id]))).get(item_id):
+        for item in await keeper.call(partial(known, api.memory, [item_id])):
             return item
         raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
 
@@ -146,43 +150,43 @@ def routes(api: Api) -> APIRouter:
     @router.delete("/documents/{item_id:path}", response_model=Deleted, dependencies=[Depends(may_write)])
     async def delete(item_id: ItemId) -> Any:
         """Delete a document; with the answer, no request finds it any more."""
+        memory = api.memory
 
-        def remove(memory: Memory) -> bool:
+        def remove() -> bool:
+            memory.refresh()
             known = bool(memory.known([item_id]))
             if known:
                 memory.remove([item_id])
             return known
 
-        if not await api.keeper.call(remove):
+        if not await keeper.call(remove):
             raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
         return Deleted(id=item_id)
 
     @router.post("/search", response_model=Results)
     async def search(asked: Search) -> Any:
         """The documents nearest to words, to a picture, or to both, best first."""
-        keeper, memory = api.keeper, api.model.memory
-        assert memory is not None  # or there is no keeper
+        memory = api.memory
         parts: list[Part] = [Text(asked.text)] if asked.text else []
         parts += await api.pictures([(asked.image, "image")] if asked.image else [])
         if not parts:
             raise ApiError(400, "there is nothing to look for; give a text, an image or both")
         condition = fulfilling(asked.where) if asked.where else None
 
-        def look() -> list[tuple[str, float]]:
+        def look() -> list[tuple[Item, float]]:
             (ranking,) = memory.search(api.model.encoder.embed([Document(tuple(parts))]), asked.limit, where=condition)
-            return list(zip(ranking.ids, ranking.scores.tolist(), strict=True))
+            return list(zip(memory.get(ranking.ids), ranking.scores.tolist(), strict=True))
 
-        ranked = await api.worker.call(look)
-        items = await keeper.call(partial(known, [item_id for item_id, _ in ranked]))
-        there = [(items[item_id], score) for item_id, score in ranked if item_id in items]
-        return Results(data=[Found(**_remembered(item).model_dump(), score=score) for item, score in there])
+        ranked = await keeper.call(look)
+        return Results(data=[Found(**_remembered(item).model_dump(), score=score) for item, score in ranked])
 
     return router
 
 
-def known(ids: Sequence[str], memory: Memory) -> dict[str, Item]:
-    """Those documents that are there."""
-    return {item.id: item for item in memory.get(list(memory.known(ids)))}
+def known(memory: Memory, ids: Sequence[str]) -> list[Item]:
+    """Those documents that are there now."""
+    memory.refresh()
+    return memory.get(list(memory.known(ids)))
 
 
 def _remembered(item: Item) -> Remembered:

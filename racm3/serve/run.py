@@ -38,10 +38,14 @@ def serve(
 
     Raises ConfigError if others than this machine reach ``host`` and there are no tokens.
     """
+    import torch
     import uvicorn
 
     from racm3.serve.app import create_app
 
+    # One core is left to the event loop and the disk: threads of one step wait for each other, and where one of them is
+    # kept from its core all take longer. On two cores one thread is faster, for one client and for 200.
+    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     tokens = None if token_file is None else Tokens.load(token_file)
     if tokens is None and not is_loopback(host):
         raise ConfigError(

@@ -1,9 +1,10 @@
-"""Worker: the one thread that owns the model. Requests of all kinds share its engine's steps.
+"""Worker: the one thread that owns the engine. Requests of all kinds share its steps.
 
-    join      requests that wait are begun together, while there is room in the batch
+    join      what requests read is looked up by the keeper, for all that wait together, while there is room in the
+              batch; then they are begun
     go on     each running request looks at what the last step drew, and submits what it needs next
     step      one token for all of them
-    calls     between two steps: whatever else needs the model or the memory (search, changes, classification)
+    calls     between two steps: whatever else needs the engine (classification)
 
 A request leaves when it is complete, when its client has gone, and when its time is up. Handlers are coroutines on an
 event loop; ``Ticket`` and futures carry what comes back to them.
@@ -18,10 +19,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
+from itertools import islice
 from typing import Any, TypeVar
 
 from racm3.errors import RACM3Error
 from racm3.pipeline import RACM3, Asked, Completion, Draft, Partial
+from racm3.serve.keeper import Busy, Keeper
 
 __all__ = ["Busy", "Gone", "Late", "Ticket", "Worker"]
 
@@ -33,14 +36,6 @@ CALLS_S = 0.02
 PACE = 0.1
 """Weight of the newest request in the mean seconds a request."""
 MOST_RETRY_S = 60.0
-
-
-class Busy(Exception):
-    """The queue is full; ``retry_after_s`` is when there may be room."""
-
-    def __init__(self, waiting: int, retry_after_s: float) -> None:
-        super().__init__(f"{waiting} requests are waiting, as many as may; try again in {retry_after_s:.0f} s")
-        self.retry_after_s = retry_after_s
 
 
 class Late(Exception):
@@ -138,9 +133,12 @@ class Worker:
 
     def __init__(self, model: RACM3, queue: int) -> None:
         self.model, self.queue = model, queue
+        self.keeper = Keeper(queue)
         self.steps = 0
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._waiting: deque[Ticket] = deque()
+        self._sought: list[Ticket] = []  # whose documents the keeper looks up
+        self._found: deque[tuple[Ticket, list[Draft] | Exception]] = deque()
         self._running: list[Ticket] = []
         self._pace_s = 1.0
         self._last_done = time.monotonic()
@@ -150,7 +148,7 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._sought) + len(self._found)
 
     @property
     def running(self) -> int:
@@ -169,6 +167,7 @@ class Worker:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
+        self.keeper.stop()
 
     def submit(
         self, asked: Sequence[Asked], *, timeout_s: float, show: bool = False, attribution: bool = False
@@ -208,8 +207,8 @@ class Worker:
     def _something_to_do(self) -> bool:
         """Wait until there is; False when the worker is to end."""
         with self._changed:
-            while not (self._calls or self._waiting or self._running):
-                if self._stopping:
+            while not (self._calls or self._running or self._found or (self._waiting and not self._sought)):
+                if self._stopping and not self._sought:
                     return False
                 self._changed.wait()
         return True
@@ -236,32 +235,44 @@ class Worker:
                 ticket.leave(None if ticket.cancelled else late)
 
     def _join(self) -> None:
-        """Begin what waits, in order, while there is room for its rows in the batch; one request always has room."""
-        rows = sum(ticket.rows for ticket in self._running)
-        new: list[Ticket] = []
+        """Begin what was looked up. Let what waits be looked up next, in order, while there is room for its rows in the
+        batch; one request always has room."""
+        while self._found:
+            ticket, drafts = self._found.popleft()
+            if isinstance(drafts, Exception):
+                ticket.leave(_told(drafts))
+            else:
+                ticket.begin(drafts, self.model)
+                self._running.append(ticket)
         with self._changed:
+            if self._sought:
+                return
+            rows = sum(ticket.rows for ticket in self._running)
             while self._waiting:
                 rows += self._waiting[0].rows
-                if 2 * rows > self.model.engine.max_rows and (self._running or new):  # a guided row is two
+                if 2 * rows > self.model.engine.max_rows and (self._running or self._sought):  # a guided row is two
                     break
-                new.append(self._waiting.popleft())
-        self._begin(new)
+                self._sought.append(self._waiting.popleft())
+            sought = list(self._sought)
+        if sought:
+            self.keeper.submit(lambda: self._look_up(sought))
 
-    def _begin(self, tickets: Sequence[Ticket]) -> None:
-        """All together, or each by itself where one of them cannot be begun."""
+    def _look_up(self, tickets: Sequence[Ticket]) -> None:
+        """All together, or each by itself where one of them cannot be begun. In the keeper's thread."""
+        found: list[tuple[Ticket, list[Draft] | Exception]]
         try:
-            drafts = iter(self.model.begin([one for ticket in tickets for one in ticket.asked])) if tickets else None
+            drafts = iter(self.model.begin([one for ticket in tickets for one in ticket.asked]))
+            found = [(ticket, list(islice(drafts, len(ticket.asked)))) for ticket in tickets]
         except Exception as error:
             if len(tickets) > 1:
                 for ticket in tickets:
-                    self._begin([ticket])
-            else:
-                tickets[0].leave(_told(error))
-            return
-        for ticket in tickets:
-            assert drafts is not None
-            ticket.begin([next(drafts) for _ in ticket.asked], self.model)
-            self._running.append(ticket)
+                    self._look_up([ticket])
+                return
+            found = [(tickets[0], error)]
+        with self._changed:
+            self._found.extend(found)
+            self._sought = [ticket for ticket in self._sought if ticket not in tickets]
+            self._changed.notify()
 
     def _go_on(self) -> None:
         for ticket in list(self._running):

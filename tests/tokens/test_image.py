@@ -54,6 +54,21 @@ def test_a_patch_has_the_same_code_wherever_it_stands_and_whatever_surrounds_it(
     assert len(set(expected)) > 1  # the codes do tell patches apart
 
 
+def test_a_packed_decoder_draws_what_the_plain_one_does_whatever_is_beside_it() -> None:
+    torch.manual_seed(0)
+    tokenizer = FSQImageTokenizer(CONFIG).eval()
+    codes = torch.randint(12, (5, 16))
+    with torch.no_grad():
+        for _ in range(2):
+            digits = tokenizer.fsq.digits_of(codes).float()
+            drawn = tokenizer.decode(codes)
+            torch.testing.assert_close(drawn, tokenizer.picture(digits).clamp(0, 1), rtol=0, atol=1e-5)
+            for count in (1, 2, 3):
+                assert torch.equal(tokenizer.decode(codes[:count]), drawn[:count])
+            for weight in tokenizer.decoder.parameters():  # which is noticed
+                weight.mul_(1.5)
+
+
 def test_the_decoder_is_wider_than_a_patch(tokenizer: FSQImageTokenizer) -> None:
     codes = torch.zeros(1, 16, dtype=torch.int64)
     other = codes.clone()
