@@ -319,11 +319,18 @@ def packed_loss(
     ids, targets, weights, main = (torch.from_numpy(array).to(device) for array in arrays)
     offsets = np.union1d(batch.offsets, np.r_[tokens : end : generator.config.context_tokens, end])
     hidden = generator(ids[None], offsets=torch.from_numpy(offsets))[0]  # (N, D)
-    loss = weighted_cross_entropy(hidden, generator, targets, weights, z_loss=z_loss, normaliser=batch.normaliser)
-    learnt, image = weights > 0, targets >= vocabulary.image_start
+    (learnt,) = np.nonzero(batch.weights)  # what has no weight needs no logits
+    chosen = torch.from_numpy(np.pad(learnt, (0, -len(learnt) % ROW_TOKENS), constant_values=end - 1)).to(device)
+    targets, main, padding = targets[chosen], main[chosen], torch.arange(len(chosen), device=device) >= len(learnt)
+    weights = weights[chosen].masked_fill(padding, 0)
+    loss = weighted_cross_entropy(
+        hidden[chosen], generator, targets, weights, z_loss=z_loss, normaliser=batch.normaliser
+    )
+    image = targets >= vocabulary.image_start
     text = (targets >= vocabulary.text_start) & ~image
-    kinds = {"main_image": main & image & learnt, "main_text": main & text & learnt, "retrieved": ~main & learnt}
-    metrics: Metrics = {name: ((loss.token_nll * kind).sum(), kind.sum()) for name, kind in kinds.items()}
+    kinds = {"main_image": main & image, "main_text": main & text, "retrieved": ~main}
+    own = {name: kind & ~padding for name, kind in kinds.items()}
+    metrics: Metrics = {name: ((loss.token_nll * kind).sum(), kind.sum()) for name, kind in own.items()}
     rms = hidden[:tokens].detach().float().square().mean(dim=-1).sqrt()
     return loss.total, metrics | {"output_rms": (rms.sum(), len(rms))}
 
