@@ -49,9 +49,8 @@ def test_every_training_is_a_valid_run() -> None:
         assert run.validation_documents
     assert {VARIANTS[f"alpha-{alpha}"].run(0).alpha for alpha in ("0", "0.1", "0.3", "1")} == {0, 0.1, 0.3, 1}
     assert VARIANTS["vanilla"].run(0).retrieved_shares == (1.0,)
-    assert replace(VARIANTS["large-vanilla"].run(0), retrieved_shares=VARIANTS["large"].run(0).retrieved_shares) == (
-        VARIANTS["large"].run(0)
-    )
+    medium = VARIANTS["medium"].run(0)
+    assert replace(VARIANTS["medium-vanilla"].run(0), retrieved_shares=medium.retrieved_shares) == medium
 
 
 def test_what_is_selected() -> None:
@@ -166,7 +165,8 @@ def test_cells_by_hand() -> None:
 
 
 def synthetic(share: float) -> dict[str, Any]:
-    """Results in which retrieval has ``share`` right everywhere and all else 0.1, and every loss falls from 4 to 2."""
+    """Results in which retrieval has ``share`` right everywhere and all else 0.1, and every loss falls from 4 to 2, or
+    a little below that where alpha 0.1 is best."""
 
     def row(score: float, **labels: Any) -> dict[str, Any]:
         names = ("all_correct", "entity", "entity_named", "both", "right", "style", "untouched")
@@ -212,9 +212,10 @@ def synthetic(share: float) -> dict[str, Any]:
     }
     results["documents"] = {"rows": [row(score, given=what) for what, score in given.items()]}
     for name, (variant, _) in TRAININGS.items():
-        best = variant in ("alpha-0.1", "small", "large")
+        best = variant in ("alpha-0.1", "tiny", "medium")
         late = 4 if share < 0.5 else 1  # of four looks, the one at which alpha 0.1 is where alpha 0 ends
-        losses = [2.0 if best and look >= late else 4.0 - look / 2 for look in range(5)]
+        least = 2.0 if share < 0.5 else 1.9
+        losses = [least if best and look >= late else 4.0 - look / 2 for look in range(5)]
         results[name] = {
             "parameters": 1e6,
             "curve": {"step": [1, 2, 3, 4, 5], "loss": losses},
