@@ -32,6 +32,7 @@ def by_hand(v: int, s: ShapeConfig) -> int:
     [
         ("scenes", 4375, 1024, 3.7),
         ("scenes-vanilla", 4375, 1024, 3.7),
+        ("scenes-tasks", 4375, 1024, 3.7),
         ("pictures", 4375, 1024, 3.7),
         ("paper-125m", 8000, 49_152, 128.9),
         ("paper-350m", 8000, 49_152, 366.8),

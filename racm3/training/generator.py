@@ -56,8 +56,8 @@ class MaskingConfig:
     is masked instead as the tasks will ask: one whole text (captioning), or a rectangle of a picture (infilling).
     Those shares are ours: at a few million training tokens, uniform spans almost never hide exactly a caption. Of the
     rectangles ``around_share`` lie around what the retrieved documents show too, the rest anywhere, and
-    ``wordless_share`` of these pictures stand without their words, as in editing: both teach infilling and editing, at
-    a price in drawing (`docs/log.md`).
+    ``wordless_share`` of these pictures stand without their words, as in editing. To a generator that can draw, both
+    teach infilling and editing; one that learns all at once draws worse (`docs/log.md`).
     """
 
     minimum: Literal[0, 1] = 0
