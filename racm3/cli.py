@@ -1180,7 +1180,7 @@ def report(
     """Write docs/results.md, its plots and its sheets of pictures from the study's result files.
 
     With --rerun, whatever has no result file is trained and measured first; what was broken off goes on. Each training
-    takes 20 to 60 minutes on a core, all measurements without training together about 20.
+    takes 4 to 12 minutes on a core, all measurements without training together about 25.
 
     Args:
         rerun: Do what is not done, in the order in which it tells most.

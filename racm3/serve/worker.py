@@ -228,9 +228,11 @@ class Worker:
     def _leave(self) -> None:
         """Those whose clients have gone, and those whose time is up."""
         for tickets in (self._running, self._waiting):
-            for ticket in [one for one in tickets if one.cancelled or one.late]:
-                with self._changed:
+            with self._changed:  # others come meanwhile
+                leaving = [one for one in tickets if one.cancelled or one.late]
+                for ticket in leaving:
                     tickets.remove(ticket)
+            for ticket in leaving:
                 late = Late(f"the request took longer than the {ticket.timeout_s:g} s that it may")
                 ticket.leave(None if ticket.cancelled else late)
 

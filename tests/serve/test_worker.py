@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from racm3.errors import InputError, PromptTooLongError
 from racm3.pipeline import RACM3, Asked, Partial
-from racm3.serve.worker import Busy, Gone, Late, Worker
+from racm3.serve.worker import Busy, Gone, Late, Ticket, Worker
 from tests.test_pipeline import CONTEXT, EVERY_KIND, SETTINGS, same
 
 FOX = Asked(EVERY_KIND["caption to image"], SETTINGS, 0)
@@ -78,6 +79,36 @@ def test_who_has_gone_and_whose_time_is_up_leave_room(model: RACM3) -> None:
             assert len(await worker.submit([FOX], timeout_s=60).completions()) == 1
             assert await worker.call(model.engine.step) == []  # nothing is left in the batch
             assert (worker.running, worker.waiting) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_requests_may_come_while_those_that_wait_are_looked_through(
+    model: RACM3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        loop, more = asyncio.get_running_loop(), iter(range(3))
+        worker = Worker(model, 100)
+        tickets: list[Ticket] = []
+
+        def looked_at(ticket: Ticket) -> bool:
+            """What ``late`` says, a little later: meanwhile another request is submitted."""
+            if next(more, None) is not None:
+                loop.call_soon_threadsafe(lambda: tickets.append(worker.submit([FOX], timeout_s=60)))
+                time.sleep(0.1)
+            return False
+
+        monkeypatch.setattr(Ticket, "late", property(looked_at))
+        tickets += [
+            worker.submit([FOX] * 20, timeout_s=60) for _ in range(2)
+        ]  # more rows than are free: the second waits
+        worker.start()
+        for ticket in tickets[:2]:
+            assert len(await ticket.completions()) == 20
+        assert len(tickets) == 5
+        for ticket in tickets[2:]:
+            assert len(await ticket.completions()) == 1
+        await asyncio.to_thread(worker.stop)
 
     asyncio.run(run())
 
