@@ -64,7 +64,7 @@ class Settings:
     k: int = 2
     contexts: int = 1
     samples: int = 1
-    image: Sampling = Sampling(temperature=0.7, top_p=0.9, guidance=1.5)
+    image: Sampling = Sampling(temperature=0.5, top_p=0.9)
     text: Sampling = Sampling(temperature=0.0)
     max_text_tokens: int = 48
     seed: int = 0

@@ -90,9 +90,9 @@ class Protocol:
     n: int = 600
     trials: int = 300
     world: World = World()
-    drawing: Settings = Settings(k=2, samples=4, image=Sampling(temperature=0.7, top_p=0.9, guidance=1.5), seed=0)
+    drawing: Settings = Settings(k=2, samples=4, image=Sampling(temperature=0.5, top_p=0.9), seed=0)
     captioning: Settings = Settings(k=2, samples=1, text=Sampling(temperature=0.0), max_text_tokens=48, seed=0)
-    filling: Settings = Settings(k=2, samples=1, image=Sampling(temperature=0.7, top_p=0.9, guidance=1.5), seed=0)
+    filling: Settings = Settings(k=2, samples=1, image=Sampling(temperature=0.5, top_p=0.9), seed=0)
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= self.world.tests:
