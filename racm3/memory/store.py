@@ -53,6 +53,8 @@ INDEX_FROM = 256
 """Documents that Lance needs to learn the codes of an index."""
 NUMBERS_A_CODE, LEAST_CODES = 4, 16
 """Numbers of a vector that become one byte in the index, and the least of them (ours, see `search.REFINED`)."""
+METADATA_BYTES = 64 * 2**20
+"""What Lance may keep of versions read (ours): each change adds 100 kB, and by itself it stops at 1 GB."""
 IDS_AT_ONCE = 10_000
 """Ids looked for in one scan (ours)."""
 DOCUMENT = ["id", "parts", "images", "metadata", "origin"]
@@ -91,8 +93,9 @@ class Store:
                 f"there is already something at {place}; open it with Memory.open, or give a new path"
             )
         empty = _schema(About(FORMAT, encoder, dimension)).empty_table()
-        table = lance.write_dataset(empty, str(place), mode="create", storage_options=place.options)
-        store = cls(place, table)
+        lance.write_dataset(empty, str(place), mode="create", storage_options=place.options)
+        store = cls(place, None)
+        store.table = store._dataset()
         store._flush_version()
         place.flush("..")  # which holds the entry of the folder itself
         return store
@@ -164,7 +167,12 @@ class Store:
     def _dataset(self, version: int | None = None) -> Any:
         import lance
 
-        return lance.dataset(str(self.place), version=version, storage_options=self.place.options)
+        return lance.dataset(
+            str(self.place),
+            version=version,
+            storage_options=self.place.options,
+            metadata_cache_size_bytes=METADATA_BYTES,
+        )
 
     def _probe(self) -> None:
         """Read a row of every fragment not read so far: where a file is cut off, this raises."""
