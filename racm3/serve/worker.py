@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from racm3.errors import RACM3Error
-from racm3.pipeline import RACM3, Asked, Completion, Draft, Partial
+from racm3.pipeline import RACM3, Asked, Completion, Draft, Partial, Settings
 from racm3.serve.keeper import Busy, Keeper
 
 __all__ = ["Busy", "Gone", "Late", "Ticket", "Worker"]
@@ -53,7 +53,7 @@ class Ticket:
         self.asked, self.show, self.attribution = asked, show, attribution
         self.started = time.monotonic()
         self.timeout_s = timeout_s
-        self.rows = sum(one.settings.samples * one.settings.contexts for one in asked)
+        self.rows = sum(_rows(one.settings) for one in asked)
         self.cancelled = False
         self.going: dict[int, Iterator[Partial | None]] = {}
         self.done: dict[int, Completion] = {}
@@ -252,7 +252,7 @@ class Worker:
             rows = sum(ticket.rows for ticket in self._running)
             while self._waiting:
                 rows += self._waiting[0].rows
-                if 2 * rows > self.model.engine.max_rows and (self._running or self._sought):  # a guided row is two
+                if rows > self.model.engine.max_rows and (self._running or self._sought):
                     break
                 self._sought.append(self._waiting.popleft())
             sought = list(self._sought)
@@ -297,6 +297,12 @@ class Worker:
             for ticket in self._running:
                 ticket.leave(_told(error))
             self._running.clear()
+
+
+def _rows(settings: Settings) -> int:
+    """The most rows of the batch that a request takes."""
+    streams = 2 if settings.image.unconditional or settings.text.unconditional else 1
+    return settings.samples * settings.contexts * streams
 
 
 def _told(error: Exception) -> Exception:
