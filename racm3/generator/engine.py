@@ -37,6 +37,7 @@ from racm3.generator.cache import Passage, PrefixCache, Rows, rounded, token_byt
 from racm3.generator.decoding import Constraint, Sampling, choose, keep_allowed, shape
 from racm3.generator.model import Generator
 from racm3.generator.reader import Reader, Weights
+from racm3.stamp import Stamp
 from racm3.tokens.vocabulary import Vocabulary
 
 __all__ = ["Completion", "Context", "Engine", "Event", "Job", "Request"]
@@ -247,7 +248,7 @@ class Engine:
         self._groups: list[_Group] = []
         self._numbers = itertools.count()
         self._reader: Reader | None = None
-        self._version: list[tuple[int, int]] = []
+        self._stamp = Stamp(())
 
     @property
     def device(self) -> torch.device:
@@ -438,10 +439,10 @@ class Engine:
 
     def _current_reader(self) -> Reader:
         """The reader, made anew if the generator's weights have changed; not while jobs are on their way."""
-        version = [(weight.data_ptr(), weight._version) for weight in self.generator.parameters()]
-        if self._reader is None or (not self._running and version != self._version):
+        stamp = Stamp(self.generator.parameters())
+        if self._reader is None or (not self._running and stamp != self._stamp):
             self._reader = Reader(self.generator, self.vocabulary.image_start, self.weights)
-            self._version = version
+            self._stamp = stamp
             self._prefixes = PrefixCache(self._prefixes.limit_bytes)
         return self._reader
 

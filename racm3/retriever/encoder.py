@@ -21,6 +21,7 @@ from torch import Tensor
 
 from racm3.document import Document, Image
 from racm3.errors import CheckpointError, ConfigError, DocumentError, unknown
+from racm3.stamp import Stamp
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,8 +62,7 @@ class Encoder:
         self.processor = processor
         self.redundancy_threshold = redundancy_threshold
         self.padding = padding
-        # What the fingerprint was last computed of, and it; and the tensors, so that no other comes to lie there.
-        self._printed: tuple[object, str, list[Tensor]] | None = None
+        self._printed: tuple[tuple[object, Stamp], str] | None = None  # what the last fingerprint is of, and it
         self._words: tuple[Tokenizer, int, list[tuple[str, int]]] | None = None
         config: Any = model.config
         text = config.text_config
@@ -186,10 +186,9 @@ class Encoder:
         facts = [towers, self._eos, self._max_tokens, self.image_size_px, image, self._vocabulary()]
         facts += [asdict(self.padding)] if self.padding else []
         weights = sorted(self.model.state_dict(keep_vars=True).items())
-        state = facts, [(name, tensor.data_ptr(), tensor._version) for name, tensor in weights]
+        state = facts, Stamp(tensor for _, tensor in weights)
         if self._printed is None or self._printed[0] != state:
-            digest = self._digest(json.dumps(facts), weights)
-            self._printed = state, digest, [tensor.detach() for _, tensor in weights]
+            self._printed = state, self._digest(json.dumps(facts), weights)
         return self._printed[1]
 
     def _vocabulary(self) -> list[tuple[str, int]]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from racm3.config import from_dict
 from racm3.errors import CheckpointError, ConfigError
+from racm3.stamp import Stamp
 
 if TYPE_CHECKING:
     from transformers import JanusVQVAE
@@ -175,7 +176,7 @@ class FSQImageTokenizer(nn.Module):
         stages += [nn.Conv2d(channels, 3 * rest**2, 3, padding=1), nn.PixelShuffle(rest)]
         self.decoder = nn.Sequential(*stages)
         # The packed decoder; what it was made of; and those tensors, so that no other comes to lie there.
-        self._packed: tuple[nn.Sequential, list[tuple[int, int]], list[Tensor]] | None = None
+        self._packed: tuple[nn.Sequential, Stamp] | None = None
 
     @property
     def image_size_px(self) -> int:
@@ -205,9 +206,9 @@ class FSQImageTokenizer(nn.Module):
         weights = list(self.decoder.parameters())
         if weights[0].device.type != "cpu" or not torch.backends.mkldnn.is_available():
             return self.decoder
-        state = [(weight.data_ptr(), weight._version) for weight in weights]
-        if self._packed is None or self._packed[1] != state:
-            self._packed = packed(self.decoder), state, [weight.detach() for weight in weights]
+        stamp = Stamp(weights)
+        if self._packed is None or self._packed[1] != stamp:
+            self._packed = packed(self.decoder), stamp
         return self._packed[0]
 
     def forward(self, pixels: Tensor) -> Tensor:
