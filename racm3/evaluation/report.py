@@ -244,10 +244,10 @@ def write_report(docs: Path) -> Path:
             draw_sheet(tiles, sheet["heads"], sheet["titles"]).save(folder / f"{name}.webp", quality=90)
             page += [f"![{title}, the first of the seeded draw](results/{name}.webp)", ""]
         page += [_source(name, result["protocol"]), ""]
-    page += ["## Trainings", "", _about_trainings(), "", *trainings_table(results), ""]
+    page += ["## Trainings", "", *_about_trainings(), "", *trainings_table(results), ""]
     for plot, file, about in (
         (plot_curves, "alpha.svg", "Held-out loss against compute"),
-        (plot_sizes, "sizes.svg", "Novel scenes all correct by size"),
+        (plot_sizes, "sizes.svg", "FD of novel scenes by size"),
     ):
         if plot(results, folder / file):
             page += [f"![{about}](results/{file})", ""]
@@ -261,19 +261,22 @@ def write_report(docs: Path) -> Path:
     return path
 
 
-def _about_trainings() -> str:
-    settings = "; ".join(
-        f"*{name}*: {variant.preset}"
-        + (f" with {', '.join(variant.set)}" if variant.set else "")
-        + ("" if variant.skip else ", redundant documents kept in training and afterwards")
-        + ("" if variant.dropout else ", no query dropout")
-        for name, variant in VARIANTS.items()
-    )
-    return (
-        f"Each variant is trained from nothing on the same prepared data, in the seeds {', '.join(map(str, SEEDS))}, "
-        f"and examined with one drawing a request. {settings}. The held-out loss is of the main documents alone, "
-        "behind two retrieved ones, and for vanilla behind none."
-    )
+def _about_trainings() -> list[str]:
+    """What all trainings have in common, then what a variant is, a line each."""
+    first = next(iter(VARIANTS.values()))
+    steps, seeds = f"{first.run(0).loop.steps:,}", ", ".join(map(str, SEEDS))
+    lines = [
+        f"Each variant is trained from nothing on the same prepared data, for {steps} steps, in the seeds {seeds}, and "
+        "examined with one drawing a request. The held-out loss is of the main documents alone, behind two retrieved "
+        "ones, and for vanilla behind none.",
+        "",
+    ]
+    for name, variant in VARIANTS.items():
+        own = [f"preset `{variant.preset}`", *(f"`{one}`" for one in variant.set)]
+        own += [] if variant.skip else ["redundant documents kept in training and afterwards"]
+        own += [] if variant.dropout else ["no query dropout"]
+        lines.append(f"- *{name}*: {', '.join(own)}")
+    return lines
 
 
 def _source(name: str, protocol: Mapping[str, Any]) -> str:
