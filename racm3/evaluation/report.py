@@ -7,6 +7,7 @@ talk claims, and why a claim may fail at this size. A name of the study without 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -15,7 +16,7 @@ from typing import Any
 import PIL.Image
 
 from racm3.errors import InputError
-from racm3.evaluation.claims import CLAIMS, Results, Row, of_seeds, trained
+from racm3.evaluation.claims import CLAIMS, Results, Row, of_seeds, share_of_steps, trained
 from racm3.evaluation.plots import draw_sheet, plot_curves, plot_shots, plot_sizes
 from racm3.evaluation.protocol import check_comparable
 from racm3.evaluation.study import NAMES, SEEDS, TRAININGS, VARIANTS
@@ -126,6 +127,7 @@ COLUMNS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("seen, FD", "fd", {"entities": "seen", "documents": 2}),
     ("no documents: seen, all correct %", "all_correct", {"entities": "seen", "documents": 0}),
     ("no documents: seen, FD", "fd", {"entities": "seen", "documents": 0}),
+    ("no documents: novel, FD", "fd", {"entities": "novel", "documents": 0}),
 )
 
 
@@ -136,8 +138,14 @@ def of_all_seeds(score: str, values: Sequence[float]) -> str:
     return cell(score, mean(values), (min(values), max(values)))
 
 
+def _shares(shares: Sequence[float]) -> str:
+    """In per cent, one after the other, as there may be one that is never reached."""
+    return ", ".join("never" if math.isinf(share) else f"{100 * share:.0f}" for share in shares)
+
+
 def trainings_table(results: Results) -> list[str]:
-    heads = ["variant", "seeds", "parameters", "minutes", "held-out loss", *(head for head, *_ in COLUMNS)]
+    heads = ["variant", "seeds", "parameters", "minutes", "held-out loss", "steps to alpha 0's loss %"]
+    heads += [head for head, *_ in COLUMNS]
     lines = _lines(heads)
     for variant in VARIANTS:
         found = trained(results, variant)
@@ -147,6 +155,8 @@ def trainings_table(results: Results) -> list[str]:
         losses = [result["curve"]["loss"][-1] for result in found]
         cells = [variant, str(len(found)), f"{found[0]['parameters'] / 1e6:.1f}M"]
         cells += [f"{mean(result['train_s'] for result in found) / 60:.0f}", of_all_seeds("loss", losses)]
+        comparable = variant.startswith("alpha-") and variant != "alpha-0"
+        cells.append(_shares(share_of_steps(results, variant)) if comparable else "")
         for _, score, labels in COLUMNS:
             own = found[0]["settings"]["retrieved_shares"]
             asked = labels if len(own) > 1 or not labels["documents"] else None
@@ -268,7 +278,8 @@ def _about_trainings() -> list[str]:
     lines = [
         f"Each variant is trained from nothing on the same prepared data, for {steps} steps, in the seeds {seeds}, and "
         "examined with one drawing a request. The held-out loss is of the main documents alone, behind two retrieved "
-        "ones, and for vanilla behind none.",
+        "ones, and for vanilla behind none. *Steps to alpha 0's loss*: after which share of its steps a seed has the "
+        "held-out loss with which the same seed ends at alpha 0.",
         "",
     ]
     for name, variant in VARIANTS.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from racm3 import cli
 from racm3.errors import ConfigError, InputError
 from racm3.evaluation import study as studies
-from racm3.evaluation.claims import CLAIMS
+from racm3.evaluation.claims import CLAIMS, share_of_steps
 from racm3.evaluation.report import cell, load_results, table, write_report
 from racm3.evaluation.scenes import Protocol
 from racm3.evaluation.study import (
@@ -65,6 +66,18 @@ def test_when_a_curve_reaches_a_loss() -> None:
     """From 4 at step 100 to 2 at 200: at 3 in the middle."""
     steps, losses = [100, 200, 300], [4.0, 2.0, 2.5]
     assert [steps_to_reach(steps, losses, goal) for goal in (5, 4, 3, 2, 1)] == [100, 100, 150, 200, None]
+
+
+def test_share_of_alpha_0s_steps_by_hand() -> None:
+    """Alpha 0 ends at 2 after 400 steps; the one seed is there after 200, the other never, the third is not run."""
+
+    def curve(*losses: float) -> dict[str, Any]:
+        return {"curve": {"step": [100, 200, 300, 400], "loss": losses}}
+
+    results = {f"alpha-0-seed-{seed}": curve(4, 3, 2.5, 2) for seed in (0, 1, 2)}
+    results |= {"alpha-1-seed-0": curve(3, 2, 1.5, 1), "alpha-1-seed-1": curve(5, 4, 3, 2.5)}
+    assert share_of_steps(results, "alpha-1") == [0.5, math.inf]
+    assert share_of_steps(results, "alpha-0.3") == []
 
 
 def test_time_of_a_run_that_was_taken_up_again() -> None:
