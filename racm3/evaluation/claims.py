@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from racm3.evaluation.study import SEEDS, steps_to_reach
+from racm3.evaluation.study import SEEDS, SIZES, steps_to_reach
 
 __all__ = ["CLAIMS", "Claim", "of_seeds", "row_of", "share_of_steps", "trained"]
 
@@ -181,7 +181,7 @@ def _knowledge(results: Results) -> tuple[str, bool]:
 
 def _sizes(results: Results) -> tuple[str, bool]:
     said, gains = [], []
-    for size, without in (("tiny", "tiny-vanilla"), ("alpha-0.1", "vanilla"), ("medium", "medium-vanilla")):
+    for size, without in SIZES:
         ours = of_seeds(results, size, "fd", entities="novel", documents=2)
         theirs = of_seeds(results, without, "fd", entities="novel", documents=0)
         if not (ours and theirs):

@@ -11,6 +11,7 @@ from PIL import ImageDraw, ImageFont
 
 from racm3.errors import ConfigError
 from racm3.evaluation.claims import Results, of_seeds, trained
+from racm3.evaluation.study import SIZES
 from racm3.scenes.draw import SCENE_PX
 
 __all__ = ["draw_sheet", "plot_curves", "plot_shots", "plot_sizes"]
@@ -32,10 +33,7 @@ def plot_curves(results: Results, file: Path) -> bool:
 def plot_sizes(results: Results, file: Path) -> bool:
     """Distance from true novel scenes against parameters, with and without retrieval."""
     lines = {}
-    for name, documents, variants in (
-        ("retrieval", 2, ("tiny", "alpha-0.1", "medium")),
-        ("vanilla", 0, ("tiny-vanilla", "vanilla", "medium-vanilla")),
-    ):
+    for name, documents, variants in zip(("retrieval", "vanilla"), (2, 0), zip(*SIZES, strict=True), strict=True):
         if done := [variant for variant in variants if trained(results, variant)]:
             sizes = [trained(results, one)[0]["parameters"] / 1e6 for one in done]
             asked = {"entities": "novel", "documents": documents}

@@ -44,7 +44,7 @@ from racm3.training.generator import Batches, GeneratorRun, train_generator
 from racm3.training.journal import write_whole
 from racm3.training.loop import MAY_CHANGE
 
-__all__ = ["EXPERIMENTS", "NAMES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]
+__all__ = ["EXPERIMENTS", "NAMES", "SIZES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]
 
 SEEDS = (0, 1, 2)
 SHARED = ("image-tokenizer", "encoder", "judge")
@@ -72,7 +72,6 @@ class Variant:
         return override(override(usual, self.set), [f"loop.seed={seed}", *more])
 
 
-TINY = ("model.width=96", "model.layers=3", "model.head_dim=24", "model.mlp_width=256")
 SMALL = ("model.width=128", "model.layers=4", "model.head_dim=32", "model.mlp_width=352")
 MEDIUM = ("model.width=160", "model.layers=5", "model.head_dim=40", "model.mlp_width=432")
 
@@ -84,11 +83,14 @@ VARIANTS: dict[str, Variant] = {
     "no-redundancy-skip": Variant(set=SMALL, skip=False),
     "no-query-dropout": Variant(set=SMALL, dropout=False),
     "alpha-0.3": Variant(set=(*SMALL, "alpha=0.3")),
-    "tiny": Variant(set=TINY),
-    "tiny-vanilla": Variant("scenes-vanilla", TINY),
     "medium": Variant(set=MEDIUM),
     "medium-vanilla": Variant("scenes-vanilla", MEDIUM),
+    "large": Variant(),
+    "large-vanilla": Variant("scenes-vanilla"),
 }
+
+SIZES = (("alpha-0.1", "vanilla"), ("medium", "medium-vanilla"), ("large", "large-vanilla"))
+"""With retrieval and without, from small to large; the last is as large as what is shipped."""
 
 FIRST = ("alpha-0.1", "vanilla", "alpha-0")
 """What most claims rest on: all seeds of these are trained before the others."""
