@@ -306,7 +306,7 @@ CLAIMS = (
         _diversity,
         "The memory of the world has few duplicates, so there is little to skip; a memory with each document three "
         "times over would settle it. A query here is a handful of words: without the entity's name among them it finds "
-        "documents of something else, which teach less; how often that happens can be counted.",
+        "documents of something else, which teach less (counted in docs/log.md). Longer captions would settle it.",
     ),
     Claim(
         "multimodal documents beat text or image alone",
