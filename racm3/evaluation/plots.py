@@ -33,7 +33,8 @@ def plot_curves(results: Results, file: Path) -> bool:
 def plot_sizes(results: Results, file: Path) -> bool:
     """Distance from true novel scenes against parameters, with and without retrieval."""
     lines = {}
-    for name, documents, variants in zip(("retrieval", "vanilla"), (2, 0), zip(*SIZES, strict=True), strict=True):
+    retrieval, vanilla = zip(*SIZES, strict=True)
+    for name, documents, variants in (("retrieval", 2, retrieval), ("vanilla", 0, vanilla)):
         if done := [variant for variant in variants if trained(results, variant)]:
             sizes = [trained(results, one)[0]["parameters"] / 1e6 for one in done]
             asked = {"entities": "novel", "documents": documents}

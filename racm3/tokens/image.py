@@ -175,7 +175,7 @@ class FSQImageTokenizer(nn.Module):
         rest = config.patch_px // 2
         stages += [nn.Conv2d(channels, 3 * rest**2, 3, padding=1), nn.PixelShuffle(rest)]
         self.decoder = nn.Sequential(*stages)
-        # The packed decoder; what it was made of; and those tensors, so that no other comes to lie there.
+        # The packed decoder, and what it was made of.
         self._packed: tuple[nn.Sequential, Stamp] | None = None
 
     @property
