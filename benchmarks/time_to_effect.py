@@ -133,7 +133,7 @@ def main() -> None:
     prepared = Cache(given.out / "prepared")
     text = learn_text(world / "train", recipe.text_ids, prepared)
     markup = Markup(Vocabulary(text.size, image.codebook_size), image.grid[0] * image.grid[1])
-    data = prepare(world / "train", text, image, markup, encoder, prepared)
+    data = prepare(world / "train", text, image, markup, encoder, prepared, dropouts=recipe.dropouts)
     memory = world_memory(given.out / "memory", World(), encoder)
     tests = [(scene, caption) for _, scene, caption in islice(World().scenes("test-novel"), given.pictures)]
     scenes = [scene for scene, _ in tests]

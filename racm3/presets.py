@@ -32,6 +32,8 @@ def scenes() -> Runs:
         GeneratorRun(
             loop=LoopConfig(steps=2100),
             optimiser=OptimiserConfig(lr=3e-3, muon_lr=4e-3, warmup_steps=100),
+            alpha=0.3,
+            query_dropout=0.0,
             compile=True,
         ),
     )

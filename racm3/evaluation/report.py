@@ -285,7 +285,6 @@ def _about_trainings() -> list[str]:
     for name, variant in VARIANTS.items():
         own = [f"preset `{variant.preset}`", *(f"`{one}`" for one in variant.set)]
         own += [] if variant.skip else ["redundant documents kept in training and afterwards"]
-        own += [] if variant.dropout else ["no query dropout"]
         lines.append(f"- *{name}*: {', '.join(own)}")
     return lines
 

@@ -39,7 +39,7 @@ from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.cache import Cache
-from racm3.training.data import DROPOUTS, learn_text, prepare
+from racm3.training.data import learn_text, prepare
 from racm3.training.generator import Batches, GeneratorRun, train_generator
 from racm3.training.journal import write_whole
 from racm3.training.loop import MAY_CHANGE
@@ -53,6 +53,8 @@ SHORT = ("loop.steps=1400", "validation_documents=100", "loop.look_every=100")
 """Of every training (ours): 33 at the size and the steps of the preset take 20 hours of a core, these 8. Small ones
 begin to copy: after 600 steps two documents change nothing of what is drawn, after 1,400 they bring it nearer to the
 true pictures. Every 100 steps, the loss on the same held-out documents is measured; it adds about 2 % to the time."""
+OF_RETRIEVAL = {"alpha", "rename_share", "text_query_share", "query_dropout"}
+"""Settings that change nothing where nothing is retrieved."""
 EXAMINED = 100
 """Pictures a split that a training is judged by: the seeds differ by more than their standard error."""
 
@@ -60,12 +62,11 @@ EXAMINED = 100
 @dataclass(frozen=True)
 class Variant:
     """A training: a preset and the settings that differ. ``skip``: whether redundant documents are skipped, in training
-    and afterwards; ``dropout``: whether queries of the training lose a fifth of their words and squares."""
+    and afterwards."""
 
     preset: str = "scenes"
     set: tuple[str, ...] = ()
     skip: bool = True
-    dropout: bool = True
 
     def run(self, seed: int, more: Sequence[str] = ()) -> GeneratorRun:
         usual = override(preset(self.preset).generator, SHORT)
@@ -75,21 +76,25 @@ class Variant:
 SMALL = ("model.width=128", "model.layers=4", "model.head_dim=32", "model.mlp_width=352")
 MEDIUM = ("model.width=160", "model.layers=5", "model.head_dim=40", "model.mlp_width=432")
 
+TALK = ("query_dropout=0.2",)
+"""Of the talk's own: the others' settings differ from it in one thing each."""
+
 VARIANTS: dict[str, Variant] = {
-    "alpha-0.1": Variant(set=(*SMALL, "alpha=0.1")),
+    "alpha-0.1": Variant(set=(*SMALL, *TALK, "alpha=0.1")),
     "vanilla": Variant("scenes-vanilla", SMALL),
-    "alpha-0": Variant(set=(*SMALL, "alpha=0")),
-    "alpha-1": Variant(set=(*SMALL, "alpha=1")),
-    "no-redundancy-skip": Variant(set=SMALL, skip=False),
-    "no-query-dropout": Variant(set=SMALL, dropout=False),
-    "alpha-0.3": Variant(set=(*SMALL, "alpha=0.3")),
+    "alpha-0": Variant(set=(*SMALL, *TALK, "alpha=0")),
+    "alpha-1": Variant(set=(*SMALL, *TALK, "alpha=1")),
+    "no-redundancy-skip": Variant(set=(*SMALL, *TALK, "alpha=0.1"), skip=False),
+    "no-query-dropout": Variant(set=(*SMALL, "alpha=0.1")),
+    "alpha-0.3": Variant(set=(*SMALL, *TALK, "alpha=0.3")),
+    "small": Variant(set=SMALL),
     "medium": Variant(set=MEDIUM),
     "medium-vanilla": Variant("scenes-vanilla", MEDIUM),
     "large": Variant(),
     "large-vanilla": Variant("scenes-vanilla"),
 }
 
-SIZES = (("alpha-0.1", "vanilla"), ("medium", "medium-vanilla"), ("large", "large-vanilla"))
+SIZES = (("small", "vanilla"), ("medium", "medium-vanilla"), ("large", "large-vanilla"))
 """With retrieval and without, from small to large; the last is as large as what is shipped."""
 
 FIRST = ("alpha-0.1", "vanilla", "alpha-0")
@@ -182,9 +187,11 @@ def _examined(protocol: Protocol) -> Protocol:
 
 
 def _identity(variant: Variant, seed: int, more: Sequence[str]) -> dict[str, Any]:
-    """What makes a training this one, by dotted name: all but how it is computed."""
-    settings = flat(to_dict(variant.run(seed, more)) | {"skip": variant.skip, "dropout": variant.dropout})
-    return {name: value for name, value in settings.items() if name not in MAY_CHANGE - {"loop.steps"}}
+    """What makes a training this one, by dotted name: all but how it is computed, and what has no say in it."""
+    run = variant.run(seed, more)
+    no_say = (MAY_CHANGE - {"loop.steps"}) | (set() if len(run.retrieved_shares) > 1 else OF_RETRIEVAL)
+    settings = flat(to_dict(run) | {"skip": variant.skip})
+    return {name: value for name, value in settings.items() if name not in no_say}
 
 
 def _left(study: Study, names: Sequence[str]) -> str:
@@ -235,8 +242,8 @@ def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
     text = learn_text(data, run.text_ids, prepared)
     markup = Markup(Vocabulary(text.size, image.codebook_size), image.grid[0] * image.grid[1])
     retrieves = len(run.retrieved_shares) > 1
-    dropouts = DROPOUTS if variant.dropout else (0.0,)
-    documents = prepare(data, text, image, markup, encoder if retrieves else None, prepared, dropouts=dropouts)
+    asking = encoder if retrieves else None
+    documents = prepare(data, text, image, markup, asking, prepared, dropouts=run.dropouts)
     vectors = image.fsq.values(image.fsq.digits_of(torch.arange(image.codebook_size)))
     train_generator(documents, text, markup, image.grid, run, folder, vectors)  # nothing is left to do if it is done
     generator = Generator.from_pretrained(folder).eval()
@@ -253,7 +260,7 @@ def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
     return {
         "variant": name,
         "seed": seed,
-        "settings": to_dict(run) | {"skip": variant.skip, "dropout": variant.dropout},
+        "settings": to_dict(run) | {"skip": variant.skip},
         "parameters": generator.parameter_count,
         "flops_per_step": generator.flops_per_token(round(Batches(documents, markup, image.grid, run).mean_tokens))
         * run.tokens_per_step,

@@ -38,8 +38,6 @@ from racm3.training.cache import Cache, reused
 from racm3.training.distributed import connect
 
 BATCH = 256
-DROPOUTS = (0.0, QUERY_DROPOUT)
-"""Shares of the query that are dropped, one draw each: half of the queries are asked as they are."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +123,13 @@ def prepare(
     cache: Cache,
     *,
     k: int = 2,
-    dropouts: tuple[float, ...] = DROPOUTS,
+    dropouts: tuple[float, ...] = (0.0, QUERY_DROPOUT),
     seed: int = 0,
 ) -> TrainingSet:
     """The training set of a data folder, from ``cache`` where that was made of the same data by the same models.
 
     Queries are, as in training of the paper, the text part or the picture part of the document itself, never the
-    whole. There is one draw of both for each of ``dropouts``, the share of the query that is dropped: by default half
-    of the queries are asked as they are. Of the built-in world's short captions a fifth is often the entity's name.
+    whole. There is one draw of both for each of ``dropouts``, the share of the query that is dropped.
     What a kill left half done is taken up where it stood. Among several processes the first does all this, and needs
     the data; each finds in ``cache`` what that made. Raises SourceError if the folder holds no readable document.
     """

@@ -24,6 +24,7 @@ from torch import Tensor
 from racm3.errors import ConfigError, SourceError
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.retriever.strategy import QUERY_DROPOUT
 from racm3.tokens.image import ImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.masking import draw_count, draw_spans, mask, part_spans, prediction_weights, region_spans
@@ -106,8 +107,9 @@ class GeneratorRun:
     main document shares with them are renamed at random (ours): they mean nothing by themselves and can only be copied,
     so copying is learned for entities and names never met, and not a memory of those in the training data. The query
     is the main document's text part in ``text_query_share`` of sequences, else its picture part (ours: words name the
-    entity more reliably than the small encoder's eyes). A step is as many whole sequences, of any k, as have
-    ``tokens_per_step`` tokens on average. ``recompute_layers`` saves memory, ``compile`` time: see
+    entity more reliably than the small encoder's eyes). Of half of the queries the share ``query_dropout`` is dropped,
+    so that what is retrieved differs; the others are asked as they are. A step is as many whole sequences, of any k,
+    as have ``tokens_per_step`` tokens on average. ``recompute_layers`` saves memory, ``compile`` time: see
     ``Generator.train_fast``.
 
     A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``start``.
@@ -123,6 +125,7 @@ class GeneratorRun:
     alpha: float = 0.1
     rename_share: float = 0.5
     text_query_share: float = 0.8
+    query_dropout: float = QUERY_DROPOUT
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
     text_ids: int = 1024
@@ -139,9 +142,14 @@ class GeneratorRun:
             raise ConfigError(f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {self}")
         if min(self.text_ids, self.validation_documents) < 0:
             raise ConfigError(f"text_ids and validation_documents are >= 0; given {self}")
-        for name in ("text_query_share", "rename_share"):
+        for name in ("text_query_share", "rename_share", "query_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is between 0 and 1, but {getattr(self, name)} was given")
+
+    @property
+    def dropouts(self) -> tuple[float, ...]:
+        """The share that is dropped of each draw of the queries."""
+        return (0.0, self.query_dropout) if self.query_dropout else (0.0,)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from racm3.generator.model import Generator, GeneratorConfig
 from racm3.tokens.image import FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.data import DROPOUTS
 from racm3.training.generator import GeneratorRun
 from racm3.training.models import Runs
 from racm3.training.optimiser import Muon, build_optimisers
@@ -152,7 +151,7 @@ def plan(runs: Runs, assumed: Assumptions) -> Plan:
     hours = flops / (assumed.gpus * assumed.gpu_tflops * 1e12 * assumed.mfu) / 3600
     documents = tokens / sequence / assumed.epochs
     chunk = -(-CHUNK_LOGITS // vocabulary.size)
-    queries, dimension = 2 * len(DROPOUTS), runs.encoder.dimension
+    queries, dimension = 2 * len(run.dropouts), runs.encoder.dimension
     retrieves = len(shares) > 1
     return Plan(
         assumed=assumed,

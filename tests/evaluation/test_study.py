@@ -229,7 +229,7 @@ def synthetic(share: float) -> dict[str, Any]:
     }
     results["documents"] = {"rows": [row(score, given=what) for what, score in given.items()]}
     for name, (variant, _) in TRAININGS.items():
-        best = variant in ("alpha-0.1", "medium", "large")
+        best = variant in ("alpha-0.1", "small", "medium", "large")
         late = 4 if share < 0.5 else 1  # of four looks, the one at which alpha 0.1 is where alpha 0 ends
         least = 2.0 if share < 0.5 else 1.9
         losses = [least if best and look >= late else 4.0 - look / 2 for look in range(5)]

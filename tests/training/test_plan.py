@@ -85,6 +85,7 @@ def test_recomputing_layers_keeps_their_inputs() -> None:
 
 def test_a_plan_is_arithmetic_on_what_it_assumes() -> None:
     runs = preset("scenes")
+    runs = replace(runs, generator=replace(runs.generator, query_dropout=0.2))
     assumed = Assumptions(tokens=1e9, caption_tokens=10, epochs=2, pair_kb=5, gpu_tflops=1, mfu=0.5, gpu_hour_price=3)
     made = plan(runs, assumed)
     document = 4 + 10 + 64  # <doc> <text> ... <image> ... </doc>
@@ -93,6 +94,9 @@ def test_a_plan_is_arithmetic_on_what_it_assumes() -> None:
     assert made.token_cache_bytes == pytest.approx(made.documents * (2 * document + 8))
     assert made.vector_bytes == pytest.approx(made.documents * 5 * 128 * 4)
     assert made.neighbour_bytes == pytest.approx(made.documents * 4 * 2 * 4)
+    undropped = plan(replace(runs, generator=replace(runs.generator, query_dropout=0)), assumed)
+    assert undropped.vector_bytes == pytest.approx(made.vector_bytes * 3 / 5)  # a draw of both queries, and the whole
+    assert undropped.neighbour_bytes == pytest.approx(made.neighbour_bytes / 2)
     seen = round(document * (1 + 4 + 9) / 6)  # of 6 tokens 1 is in a sequence of one document, 2 of two, 3 of three
     assert made.flops_per_token == 6 * (3_701_184 - 192 * 13 - 6 * 96) + 6 * 6 * 192 * seen
     assert made.flops == 1e9 * made.flops_per_token
