@@ -13,7 +13,7 @@ from typing import Any
 
 from racm3.evaluation.study import SEEDS, SIZES, steps_to_reach
 
-__all__ = ["CLAIMS", "Claim", "of_seeds", "row_of", "share_of_steps", "trained"]
+__all__ = ["CLAIMS", "Claim", "of_seeds", "percent", "row_of", "share_of_steps", "trained"]
 
 Row = Mapping[str, Any]
 Results = Mapping[str, Any]
@@ -62,7 +62,7 @@ class Claim:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return "never" if math.isinf(share) else f"{100 * share:.0f} %"
 
 
 def _drawing(results: Results) -> tuple[str, bool]:
@@ -120,7 +120,7 @@ def _alpha_speed(results: Results) -> tuple[str, bool]:
     shares = share_of_steps(results, "alpha-0.1")
     if len(shares) < len(SEEDS):
         raise LookupError("alpha")
-    said = ", ".join("never" if math.isinf(share) else percent(share) for share in shares)
+    said = ", ".join(map(percent, shares))
     return f"alpha 0's last held-out loss after {said} of its steps (a seed each)", mean(shares) <= 0.5
 
 

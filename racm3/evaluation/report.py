@@ -7,7 +7,6 @@ talk claims, and why a claim may fail at this size. A name of the study without 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -16,7 +15,7 @@ from typing import Any
 import PIL.Image
 
 from racm3.errors import InputError
-from racm3.evaluation.claims import CLAIMS, Results, Row, of_seeds, share_of_steps, trained
+from racm3.evaluation.claims import CLAIMS, Results, Row, of_seeds, percent, share_of_steps, trained
 from racm3.evaluation.plots import draw_sheet, plot_curves, plot_shots, plot_sizes
 from racm3.evaluation.protocol import check_comparable
 from racm3.evaluation.study import NAMES, SEEDS, TRAININGS, VARIANTS
@@ -138,13 +137,8 @@ def of_all_seeds(score: str, values: Sequence[float]) -> str:
     return cell(score, mean(values), (min(values), max(values)))
 
 
-def _shares(shares: Sequence[float]) -> str:
-    """In per cent, one after the other, as there may be one that is never reached."""
-    return ", ".join("never" if math.isinf(share) else f"{100 * share:.0f}" for share in shares)
-
-
 def trainings_table(results: Results) -> list[str]:
-    heads = ["variant", "seeds", "parameters", "minutes", "held-out loss", "steps to alpha 0's loss %"]
+    heads = ["variant", "seeds", "parameters", "minutes", "held-out loss", "steps to alpha 0's loss"]
     heads += [head for head, *_ in COLUMNS]
     lines = _lines(heads)
     for variant in VARIANTS:
@@ -156,7 +150,7 @@ def trainings_table(results: Results) -> list[str]:
         cells = [variant, str(len(found)), f"{found[0]['parameters'] / 1e6:.1f}M"]
         cells += [f"{mean(result['train_s'] for result in found) / 60:.0f}", of_all_seeds("loss", losses)]
         comparable = variant.startswith("alpha-") and variant != "alpha-0"
-        cells.append(_shares(share_of_steps(results, variant)) if comparable else "")
+        cells.append(", ".join(map(percent, share_of_steps(results, variant))) if comparable else "")
         for _, score, labels in COLUMNS:
             own = found[0]["settings"]["retrieved_shares"]
             asked = labels if len(own) > 1 or not labels["documents"] else None
