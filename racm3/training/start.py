@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +64,8 @@ def start_generator(
 ) -> Generator | None:
     """The generator that the run goes on from, under the run's vocabulary (`grow.py`).
 
-    Its image codes stay what they are if the image tokenizer that lies beside it writes the same ones as ``image``.
+    Its image codes stay what they are if the image tokenizer that lies beside it writes the same ones as ``image``; if
+    not, they are learnt from nothing, and stderr is told so.
     Raises CheckpointError if the folder is no generator, or its vocabulary smaller than its text tokenizer's;
     ConfigError if it has another shape than the run.
     """
@@ -81,6 +83,9 @@ def start_generator(
         sizes = json.loads(facts.read_text(encoding="utf-8"))
         old_vocabulary = Vocabulary(sizes["text_size"], sizes["image_size"])
         same_codes = beside.is_dir() and code_digest(load_image_tokenizer(beside)) == code_digest(image)
+        if not same_codes:
+            why = f"{beside} writes others" if beside.is_dir() else f"there is no {beside} to show that it knows them"
+            print(f"start: image codes are new to {folder}, and learnt from nothing: {why}", file=sys.stderr)
     needed = old_vocabulary.size if old_vocabulary else old_text.size
     if needed > old.config.vocabulary_size:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, image: FSQImageTokenizer) 
         start_text(GeneratorRun(start=str(tmp_path / "none"), text_ids=0))
 
 
-def test_image_codes_are_kept_where_they_are_the_same(tmp_path: Path, image: FSQImageTokenizer) -> None:
+def test_image_codes_are_kept_where_they_are_the_same(
+    tmp_path: Path, image: FSQImageTokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     old = Generator(GeneratorConfig(VOCABULARY.size, 16, 2, 4, 2, 8, 24, 32, rope_theta=1e6))
     old.save_pretrained(tmp_path / "generator")
@@ -104,7 +107,12 @@ def test_image_codes_are_kept_where_they_are_the_same(tmp_path: Path, image: FSQ
     with torch.no_grad():
         same.decoder[0].weight.add_(1)  # the decoder does not write codes
     assert torch.equal(rows(same), old.lm_head.weight[VOCABULARY.image_start :])
+    assert "learnt from nothing" not in capsys.readouterr().err
     assert not torch.equal(rows(other), old.lm_head.weight[VOCABULARY.image_start :])
+    assert f"learnt from nothing: {tmp_path / 'image-tokenizer'} writes others" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "image-tokenizer")
+    assert not torch.equal(rows(same), old.lm_head.weight[VOCABULARY.image_start :])
+    assert f"there is no {tmp_path / 'image-tokenizer'}" in capsys.readouterr().err
 
 
 def test_an_image_tokenizer_of_another_shape(tmp_path: Path, image: FSQImageTokenizer) -> None:
