@@ -16,17 +16,23 @@ from racm3.scenes.draw import SCENE_PX
 
 __all__ = ["draw_sheet", "plot_curves", "plot_shots", "plot_sizes"]
 
+CURVES = {f"alpha {alpha}": f"alpha-{alpha}" for alpha in ("0", "0.1", "0.3", "1")} | {
+    "alpha 0.1, no query dropout": "no-query-dropout",
+    "alpha 0.3, no query dropout": "small",
+}
+"""The variants whose held-out loss is plotted."""
+
 Line = tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]
 """Places, and the values there: the line's, and the lower and the upper edge of its band."""
 
 
 def plot_curves(results: Results, file: Path) -> bool:
-    """Held-out loss against training compute, one line an alpha: the mean over seeds, and the seeds' range."""
+    """Held-out loss against training compute: the mean over seeds, and the seeds' range."""
     lines = {}
-    for alpha in ("0", "0.1", "0.3", "1"):
-        if found := trained(results, f"alpha-{alpha}"):
+    for name, variant in CURVES.items():
+        if found := trained(results, variant):
             compute = [step * found[0]["flops_per_step"] / 1e15 for step in found[0]["curve"]["step"]]
-            lines[f"alpha {alpha}"] = _line(compute, zip(*(one["curve"]["loss"] for one in found), strict=True))
+            lines[name] = _line(compute, zip(*(one["curve"]["loss"] for one in found), strict=True))
     return _plot(file, lines, "training compute, PFLOP", "held-out loss of the main document, nats")
 
 

@@ -273,7 +273,9 @@ def _about_trainings() -> list[str]:
         f"Each variant is trained from nothing on the same prepared data, for {steps} steps, in the seeds {seeds}, and "
         "examined with one drawing a request. The held-out loss is of the main documents alone, behind two retrieved "
         "ones, and for vanilla behind none. *Steps to alpha 0's loss*: after which share of its steps a seed has the "
-        "held-out loss with which the same seed ends at alpha 0.",
+        "held-out loss with which the same seed ends at alpha 0. Held-out documents are looked up as those of the "
+        "training are, so a part of what query dropout costs there is what it makes harder to find; pictures and "
+        "captions are judged behind the same documents for all.",
         "",
     ]
     for name, variant in VARIANTS.items():
