@@ -50,7 +50,7 @@ SEEDS = (0, 1, 2)
 SHARED = ("image-tokenizer", "encoder", "judge")
 """Models that all trainings are made or examined with."""
 SHORT = ("loop.steps=1400", "validation_documents=100", "loop.look_every=100")
-"""Of every training (ours): 33 at the size and the steps of the preset take 20 hours of a core, these 8. Small ones
+"""Of every training (ours): 36 at the size and the steps of the preset take 21 hours of a core, these 8. Small ones
 begin to copy: after 600 steps two documents change nothing of what is drawn, after 1,400 they bring it nearer to the
 true pictures. Every 100 steps, the loss on the same held-out documents is measured; it adds about 2 % to the time."""
 OF_RETRIEVAL = {"alpha", "rename_share", "text_query_share", "query_dropout"}
