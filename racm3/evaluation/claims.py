@@ -188,7 +188,8 @@ def _sizes(results: Results) -> tuple[str, bool]:
             raise LookupError(size)
         millions = trained(results, size)[0]["parameters"] / 1e6
         gains.append(1 - mean(ours) / mean(theirs))
-        said.append(f"{millions:.1f}M {mean(theirs):.1f} -> {mean(ours):.1f}")
+        seeds = f"{len(theirs)} and {len(ours)} seeds"
+        said.append(f"{millions:.1f}M {mean(theirs):.1f} -> {mean(ours):.1f} ({seeds})")
     return f"FD of novel scenes, {', '.join(said)}", min(gains) >= 0.45
 
 
