@@ -76,17 +76,17 @@ class Variant:
 SMALL = ("model.width=128", "model.layers=4", "model.head_dim=32", "model.mlp_width=352")
 MEDIUM = ("model.width=160", "model.layers=5", "model.head_dim=40", "model.mlp_width=432")
 
-TALK = ("query_dropout=0.2",)
-"""Of the talk's own: the others' settings differ from it in one thing each."""
+DROPPED = "query_dropout=0.2"
+"""As in the talk; the presets of the world ask whole queries."""
 
 VARIANTS: dict[str, Variant] = {
-    "alpha-0.1": Variant(set=(*SMALL, *TALK, "alpha=0.1")),
+    "alpha-0.1": Variant(set=(*SMALL, DROPPED, "alpha=0.1")),
     "vanilla": Variant("scenes-vanilla", SMALL),
-    "alpha-0": Variant(set=(*SMALL, *TALK, "alpha=0")),
-    "alpha-1": Variant(set=(*SMALL, *TALK, "alpha=1")),
-    "no-redundancy-skip": Variant(set=(*SMALL, *TALK, "alpha=0.1"), skip=False),
+    "alpha-0": Variant(set=(*SMALL, DROPPED, "alpha=0")),
+    "alpha-1": Variant(set=(*SMALL, DROPPED, "alpha=1")),
+    "no-redundancy-skip": Variant(set=(*SMALL, DROPPED, "alpha=0.1"), skip=False),
     "no-query-dropout": Variant(set=(*SMALL, "alpha=0.1")),
-    "alpha-0.3": Variant(set=(*SMALL, *TALK, "alpha=0.3")),
+    "alpha-0.3": Variant(set=(*SMALL, DROPPED, "alpha=0.3")),
     "small": Variant(set=SMALL),
     "medium": Variant(set=MEDIUM),
     "medium-vanilla": Variant("scenes-vanilla", MEDIUM),
@@ -189,7 +189,7 @@ def _examined(protocol: Protocol) -> Protocol:
 def _identity(variant: Variant, seed: int, more: Sequence[str]) -> dict[str, Any]:
     """What makes a training this one, by dotted name: all but how it is computed, and what has no say in it."""
     run = variant.run(seed, more)
-    no_say = (MAY_CHANGE - {"loop.steps"}) | (set() if len(run.retrieved_shares) > 1 else OF_RETRIEVAL)
+    no_say = (MAY_CHANGE - {"loop.steps"}) | (set() if run.k else OF_RETRIEVAL)
     settings = flat(to_dict(run) | {"skip": variant.skip})
     return {name: value for name, value in settings.items() if name not in no_say}
 
@@ -241,9 +241,8 @@ def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
     data, prepared = _training_data(study), Cache(study.work / "prepared")
     text = learn_text(data, run.text_ids, prepared)
     markup = Markup(Vocabulary(text.size, image.codebook_size), image.grid[0] * image.grid[1])
-    retrieves = len(run.retrieved_shares) > 1
-    asking = encoder if retrieves else None
-    documents = prepare(data, text, image, markup, asking, prepared, dropouts=run.dropouts)
+    retriever = encoder if run.k else None
+    documents = prepare(data, text, image, markup, retriever, prepared, dropouts=run.dropouts)
     vectors = image.fsq.values(image.fsq.digits_of(torch.arange(image.codebook_size)))
     train_generator(documents, text, markup, image.grid, run, folder, vectors)  # nothing is left to do if it is done
     generator = Generator.from_pretrained(folder).eval()
@@ -252,7 +251,7 @@ def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
         model = RACM3(generator, text, image, markup, encoder, memory)
         protocol = _examined(study.protocol)
         lab = Lab(model, model, Judge.from_pretrained(study.models / "judge"), protocol, on_step)
-        rows = examine_generator(lab, (2, 0) if retrieves else (0,))
+        rows = examine_generator(lab, (2, 0) if run.k else (0,))
     journal = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     looks = [row for row in journal if "validation" in row]
     about = about_scenes(protocol, model, study.models, SHARED)

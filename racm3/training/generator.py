@@ -147,6 +147,11 @@ class GeneratorRun:
                 raise ConfigError(f"{name} is between 0 and 1, but {getattr(self, name)} was given")
 
     @property
+    def k(self) -> int:
+        """The most documents that are retrieved for a sequence; 0: this run does not retrieve."""
+        return len(self.retrieved_shares) - 1
+
+    @property
     def dropouts(self) -> tuple[float, ...]:
         """The share that is dropped of each draw of the queries."""
         return (0.0, self.query_dropout) if self.query_dropout else (0.0,)
@@ -174,7 +179,7 @@ class Batches:
 
     def __init__(self, data: TrainingSet, markup: Markup, grid: tuple[int, int], run: GeneratorRun) -> None:
         self.data, self.markup, self.grid, self.run = data, markup, grid, run
-        if len(run.retrieved_shares) > 1 and data.neighbours is None:
+        if run.k and data.neighbours is None:
             raise SourceError("this run retrieves, but the data was prepared without an encoder; give one")
         sample = data.ids[:: -(-len(data.ids) // SAMPLE)]
         held = np.bincount(np.concatenate([np.unique(ids) for ids in sample]), minlength=markup.vocabulary.size)
@@ -214,8 +219,8 @@ class Batches:
 
         Only the main documents have a weight.
         """
-        rng, k = np.random.default_rng(self.run.loop.seed), len(self.run.retrieved_shares) - 1
-        batch = self._packed([(row, *self.sequence(row, k, rng)) for row in sorted(self.data.held_out)], 1.0)
+        rng = np.random.default_rng(self.run.loop.seed)
+        batch = self._packed([(row, *self.sequence(row, self.run.k, rng)) for row in sorted(self.data.held_out)], 1.0)
         weights = batch.weights * batch.main
         return replace(batch, weights=weights, normaliser=float(weights.sum()))
 
@@ -408,8 +413,7 @@ def train_generator(
         if now is None:
             return {}
         if image is not None:
-            k, path = len(run.retrieved_shares) - 1, folder / "samples" / f"step-{step:09d}.png"
-            draw_sheet(now, batches.data, markup, image, path, k)
+            draw_sheet(now, batches.data, markup, image, folder / "samples" / f"step-{step:09d}.png", run.k)
         seen = {} if examine is None else dict(examine(step, now))
         if run.validation_documents:
             seen["validation"] = float(packed_loss(now, batches.validation(), vocabulary, 0.0)[0])

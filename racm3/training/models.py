@@ -89,7 +89,7 @@ def make_generator(
         words = learn_text(data, run.text_ids, cache) if run.text_ids else start_text(run)
     markup = Markup(Vocabulary(words.size, codes.codebook_size), codes.grid[0] * codes.grid[1])
     start = start_generator(run, markup.vocabulary, words, codes)
-    k = max(1, len(run.retrieved_shares) - 1)
+    k = max(1, run.k)
     documents = prepare(data, words, codes, markup, retriever, cache, k=k, dropouts=run.dropouts, seed=run.loop.seed)
     vectors = None
     if isinstance(codes, FSQImageTokenizer):
@@ -128,7 +128,7 @@ def make_all(
         image_tokenizer = beside / "image-tokenizer"
         if not reused(image_tokenizer / "model.safetensors", "image tokenizer"):
             make_image_tokenizer(data, runs.image_tokenizer, image_tokenizer)
-    if encoder is None and len(runs.generator.retrieved_shares) > 1:
+    if encoder is None and runs.generator.k:
         encoder, memory = beside / "encoder", beside / "memory"
         if not reused(encoder / "model.safetensors", "encoder"):
             make_encoder(data, runs.encoder, encoder)

@@ -69,6 +69,14 @@ def test_from_a_folder_to_a_model_and_again(data: Path, tmp_path: Path, capsys: 
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert len(Memory.open(tmp_path / "memory")) == 9
 
+    undropped = replace(RUNS, generator=replace(RUNS.generator, query_dropout=0.0))
+    make_all(data, undropped, tmp_path / "undropped")
+    queries = [
+        np.load(next((tmp_path / name / "prepared").glob("neighbours-*.npy"))).shape[1]
+        for name in ("generator", "undropped")
+    ]
+    assert queries == [4, 2]  # of words and of the picture, dropped and whole; whole alone
+
 
 def test_a_memory_that_was_half_made_is_completed(data: Path, tmp_path: Path) -> None:
     make_encoder(data, RUNS.encoder, tmp_path / "encoder")
