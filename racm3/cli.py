@@ -759,6 +759,7 @@ def generate(
     k: int = 2,
     samples: int = 1,
     seed: int = 0,
+    grounding: OptionalNumber = None,
     guidance: OptionalNumber = None,
     temperature: OptionalNumber = None,
     contexts: int = 1,
@@ -774,15 +775,16 @@ def generate(
         k: Retrieve so many documents.
         samples: Draw so many pictures and keep the one that the encoder finds nearest to the text.
         seed: The same one gives the same picture.
-        guidance: How much more than usual the text counts; 1 is as usual. By default what racm3.pipeline.Settings says.
-        temperature: 0 takes the most probable codes, 1 draws as the model believes. By default as guidance.
+        grounding: How much the documents count; 1 is as usual. By default what racm3.pipeline.Settings says.
+        guidance: How much the text counts; 1 is as usual. By default what Settings says.
+        temperature: 0 takes the most probable codes, 1 draws as the model believes. By default what Settings says.
         contexts: Retrieve so many times k documents, and average the predictions from k of them at a time.
         overlay: Where to draw what the picture took from which source: a .png, .jpg or .webp file.
     """
     from racm3.document import Document, Hole
 
     asked = Document.of(text, Hole("image"))
-    chosen = _picture_settings(k, samples, seed, guidance, temperature, contexts)
+    chosen = _picture_settings(k, samples, seed, grounding, guidance, temperature, contexts)
     _checked_out(out, overlay)
     done = _model(models, memory).complete([asked], chosen)[0]
     _print_sources(done)
@@ -797,6 +799,7 @@ def caption(
     k: int = 2,
     samples: int = 1,
     seed: int = 0,
+    grounding: OptionalNumber = None,
     temperature: OptionalNumber = None,
     contexts: int = 1,
 ) -> None:
@@ -809,6 +812,7 @@ def caption(
         k: Retrieve so many documents.
         samples: Write so many captions and keep the likeliest.
         seed: The same one gives the same caption.
+        grounding: How much the documents count; 1 is as usual. By default what racm3.pipeline.Settings says.
         temperature: 0 takes the most probable words, 1 draws as the model believes. By default 0, or 1 for several.
         contexts: Retrieve so many times k documents, and average the predictions from k of them at a time.
     """
@@ -818,7 +822,7 @@ def caption(
     image = Image.open(picture)
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
-    text = _sampling(Settings().text, temperature=temperature)
+    text = _sampling(Settings().text, grounding=grounding, temperature=temperature)
     chosen = Settings(k=k, contexts=contexts, samples=samples, seed=seed, text=text)
     done = _model(models, memory).caption(image, chosen)
     _print_sources(done)
@@ -837,6 +841,7 @@ def infill(
     k: int = 2,
     samples: int = 1,
     seed: int = 0,
+    grounding: OptionalNumber = None,
     guidance: OptionalNumber = None,
     temperature: OptionalNumber = None,
     contexts: int = 1,
@@ -855,15 +860,16 @@ def infill(
         k: Retrieve so many documents.
         samples: Fill it so many times and keep the one that the encoder finds nearest to the text, or the likeliest.
         seed: The same one gives the same picture.
-        guidance: How much more than usual the text counts; 1 is as usual. By default what racm3.pipeline.Settings says.
-        temperature: 0 takes the most probable codes, 1 draws as the model believes. By default as guidance.
+        grounding: How much the documents count; 1 is as usual. By default what racm3.pipeline.Settings says.
+        guidance: How much the text counts; 1 is as usual. By default what Settings says.
+        temperature: 0 takes the most probable codes, 1 draws as the model believes. By default what Settings says.
         contexts: Retrieve so many times k documents, and average the predictions from k of them at a time.
         overlay: Where to draw what the region took from which source: a .png, .jpg or .webp file.
     """
     from racm3.document import Image
 
     hidden = _hidden(Image.open(picture), box, mask)
-    chosen = _picture_settings(k, samples, seed, guidance, temperature, contexts)
+    chosen = _picture_settings(k, samples, seed, grounding, guidance, temperature, contexts)
     _checked_out(out, overlay)
     done = _model(models, memory).infill(hidden, text, chosen)
     _print_sources(done)
@@ -881,6 +887,7 @@ def edit(
     models: str = "scenes",
     samples: int = 1,
     seed: int = 0,
+    grounding: OptionalNumber = None,
     guidance: OptionalNumber = None,
     temperature: OptionalNumber = None,
     overlay: OptionalFile = None,
@@ -897,15 +904,16 @@ def edit(
         models: A folder with image-tokenizer, encoder and generator, or scenes, the shipped one.
         samples: Fill it so many times and keep the one that the encoder finds nearest to the text, or the likeliest.
         seed: The same one gives the same picture.
-        guidance: How much more than usual the text counts; 1 is as usual. By default what racm3.pipeline.Settings says.
-        temperature: 0 takes the most probable codes, 1 draws as the model believes. By default as guidance.
+        grounding: How much the control counts; 1 is as usual. By default what racm3.pipeline.Settings says.
+        guidance: How much the text counts; 1 is as usual. By default what Settings says.
+        temperature: 0 takes the most probable codes, 1 draws as the model believes. By default what Settings says.
         overlay: Where to draw what the region took from where: a .png, .jpg or .webp file.
     """
     from racm3.document import Image
     from racm3.pipeline import RACM3
 
     hidden, shown = _hidden(Image.open(picture), box, mask), Image.open(control)
-    chosen = _picture_settings(0, samples, seed, guidance, temperature, 1)
+    chosen = _picture_settings(0, samples, seed, grounding, guidance, temperature, 1)
     _checked_out(out, overlay)
     _save(RACM3.from_pretrained(models).edit(hidden, shown, text, chosen), out, overlay)
 
@@ -1010,11 +1018,17 @@ def _model(models: str, memory: Path | None) -> RACM3:
 
 
 def _picture_settings(
-    k: int, samples: int, seed: int, guidance: float | None, temperature: float | None, contexts: int
+    k: int,
+    samples: int,
+    seed: int,
+    grounding: float | None,
+    guidance: float | None,
+    temperature: float | None,
+    contexts: int,
 ) -> Settings:
     from racm3.pipeline import Settings
 
-    image = _sampling(Settings().image, guidance=guidance, temperature=temperature)
+    image = _sampling(Settings().image, grounding=grounding, guidance=guidance, temperature=temperature)
     return Settings(k=k, contexts=contexts, samples=samples, seed=seed, image=image)
 
 

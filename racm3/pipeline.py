@@ -59,13 +59,14 @@ class Settings:
     """How to complete. ``k`` documents are read at a time (2 at inference in the paper). With several ``contexts``, as
     many times k are retrieved, each context reads k of them, and the predictions of all are averaged at every step.
     Of ``samples`` the best is kept: images by the encoder's score of picture and words (the paper: of 10), texts by
-    perplexity (the paper: of 32). At temperature 0 all samples are the same, and one is drawn."""
+    perplexity (the paper: of 32). At temperature 0 all samples are the same, and one is drawn. The grounding was chosen
+    on scenes that no result looks at (docs/log.md)."""
 
     k: int = 2
     contexts: int = 1
     samples: int = 1
-    image: Sampling = Sampling(temperature=0.5, top_p=0.9)
-    text: Sampling = Sampling(temperature=0.0)
+    image: Sampling = Sampling(temperature=0.5, top_p=0.9, grounding=1.25)
+    text: Sampling = Sampling(temperature=0.0, grounding=1.25)
     max_text_tokens: int = 48
     seed: int = 0
 
@@ -514,9 +515,20 @@ class RACM3:
         samples = settings.samples if sampling.temperature else 1
         constraint = answer_constraint(prompts[0].spans, self.markup.vocabulary)
         first, *others = (Context(p.ids, p.unconditional if sampling.unconditional else None) for p in prompts)
+        # Behind nothing, the main document is alone as it is.
+        alone = build_prompt((), draft.parts, self.markup, settings.max_text_tokens) if any(draft.contexts) else None
         seeds = np.random.SeedSequence([draft.seed, part]).generate_state(samples).tolist()
         return prompts, [
-            Job(first.prompt, constraint, sampling, seed, first.unconditional, tuple(others)) for seed in seeds
+            Job(
+                first.prompt,
+                constraint,
+                sampling,
+                seed,
+                first.unconditional,
+                tuple(others),
+                None if alone is None else alone.ids,
+            )
+            for seed in seeds
         ]
 
     def _accept(self, draft: Draft, prompts: tuple[Prompt, ...], results: Sequence[EngineCompletion]) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from racm3.attribution import attribute
-from racm3.document import Document, Hole, Image, Text, modality_of
+from racm3.document import Document, Hole, Image, Modality, Text, modality_of
 from racm3.errors import (
     CheckpointError,
     ConfigError,
@@ -26,10 +27,12 @@ from racm3.errors import (
     RACM3Error,
 )
 from racm3.generator.decoding import Sampling
+from racm3.generator.engine import Context, Job
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.generator.prompt import answer_constraint, build_prompt
 from racm3.memory.memory import Memory
 from racm3.memory.sources import Item
-from racm3.pipeline import RACM3, Answer, Completion, Settings, looked_up_by
+from racm3.pipeline import RACM3, Answer, Asked, Completion, Settings, looked_up_by
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
 from racm3.tokens.documents import image_codes, token_documents
@@ -478,6 +481,30 @@ def test_documents_given_by_hand_are_read_as_retrieved_ones(model: RACM3) -> Non
     assert [hit.origin for hit in given.sources] == ["given by hand"] * 2
     (others,) = model.complete([EVERY_KIND["caption to image"]], SETTINGS, retrieved=[by_hand[0][:1]])
     assert not same(others, found)
+
+
+@pytest.mark.parametrize("hole", ["image", "text"])
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_grounding_moves_away_from_the_main_document_alone(model: RACM3, hole: Modality, contexts: int) -> None:
+    usual, greedy = replace(SETTINGS, contexts=contexts), Sampling(temperature=0)
+    plain, grounded = (
+        replace(usual, image=sampling, text=sampling) for sampling in (greedy, replace(greedy, grounding=4.0))
+    )
+    asked = [Document.of(caption, Hole(hole)) for caption in CAPTIONS]
+    for document, done in zip(asked, model.complete(asked, grounded), strict=True):
+        documents = token_documents([hit.document for hit in done.sources], model.text, model.image)
+        (main,) = model.begin([Asked(document, plain, 0, ())])
+        prompt = partial(build_prompt, main=main.parts, markup=model.markup, max_text_tokens=usual.max_text_tokens)
+        first, *others = (prompt(documents[i::contexts]) for i in range(contexts))
+        constraint = answer_constraint(first.spans, model.markup.vocabulary)
+        job = Job(
+            first.ids, constraint, grounded.text, others=[Context(one.ids) for one in others], alone=prompt([]).ids
+        )
+        assert model.engine.run([job])[0].spans == done.answers[0].spans
+    changed = zip(model.complete(asked, plain), model.complete(asked, grounded), strict=True)
+    assert any(one.document != other.document for one, other in changed)
+    nothing = zip(*(model.complete(asked, replace(one, k=0)) for one in (plain, grounded)), strict=True)
+    assert all(one.document == other.document for one, other in nothing)
 
 
 def test_without_retrieval(models: Path, model: RACM3) -> None:

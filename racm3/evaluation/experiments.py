@@ -57,6 +57,7 @@ __all__ = ["EXPERIMENTS", "Found", "Lab", "Sheet", "examine_generator"]
 
 SHOWN = 8
 """Requests on a sheet: the first of a test split."""
+GROUNDINGS = (1.0, 1.25, 1.5, 2.0)
 NOTHING_REDUNDANT = 2.0
 """A threshold that no cosine reaches."""
 
@@ -242,6 +243,25 @@ def caption_documents(lab: Lab) -> Found:
     return Found(rows, decoding={"usual": usual})
 
 
+def grounding(lab: Lab) -> Found:
+    """How much more than usual the retrieved documents count: what is drawn and told, and a style only demonstrated."""
+    rows: list[Row] = []
+    style = all_tasks({entities: lab.tests(entities) for entities in SPLITS}, lab.protocol.world)["style", "seen"]
+    for strength in GROUNDINGS:
+        own = replace(lab, protocol=lab.protocol.grounded(strength))
+        for entities in SPLITS:
+            row: Row = {"entities": entities, "grounding": strength} | _drawn_and_told(own, entities, 2)
+            if entities == "seen":
+                step = partial(lab.on_step, f"style, grounding {strength}")
+                done = lab.retrieval.complete(
+                    style.documents, own.protocol.filling, retrieved=style.retrieved, on_step=step
+                )
+                found = scored("style", style, done, lab.judge)
+                row |= {"style": found["style"], "interval": row["interval"] | {"style": found["interval"]["style"]}}
+            rows.append(row)
+    return Found(rows)
+
+
 def knowledge(lab: Lab) -> Found:
     """Novel entities are added to a live memory that knew none: the same requests and weights, before and after."""
     items, vectors, novel = list(lab.memory.items()), lab.memory.vectors, set(lab.protocol.world.novel)
@@ -322,6 +342,7 @@ EXPERIMENTS: dict[str, Callable[[Lab], Found]] = {
     "knowledge": knowledge,
     "documents": documents,
     "caption-documents": caption_documents,
+    "grounding": grounding,
     "retriever": retriever,
     "perplexity": perplexities,
 }
@@ -330,22 +351,27 @@ EXPERIMENTS: dict[str, Callable[[Lab], Found]] = {
 
 def examine_generator(lab: Lab, documents: Iterable[int]) -> list[Row]:
     """What a generator of the study, ``lab.retrieval``, draws and tells with so many retrieved documents."""
-    rows: list[Row] = []
-    for k in documents:
-        for entities in SPLITS:
-            tests = lab.tests(entities)
-            scenes, truth = [scene for scene, _ in tests], [Image(draw(scene)) for scene, _ in tests]
-            step = partial(lab.on_step, f"{entities}, {k} documents: pictures")
-            asked = [Document.of(caption, Hole("image")) for _, caption in tests]
-            drawn = _pictures(lab.retrieval.complete(asked, replace(lab.single, k=k), on_step=step))
-            step = partial(lab.on_step, f"{entities}, {k} documents: captions")
-            holes = [Document.of(Hole("text"), image) for image in truth]
-            told = lab.retrieval.complete(holes, replace(lab.protocol.captioning, k=k), on_step=step)
-            seen = Gauge(tests, lab.judge, lab.retrieval.encoder).scores(drawn)
-            read = caption_scores([done.document.text or "" for done in told], scenes)
-            both = {"interval": seen["interval"] | read["interval"]}
-            rows.append({"entities": entities, "documents": k} | seen | read | both)
-    return rows
+    return [
+        {"entities": entities, "documents": k} | _drawn_and_told(lab, entities, k)
+        for k in documents
+        for entities in SPLITS
+    ]
+
+
+def _drawn_and_told(lab: Lab, entities: str, k: int) -> Row:
+    """The scores of one drawing a caption and of one caption a picture, behind k retrieved documents."""
+    tests = lab.tests(entities)
+    scenes, truth = [scene for scene, _ in tests], [Image(draw(scene)) for scene, _ in tests]
+    what = f"{entities}, {k} documents, grounding {lab.single.image.grounding}"
+    asked = [Document.of(caption, Hole("image")) for _, caption in tests]
+    step = partial(lab.on_step, f"{what}: pictures")
+    drawn = _pictures(lab.retrieval.complete(asked, replace(lab.single, k=k), on_step=step))
+    holes = [Document.of(Hole("text"), image) for image in truth]
+    step = partial(lab.on_step, f"{what}: captions")
+    told = lab.retrieval.complete(holes, replace(lab.protocol.captioning, k=k), on_step=step)
+    seen = Gauge(tests, lab.judge, lab.retrieval.encoder).scores(drawn)
+    read = caption_scores([done.document.text or "" for done in told], scenes)
+    return seen | read | {"interval": seen["interval"] | read["interval"]}
 
 
 def _pictures(done: Sequence[Completion]) -> list[Image]:

@@ -204,6 +204,13 @@ SECTIONS = (
         "Novel entities, one drawing a request. A single part of a document is found by the vector of the whole.",
     ),
     ("caption-documents", "What is retrieved, for captions", "Novel entities."),
+    (
+        "grounding",
+        "Grounding",
+        "How much more than usual the retrieved documents count: the logits are moved by so many times the distance "
+        "from those of the main document alone (context-aware decoding). 1 is the generator by itself, as trainings "
+        "are examined; elsewhere it is what `Protocol` says. One drawing a request; *style* as above.",
+    ),
     ("retriever", "The retriever", "Whether the entity of the query is among the first one or two documents."),
     ("perplexity", "Perplexity", "Of test documents read causally, behind as many documents as their words retrieve."),
 )

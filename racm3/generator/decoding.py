@@ -49,6 +49,8 @@ class Sampling:
 
     ``temperature`` 0 takes the most probable token. ``top_k`` keeps the k most probable tokens, ``top_p`` the fewest
     that have this probability together, ``min_p`` those at least this times as probable as the most probable one.
+    ``grounding`` g moves away from what the generator would say without the retrieved documents: the logits become
+    alone + g * (cond - alone), before all else (context-aware decoding, Shi et al. 2023, whose alpha is g - 1).
     Two ways to move away from the unconditional prompt: ``guidance`` g makes the logits uncond + g * (cond - uncond),
     1 is none and costs nothing; ``contrast_k`` k makes them log p_cond - log p_uncond, over tokens with p_cond at least
     ``contrast_alpha`` times the k-th largest (CM3Leon's CD-K; its alpha is not known to us, 0.1 is the value of
@@ -60,6 +62,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
+    grounding: float = 1.0
     guidance: float = 1.0
     contrast_k: int | None = None
     contrast_alpha: float = 0.1
@@ -70,6 +73,7 @@ class Sampling:
             ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or above, or None"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
+            ("grounding", self.grounding, 0 <= self.grounding < math.inf, "0 or above"),
             ("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or above"),
             ("contrast_k", self.contrast_k, self.contrast_k is None or self.contrast_k >= 1, "1 or above, or None"),
             ("contrast_alpha", self.contrast_alpha, 0 < self.contrast_alpha <= 1, "above 0 and at most 1"),
@@ -88,9 +92,10 @@ class Sampling:
 # Filters: logits (B, V) to logits (B, V), -inf where a token is excluded.
 
 
-def guide(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
-    """Classifier-free guidance: uncond + g * (cond - uncond), with g (B,) of each row."""
-    return unconditional + guidance[:, None] * (conditional - unconditional)
+def guide(conditional: Tensor, other: Tensor, strength: Tensor) -> Tensor:
+    """Away from another prompt's logits: other + g * (cond - other), with g (B,) of each row. Classifier-free guidance
+    if the other is the unconditional prompt, grounding if it is the main document alone."""
+    return other + strength[:, None] * (conditional - other)
 
 
 def contrast(conditional: Tensor, unconditional: Tensor, k: Tensor, alpha: Tensor) -> Tensor:
@@ -144,15 +149,24 @@ def temper(logits: Tensor, temperature: Tensor) -> Tensor:
     return below / temperature.where(temperature > 0, 1)[:, None]
 
 
-def shape(conditional: Tensor, unconditional: Tensor | None, allowed: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+def shape(
+    conditional: Tensor,
+    unconditional: Tensor | None,
+    alone: Tensor | None,
+    allowed: Tensor,
+    samplings: Sequence[Sampling],
+) -> Tensor:
     """All filters in their order, each only if a row asks for it: what ``choose`` draws from, (B, V).
 
-    ``unconditional`` (B, V) may be anything in rows that do not ask for it, and None if no row does.
+    ``unconditional`` and ``alone`` (B, V) are the logits of those prompts; None if no row asks for them. In rows that
+    do not, ``unconditional`` may be anything, and ``alone`` is ``conditional``.
     """
 
     def each(values: Iterable[float]) -> Tensor:  # (B,)
         return torch.tensor(list(values), device=conditional.device)
 
+    if alone is not None:
+        conditional = guide(conditional, alone, each(s.grounding for s in samplings))
     scores = keep_allowed(conditional, allowed)
     if unconditional is not None:
         other = keep_allowed(unconditional, allowed)

@@ -71,8 +71,9 @@ class Job:
 
     ``prompt``: ids, at least one. ``unconditional``: the prompt of the guidance stream, of any length; needed for
     guidance and contrastive decoding. ``others``: further contexts, an ensemble: at every step the probabilities that
-    all contexts give are averaged, and those of the unconditional prompts likewise. ``constraint`` is copied, so that
-    jobs may share one.
+    all contexts give are averaged, and those of the unconditional prompts likewise. ``alone``: the prompt of the main
+    document by itself, which grounding moves away from; None where there are no other documents, and grounding changes
+    nothing. ``constraint`` is copied, so that jobs may share one.
     Raises InputError if a prompt is empty, ConfigError if one needs an unconditional prompt and has none, or the seed
     is out of range.
     """
@@ -83,11 +84,13 @@ class Job:
     seed: int = 0
     unconditional: Sequence[int] | None = None
     others: Sequence[Context] = ()
+    alone: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        given = [own for context in self.contexts for own in (context.prompt, context.unconditional)]
+        if any(own is not None and not len(own) for own in (*given, self.alone)):
+            raise InputError("a prompt has at least one token, but an empty one was given; begin with <doc>")
         for context in self.contexts:
-            if not len(context.prompt) or (context.unconditional is not None and not len(context.unconditional)):
-                raise InputError("a prompt has at least one token, but an empty one was given; begin with <doc>")
             if self.guided and context.unconditional is None:
                 name = "guidance" if self.sampling.contrast_k is None else "contrast_k"
                 raise ConfigError(
@@ -102,16 +105,23 @@ class Job:
         return self.sampling.unconditional
 
     @property
+    def grounded(self) -> bool:
+        return self.sampling.grounding != 1 and self.alone is not None
+
+    @property
     def contexts(self) -> list[Context]:
         return [Context(self.prompt, self.unconditional), *self.others]
 
     @property
     def streams(self) -> list[tuple[int, ...]]:
-        """The prompts that this job reads: those of all contexts, then the unconditional ones if it is guided."""
-        own = [tuple(context.prompt) for context in self.contexts]
-        if not self.guided:
-            return own
-        return own + [tuple(context.unconditional or ()) for context in self.contexts]
+        """The prompts that this job reads: those of all contexts, then the unconditional ones if it is guided, then
+        the main document alone if it is grounded."""
+        prompts = [context.prompt for context in self.contexts]
+        if self.guided:
+            prompts += [context.unconditional or () for context in self.contexts]
+        if self.grounded:
+            prompts.append(self.alone or ())
+        return [tuple(prompt) for prompt in prompts]
 
 
 @dataclass(frozen=True)
@@ -120,8 +130,9 @@ class Completion:
 
     ``spans``: the ids of the answer, in the groups that stop and fixed tokens part; these are left out.
     ``log_probability``: sum over all ``steps`` tokens that were drawn, stop token included, of the model's
-    log-probability in nats, given the prompt and that only allowed ids may come; before guidance, temperature, top k
-    and top p: comparable between samples of one prompt. Of an ensemble, that of the averaged probability.
+    log-probability in nats, given the prompt and that only allowed ids may come; before grounding, guidance,
+    temperature, top k and top p: comparable between samples of one prompt. Of an ensemble, that of the averaged
+    probability.
     """
 
     spans: tuple[tuple[int, ...], ...]
@@ -605,22 +616,25 @@ class Engine:
 def _choose(requests: Sequence[Request], logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """From the logits (R, V) of all streams of the requests: the drawn ids (B,) and their log-probabilities (B,)."""
     samplings = [request.job.sampling for request in requests]
-    own: list[list[int]] = []
-    other: list[list[int]] = []  # rows of the unconditional streams, or of the job's own where it has none
-    end = 0
+    own: list[range] = []
+    other: list[range] = []  # rows of the unconditional streams, or of the job's own where it has none
+    lone: list[range] = []  # the row of the main document alone, or those of the job's own
+    start = 0
     for request in requests:
-        contexts = len(request.job.others) + 1
-        own.append(list(range(end, end + contexts)))
-        end += len(request.rows)
-        other.append(list(range(end - contexts, end)))
+        contexts, end = len(request.job.others) + 1, start + len(request.rows)
+        own.append(range(start, start + contexts))
+        other.append(range(start + contexts, start + 2 * contexts) if request.job.guided else own[-1])
+        lone.append(range(end - 1, end) if request.job.grounded else own[-1])
+        start = end
     conditional = _averaged(logits, own, allowed)  # (B, V)
-    unconditional = _averaged(logits, other, allowed) if own != other else None
+    unconditional = _averaged(logits, other, allowed) if other != own else None
+    alone = _averaged(logits, lone, allowed) if lone != own else None
     possible = keep_allowed(conditional, allowed)
     greedy = [sampling.temperature == 0 for sampling in samplings]
-    if all(greedy) and unconditional is None:
+    if all(greedy) and unconditional is None and alone is None:
         chosen = possible.argmax(-1)  # no filter excludes the most probable token
     else:
-        scores = shape(conditional, unconditional, allowed, samplings)
+        scores = shape(conditional, unconditional, alone, allowed, samplings)
         uniform = torch.tensor([one.uniform[one.steps] for one in requests], device=logits.device, dtype=torch.float64)
         chosen = choose(scores, uniform, torch.tensor(greedy, device=logits.device))
     return chosen, possible.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]

@@ -194,6 +194,7 @@ class Api:
             contexts=settings.contexts,
             samples=settings.samples,
             seed=settings.seed,
+            grounding=settings.image.grounding,
             guidance=settings.image.guidance,
             temperature=temperature,
             retrieve=options.retrieve,
@@ -207,15 +208,16 @@ class Api:
 
 
 def settings_of(options: Options) -> Settings:
-    """The settings that options ask for; of pictures, where they may mean either."""
+    """The settings that options ask for; guidance and temperature are those of pictures."""
     usual = Settings()
-    given = {"guidance": options.guidance, "temperature": options.temperature}
-    image = replace(usual.image, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    names = ("grounding", "guidance", "temperature")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
     return Settings(
         k=options.k if options.retrieve else 0,
         contexts=options.contexts,
         samples=options.samples,
-        image=image,
+        image=replace(usual.image, **given),
+        text=replace(usual.text, grounding=given.get("grounding", usual.text.grounding)),
         seed=options.seed or 0,
     )
 

@@ -182,16 +182,16 @@ def _settings(asked: Chat) -> Settings:
     ):
         if None not in (own, other) and own != other:
             raise ApiError(400, f"{name} is given twice, as {own} and {other}; give one", None, name)
-    usual = Settings()
+    options = asked.racm3.model_copy(update={"temperature": None, "seed": asked.seed or asked.racm3.seed})
+    usual = settings_of(options)
     temperature = asked.racm3.temperature if asked.temperature is None else asked.temperature
     text = replace(
         usual.text,
         temperature=usual.text.temperature if temperature is None else temperature,
         top_p=usual.text.top_p if asked.top_p is None else asked.top_p,
     )
-    options = asked.racm3.model_copy(update={"temperature": None, "seed": asked.seed or asked.racm3.seed})
     most = asked.max_tokens or asked.max_completion_tokens or usual.max_text_tokens
-    return replace(settings_of(options), text=text, max_text_tokens=most)
+    return replace(usual, text=text, max_text_tokens=most)
 
 
 def _words(part: Part) -> str:

@@ -301,8 +301,9 @@ class Worker:
 
 def _rows(settings: Settings) -> int:
     """The most rows of the batch that a request takes."""
-    streams = 2 if settings.image.unconditional or settings.text.unconditional else 1
-    return settings.samples * settings.contexts * streams
+    both = settings.image, settings.text
+    streams = settings.contexts * (2 if any(one.unconditional for one in both) else 1)
+    return settings.samples * (streams + any(one.grounding != 1 for one in both))
 
 
 def _told(error: Exception) -> Exception:

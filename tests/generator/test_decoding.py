@@ -124,10 +124,12 @@ def test_shape_is_the_filters_one_after_the_other_each_row_on_its_own() -> None:
         Sampling(temperature=0.5, top_k=3, min_p=0.2),
         Sampling(guidance=2.0, top_p=0.6),
         Sampling(temperature=2.0, contrast_k=2, contrast_alpha=0.3),
+        Sampling(grounding=3.0, guidance=2.0),
     ]
     random = torch.Generator().manual_seed(3)
-    own, other = torch.randn(2, 4, 11, generator=random, dtype=torch.float64)
-    allowed = torch.rand(4, 11, generator=random) < 0.7
+    own, other, alone = torch.randn(3, 5, 11, generator=random, dtype=torch.float64)
+    alone[:4] = own[:4]
+    allowed = torch.rand(5, 11, generator=random) < 0.7
 
     def one(value: float) -> Tensor:
         return torch.tensor([value])
@@ -137,12 +139,13 @@ def test_shape_is_the_filters_one_after_the_other_each_row_on_its_own() -> None:
         a[:1],
         keep_min_p(keep_top_k(2 * a[1:2], one(3)), one(0.2)),
         keep_top_p(keep_allowed(guide(own[2:3], other[2:3], one(2.0)), allowed[2:3]), one(0.6)),
-        contrast(a[3:], b[3:], one(2), one(0.3)) / 2,
+        contrast(a[3:4], b[3:4], one(2), one(0.3)) / 2,
+        keep_allowed(2 * (3 * own[4:] - 2 * alone[4:]) - other[4:], allowed[4:]),
     ]
-    found = shape(own, other, allowed, samplings)
+    found = shape(own, other, alone, allowed, samplings)
     assert torch.allclose(found.softmax(-1), torch.cat(expected).softmax(-1), atol=1e-6)
-    alone = shape(own[:2], None, allowed[:2], samplings[:2])
-    assert torch.allclose(alone, found[:2])
+    assert torch.allclose(shape(own[:2], None, None, allowed[:2], samplings[:2]), found[:2])
+    assert torch.equal(shape(own[:4], other[:4], None, allowed[:4], samplings[:4]), found[:4])
 
 
 def test_guide() -> None:

@@ -88,9 +88,12 @@ def slow(engine: Engine, job: Job) -> Completion:
         may = constraint.allowed().nonzero()[0].tolist()
         own = logits_after([context.prompt for context in job.contexts])
         scores = own
+        if sampling.grounding != 1 and job.alone is not None:
+            alone = logits_after([job.alone])
+            scores = alone + sampling.grounding * (scores - alone)
         if sampling.guidance != 1:
             other = logits_after([context.unconditional or () for context in job.contexts])
-            scores = other + sampling.guidance * (own - other)
+            scores = other + sampling.guidance * (scores - other)
         ranked = sorted(may, key=lambda id: -float(scores[id]))
         if sampling.temperature == 0:
             id = ranked[0]
@@ -341,9 +344,30 @@ def test_answers_are_what_was_asked_for(engine: Engine, seed: int) -> None:
 
 def test_guidance_of_one_needs_and_reads_no_other_prompt(engine: Engine) -> None:
     plain = Job(prompt(5, 0), image(), Sampling(), seed=1)
-    with_other = replace(plain, unconditional=prompt(9, 1))
+    with_other = replace(plain, unconditional=prompt(9, 1), alone=prompt(2, 2))
     assert len(with_other.streams) == 1
     assert engine.run([plain]) == engine.run([with_other])
+
+
+def grounded() -> list[Job]:
+    """Greedy and drawn, with guidance and without, of one context and of two; the last has nothing to go by."""
+    some = Job(prompt(20, 1), image(), replace(GREEDY, grounding=3.0), alone=prompt(4, 1))
+    return [
+        some,
+        replace(some, constraint=text(), sampling=Sampling(grounding=1.5, top_p=0.8), seed=2),
+        replace(some, sampling=replace(GUIDED, grounding=2.0), unconditional=prompt(7, 3), seed=3),
+        replace(some, others=[Context(prompt(9, 5))]),
+        replace(some, alone=None),
+    ]
+
+
+def test_grounded_jobs_equal_the_slow_twin_beside_others(engine: Engine) -> None:
+    jobs = [*grounded(), *mixed_jobs()]
+    assert_same(engine.run(jobs), [slow(engine, job) for job in jobs])
+    assert [len(job.streams) for job in grounded()] == [2, 2, 3, 3, 1]
+    assert engine.run(grounded()) == engine.run(jobs)[:5]
+    first, *_, last = engine.run(grounded())
+    assert first != last
 
 
 @torch.no_grad()
@@ -421,6 +445,8 @@ def test_a_prompt_that_just_fits_and_one_that_does_not(engine: Engine) -> None:
 def test_bad_requests(engine: Engine) -> None:
     with pytest.raises(InputError, match="a prompt has at least one token"):
         Job([], image())
+    with pytest.raises(InputError, match="a prompt has at least one token"):
+        Job(prompt(3, 0), image(), alone=[])
     with pytest.raises(ConfigError, match=r"guidance is 2.5, but the job has no unconditional prompt"):
         Job(prompt(3, 0), image(), GUIDED)
     with pytest.raises(ConfigError, match="seed is -1"):
