@@ -49,12 +49,12 @@ def scenes_vanilla() -> Runs:
 
 
 def scenes_tasks() -> Runs:
-    """Goes on from a generator of `scenes`, or from a vanilla one with ``--set retrieved_shares=[1.0]``, to infill and
-    to edit as well: 15 minutes on such a core.
+    """Goes on from a generator of `scenes`, or from a vanilla one with ``--set retrieved_shares=[1.0]``, to infill, to
+    edit and to caption as well: 15 minutes on such a core.
 
-    Half of the sequences are still drawn or written on causally, three in ten have a rectangle hidden, most of these
-    around what the retrieved documents show and half of them without words. From nothing, the same mixture learns to
-    edit and unlearns to draw what is novel (`docs/log.md`).
+    A quarter of the sequences are still drawn or written on causally, half are to be captioned, and a quarter have a
+    rectangle hidden, most of these around what the retrieved documents show and half of them without words. From
+    nothing, such a mixture learns to edit and unlearns to draw what is novel (`docs/log.md`).
     """
     usual = scenes()
     return replace(
@@ -64,7 +64,7 @@ def scenes_tasks() -> Runs:
             start="out/models/first",
             loop=LoopConfig(steps=900),
             optimiser=OptimiserConfig(lr=1.5e-3, muon_lr=2e-3, warmup_steps=30),
-            masking=MaskingConfig(region_share=0.3, around_share=0.7, wordless_share=0.5),
+            masking=MaskingConfig(whole_text_share=0.5, region_share=0.25, around_share=0.7, wordless_share=0.5),
             retrieved_shares=(0.2, 0.35, 0.45),
         ),
     )

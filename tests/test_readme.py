@@ -123,10 +123,11 @@ ROW = re.compile(r"^\| (seen|novel) \| (\w+) \|(.+)\|$", re.MULTILINE)
 
 
 def expected_cells(row: str, results: dict[str, Any]) -> list[str]:
-    """What the README's table says of one row: shares in %, and the two scores of captions where there are any."""
+    """What the README's table says of one row: shares in %, and the scores of captions where there are any."""
     shares = [f"{100 * results[row][key]:.0f}" for key in ("entity", "background", "position", "all_correct")]
     captions = results["caption"].get(row)
-    told = [f"{100 * captions['entity_named']:.0f}", f"{captions['cider_d']:.2f}"] if captions else ["", ""]
+    told = [f"{100 * captions[key]:.0f}" for key in ("entity_named", "position_told")] if captions else ["", ""]
+    told.append(f"{captions['cider_d']:.2f}" if captions else "")
     return shares + told
 
 

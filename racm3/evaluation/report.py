@@ -23,8 +23,8 @@ from racm3.evaluation.study import NAMES, SEEDS, TRAININGS, VARIANTS
 __all__ = ["load_results", "write_report"]
 
 RATES = frozenset(
-    ("entity", "background", "position", "all_correct", "entity_named", "each", "both", "right", "style", "untouched")
-) | {"recall at 1", "recall at 2"}
+    ("entity", "background", "position", "all_correct", "entity_named", "background_told", "position_told")
+) | {"each", "both", "right", "style", "untouched", "recall at 1", "recall at 2"}
 """Scores that are shares, shown in per cent."""
 HEADS = {
     "entity": "entity %",
@@ -34,6 +34,8 @@ HEADS = {
     "clip_score": "CLIPScore",
     "fd": "FD",
     "entity_named": "entity named %",
+    "background_told": "background told %",
+    "position_told": "position told %",
     "cider_d": "CIDEr-D",
     "text": "text tokens",
     "image": "image tokens",

@@ -48,7 +48,7 @@ from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, SCENES, Completion, Settings
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.remember import remember
-from racm3.scenes.caption import FORMS, describe, read
+from racm3.scenes.caption import FORMS, describe, read, read_place
 from racm3.scenes.draw import SCENE_PX, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.judges import Judge, Verdict
@@ -300,12 +300,18 @@ def accuracy(verdict: Verdict, scenes: Sequence[Scene]) -> Scores:
 
 
 def caption_scores(captions: Sequence[str], scenes: Sequence[Scene]) -> Scores:
-    """The share of captions that name their scene's entity, and the mean CIDEr-D (0 to 10) against every way of
-    ``describe`` to say the scene."""
+    """The share of captions that name their scene's entity, that tell its background and its position, and the mean
+    CIDEr-D (0 to 10) against every way of ``describe`` to say the scene."""
+    places = [read_place(caption) for caption in captions]
+    told = {
+        "background_told": [place[1] == scene.background for place, scene in zip(places, scenes, strict=True)],
+        "position_told": [place[2] == scene.position for place, scene in zip(places, scenes, strict=True)],
+    }
     named = [entity_named(caption, scene.entities[0]) for caption, scene in zip(captions, scenes, strict=True)]
     references = [list(dict.fromkeys(describe(scene, form) for form in range(FORMS))) for scene in scenes]
     scores = cider_d([words(caption) for caption in captions], [[words(text) for text in own] for own in references])
-    return means({"entity_named": np.array(named), "cider_d": scores})
+    shares = {name: np.array(right) for name, right in ({"entity_named": named} | told).items()}
+    return means(shares | {"cider_d": scores})
 
 
 def entity_named(caption: str, entity: str) -> bool:
@@ -342,8 +348,8 @@ def tables(results: dict[str, Any]) -> list[RenderableType]:
     n = results["novel"]["judge"]["n"]
     error = 100 * 0.5 / n**0.5
     drawn = Table(title="Caption -> picture: right by the judge, %", caption=f"n = {n}; standard error <= {error:.1f}")
-    told = Table(title="Picture -> caption", caption="entity named in %, CIDEr-D 0 to 10")
-    for table, columns in ((drawn, (*QUESTIONS, "all correct", "FD")), (told, ("entity named", "CIDEr-D"))):
+    told = Table(title="Picture -> caption", caption="told right in %, CIDEr-D 0 to 10")
+    for table, columns in ((drawn, (*QUESTIONS, "all correct", "FD")), (told, (*QUESTIONS, "CIDEr-D"))):
         table.add_column("entities")
         table.add_column("picture" if table is drawn else "caption")
         for column in columns:
@@ -354,7 +360,8 @@ def tables(results: dict[str, Any]) -> list[RenderableType]:
             cells = [*(f"{100 * share:.1f}" for share in shares), f"{results[split][row].get('fd', math.nan):.2f}"]
             drawn.add_row(split, row, *cells, end_section=row == ROWS[-1])
         for row, scores in results[split]["caption"].items():
-            told.add_row(split, row, f"{100 * scores['entity_named']:.1f}", f"{scores['cider_d']:.2f}")
+            shares = [scores[key] for key in ("entity_named", "background_told", "position_told")]
+            told.add_row(split, row, *(f"{100 * share:.1f}" for share in shares), f"{scores['cider_d']:.2f}")
     return [drawn, told, *_task_tables(results["tasks"])]
 
 

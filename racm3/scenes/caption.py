@@ -56,22 +56,29 @@ def name_subject(scene: Scene) -> str:
     return STYLE_PHRASES[scene.style] + subject
 
 
-def read(caption: str) -> Scene | None:
-    """The scene that a caption describes, or None if it is not one of ours."""
+def read_place(caption: str) -> tuple[str, str | None, str]:
+    """What a caption shows, in words, then on which background (None if it says none) and in which position."""
     rest = caption.strip()
-    position = "centre"
+    position = "centre"  # has no words
     for name, phrase in POSITION_PHRASES.items():
         if rest.startswith(f"{phrase}, "):
             position, rest = name, rest[len(phrase) + 2 :]
         elif rest.endswith(f", {phrase}"):
             position, rest = name, rest[: -len(phrase) - 2]
     background = next((name for name, phrase in BACKGROUND_PHRASES.items() if rest.endswith(f" {phrase}")), None)
-    if background is None:
-        return None
-    rest = rest[: -len(BACKGROUND_PHRASES[background]) - 1]
+    if background is not None:
+        rest = rest[: -len(BACKGROUND_PHRASES[background]) - 1]
     for name, phrase in POSITION_PHRASES.items():
         if rest.endswith(f" {phrase}"):
             position, rest = name, rest[: -len(phrase) - 1]
+    return rest, background, position
+
+
+def read(caption: str) -> Scene | None:
+    """The scene that a caption describes, or None if it is not one of ours."""
+    rest, background, position = read_place(caption)
+    if background is None:
+        return None
     style = next((s for s in STYLES if STYLE_PHRASES[s] and rest.startswith(STYLE_PHRASES[s])), "plain")
     subject = _subjects().get(rest[len(STYLE_PHRASES[style]) :])
     if subject is None:

@@ -84,10 +84,15 @@ def test_captions_are_scored_against_every_way_to_say_it() -> None:
     scenes = [scene for scene, _ in TESTS]
     for form in range(FORMS):
         right = caption_scores([describe(scene, form) for scene in scenes], scenes)
-        assert right["entity_named"] == 1
+        assert right["entity_named"] == right["background_told"] == right["position_told"] == 1
         assert 3 < right["cider_d"] <= 10
     wrong = caption_scores(["a thing"] * len(scenes), scenes)
-    assert wrong["entity_named"] == 0
+    assert wrong["entity_named"] == wrong["background_told"] == 0
+    there = next(scene for scene in scenes if scene.position != "centre")
+    elsewhere = caption_scores([describe(replace(there, position="centre"))], [there])
+    assert (elsewhere["entity_named"], elsewhere["background_told"], elsewhere["position_told"]) == (1, 1, 0)
+    blurred = caption_scores([describe(there).replace(there.entities[0], "magnle")], [there])
+    assert (blurred["entity_named"], blurred["background_told"], blurred["position_told"]) == (0, 1, 1)
     assert wrong["cider_d"] < 0.5
 
 
@@ -183,7 +188,8 @@ def test_the_command_prints_tables_and_ends_with_one_json_line(
             assert results[split][row]["n"] == 2
             assert all(0 <= results[split][row][key] <= 1 for key in scores[:4])
         for row in ("retrieval", "vanilla"):
-            assert list(results[split]["caption"][row]) == ["entity_named", "cider_d", "n", "interval"]
+            told = ["entity_named", "background_told", "position_told", "cider_d"]
+            assert list(results[split]["caption"][row]) == [*told, "n", "interval"]
     protocol = results["protocol"]
     assert protocol["ids"] == {split: [f"test-{split}-0000", f"test-{split}-0001"] for split in ("seen", "novel")}
     opened = Memory.open(memory, protocol["encoder"])
