@@ -2,8 +2,8 @@
 
 ``examples/pictures.py`` draws the folder, preset ``pictures`` trains on it (about 10 minutes of processor time;
 ``--models`` takes a folder that is trained). A picture is taken for the drawing that is nearest to it in squared error,
-of all 864 combinations, each drawn six times. Beside what is drawn: the best retrieved picture itself, and the true one,
-through the image tokenizer and as it is, which says how far the judge can be believed. Ends with one JSON line.
+of all 864 combinations, each drawn six times. Beside what is drawn: the best retrieved picture itself, and the true
+one, through the image tokenizer and as it is, which says how far to believe the judge. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from racm3.pipeline import RACM3, Settings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
-from pictures import COLOURS, LANDSCAPES, SIDES, SUBJECTS, picture
+from pictures import COLOURS, LANDSCAPES, SIDES, SUBJECTS, picture  # noqa: E402
 
 COUNT, ASKED, DRAWN = 300, 60, 6
 KINDS = ("subject", "colour", "landscape", "side")
