@@ -93,7 +93,6 @@ def pictures() -> Runs:
             usual.generator,
             start="scenes",
             rename_share=0.0,
-            shifts=7,
             validation_documents=15,
             masking=replace(usual.generator.masking, whole_text_share=0.3),
             optimiser=OptimiserConfig(lr=1e-3, muon_lr=1.5e-3, warmup_steps=20),

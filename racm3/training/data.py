@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from racm3.document import Document, Image, Part
+from racm3.document import Document
 from racm3.errors import SourceError
 from racm3.memory.sources import read
 from racm3.remote import is_remote, matching
@@ -38,8 +38,6 @@ from racm3.training.cache import Cache, reused
 from racm3.training.distributed import connect
 
 BATCH = 256
-SHIFT_PART = 20
-"""A picture is shifted by at most a twentieth of its side (ours): what is on its left stays there."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,11 @@ class TrainingSet:
     """``ids``: N token sequences; ``neighbours``: (N, R, K) rows, -1 where there are fewer; None without retrieval.
 
     The rows ``held_out`` are for validation: they are never main documents of training, nor retrieved for one.
-    ``shifted``: the same sequences again, with the pictures moved a little.
     """
 
     ids: Sequence[np.ndarray]
     neighbours: np.ndarray | None
     held_out: frozenset[int] = frozenset()
-    shifted: tuple[Sequence[np.ndarray], ...] = ()
 
     def holding_out(self, count: int, seed: int) -> TrainingSet:
         """The same set with ``count`` rows held out. Raises SourceError if that is more than half of them."""
@@ -63,12 +59,6 @@ class TrainingSet:
             )
         rows = np.random.default_rng(seed).choice(len(self.ids), count, replace=False)
         return replace(self, held_out=frozenset(rows.tolist()))
-
-    def version(self, row: int, rng: np.random.Generator) -> np.ndarray:
-        """The ids of a row with its pictures as they are or shifted, each as likely; as they are if it is held out."""
-        if not self.shifted or row in self.held_out:
-            return self.ids[row]
-        return (self.ids, *self.shifted)[rng.integers(1 + len(self.shifted))][row]
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """(count,) rows to train on, each as likely as any other."""
@@ -134,33 +124,26 @@ def prepare(
     *,
     k: int = 2,
     dropouts: tuple[float, ...] = (0.0, QUERY_DROPOUT),
-    shifts: int = 0,
     seed: int = 0,
 ) -> TrainingSet:
     """The training set of a data folder, from ``cache`` where that was made of the same data by the same models.
 
     Queries are, as in training of the paper, the text part or the picture part of the document itself, never the
-    whole. There is one draw of both for each of ``dropouts``, the share of the query that is dropped. Besides as it is,
-    each picture is tokenised ``shifts`` times moved by up to one in ``SHIFT_PART`` of its side.
+    whole. There is one draw of both for each of ``dropouts``, the share of the query that is dropped.
     What a kill left half done is taken up where it stood. Among several processes the first does all this, and needs
     the data; each finds in ``cache`` what that made. Raises SourceError if the folder holds no readable document.
     """
 
-    def names() -> tuple[list[str], str | None]:
-        """Of the tokens, as they are and shifted, and of the neighbours."""
+    def names() -> tuple[str, str | None]:
+        """Of the tokens, and of the neighbours."""
         data = _files(path)
-        facts = _digest(data, text.fingerprint, code_digest(image))
-        versions = [
-            cache.made(
-                f"tokens-{facts}" + (f"-shift-{shift}" if shift else ""),
-                "tokens",
-                partial(_tokenise, path, text, image, markup, shift),
-            )
-            for shift in range(1 + shifts)
-        ]
+        tokens = cache.made(
+            f"tokens-{_digest(data, text.fingerprint, code_digest(image))}",
+            "tokens",
+            partial(_tokenise, path, text, image, markup),
+        )
         if encoder is None:
-            return versions, None
-        tokens = versions[0]
+            return tokens, None
         made_by = (encoder.fingerprint, dropouts, seed)
 
         def embed(folder: Path) -> None:
@@ -171,46 +154,29 @@ def prepare(
             _find(cache.there(vectors), k, encoder.redundancy_threshold, file)
 
         name = f"neighbours-{_digest(data, made_by, encoder.redundancy_threshold, k)}.npy"
-        return versions, cache.made(name, "neighbours", find)
+        return tokens, cache.made(name, "neighbours", find)
 
-    versions, neighbours = connect().from_main(names)
+    tokens, neighbours = connect().from_main(names)
     table = None if neighbours is None else np.load(cache.there(neighbours), mmap_mode="r")
-    ids, *shifted = (_ids(cache.there(tokens)) for tokens in versions)
-    return TrainingSet(ids, table, shifted=tuple(shifted))
+    return TrainingSet(_ids(cache.there(tokens)), table)
 
 
 def _ids(tokens: Path) -> Sequences:
     return Sequences(np.load(tokens / "ids.npy", mmap_mode="r"), np.load(tokens / "ends.npy", mmap_mode="r"))
 
 
-def _tokenise(path: Path, text: TextTokenizer, image: ImageTokenizer, markup: Markup, shift: int, folder: Path) -> None:
-    """Write all documents' ids in a row, ``ids.npy``, and where each ends, ``ends.npy`` (N,). The pictures are those of
-    shift number ``shift``; 0: as they are."""
+def _tokenise(path: Path, text: TextTokenizer, image: ImageTokenizer, markup: Markup, folder: Path) -> None:
+    """Write all documents' ids in a row, ``ids.npy``, and where each ends, ``ends.npy`` (N,)."""
     kind = np.uint16 if markup.vocabulary.size <= 1 << 16 else np.int32
     part = _unfinished(folder)
     with Growing(part / "ids.npy", kind) as ids, Growing(part / "ends.npy", np.int64) as ends:
         ids.truncate(ends.last() if len(ends) else 0)
         for documents in _batches(path, "tokenise", len(ends)):
-            if shift:
-                rng = np.random.default_rng((shift, len(ends)))  # of the place, so that a resumed run draws the same
-                documents = [_shifted(document, image.image_size_px, rng) for document in documents]
             rows = [np.array(markup.to_ids(d), kind) for d in token_documents(documents, text, image)]
             before = len(ids)
             ids.append(np.concatenate(rows))
             ends.append(before + np.cumsum([len(row) for row in rows]))
     part.rename(folder)
-
-
-def _shifted(document: Document, size_px: int, rng: np.random.Generator) -> Document:
-    """The document with its pictures scaled and moved up to ``size_px / SHIFT_PART``; edges are continued."""
-    most = max(1, size_px // SHIFT_PART)
-    moved: dict[int, Part] = {}
-    for number, part in enumerate(document.parts):
-        if isinstance(part, Image):
-            top, left = rng.integers(2 * most + 1, size=2)
-            wide = np.pad(part.resized(size_px).pixels, ((most, most), (most, most), (0, 0)), mode="edge")
-            moved[number] = Image(wide[top : top + size_px, left : left + size_px])
-    return document.filled(moved)
 
 
 def _embed(path: Path, encoder: Encoder, dropouts: tuple[float, ...], seed: int, folder: Path, total: int) -> None:

@@ -105,13 +105,12 @@ class GeneratorRun:
     of sequences with k retrieved documents (uniform over 0, 1, 2 in the paper, second-hand); ``(1,)`` is the vanilla
     CM3. In ``rename_share`` of the sequences with retrieved documents, the image codes and the rare text ids that the
     main document shares with them are renamed at random (ours): they mean nothing by themselves and can only be copied,
-    so copying is learned for entities and names never met, and not a memory of those in the training data. The query is
-    the main document's text part in ``text_query_share`` of sequences, else its picture part (ours: words name the
+    so copying is learned for entities and names never met, and not a memory of those in the training data. The query
+    is the main document's text part in ``text_query_share`` of sequences, else its picture part (ours: words name the
     entity more reliably than the small encoder's eyes). Of half of the queries the share ``query_dropout`` is dropped,
-    so that what is retrieved differs; the others are asked as they are. Besides as it is, each picture is met in
-    ``shifts`` versions that are moved a little (ours), so that few pictures are not learnt by heart. A step is as many
-    whole sequences, of any k, as have ``tokens_per_step`` tokens on average. ``recompute_layers`` saves memory,
-    ``compile`` time: see ``Generator.train_fast``.
+    so that what is retrieved differs; the others are asked as they are. A step is as many whole sequences, of any k,
+    as have ``tokens_per_step`` tokens on average. ``recompute_layers`` saves memory, ``compile`` time: see
+    ``Generator.train_fast``.
 
     A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``start``.
     ``start`` is a generator folder to go on from, ours or Qwen3's, or "scenes", the shipped one.
@@ -127,7 +126,6 @@ class GeneratorRun:
     rename_share: float = 0.5
     text_query_share: float = 0.8
     query_dropout: float = QUERY_DROPOUT
-    shifts: int = 0
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
     text_ids: int = 1024
@@ -142,8 +140,8 @@ class GeneratorRun:
         shares = self.retrieved_shares
         if self.alpha < 0 or not shares or min(shares) < 0 or not sum(shares):
             raise ConfigError(f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {self}")
-        if min(self.text_ids, self.validation_documents, self.shifts) < 0:
-            raise ConfigError(f"text_ids, validation_documents and shifts are >= 0; given {self}")
+        if min(self.text_ids, self.validation_documents) < 0:
+            raise ConfigError(f"text_ids and validation_documents are >= 0; given {self}")
         for name in ("text_query_share", "rename_share", "query_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is between 0 and 1, but {getattr(self, name)} was given")
@@ -246,10 +244,9 @@ class Batches:
             by_text = rng.random() < self.run.text_query_share
             draws = self.data.neighbours[row, 0 if by_text else 1 :: 2]  # (R / 2, K)
             chosen = draws[rng.integers(len(draws))][:k]
-            kept = [int(other) for other in chosen if other >= 0 and other not in self.data.held_out]
-            retrieved = [self.data.version(other, rng) for other in kept]
+            retrieved = [self.data.ids[other] for other in chosen if other >= 0 and other not in self.data.held_out]
         alpha = self.run.alpha
-        main, spans = self.hidden(self.data.version(row, rng), retrieved, rng)
+        main, spans = self.hidden(self.data.ids[row], retrieved, rng)
         if retrieved and rng.random() < self.run.rename_share:
             *retrieved, main = self.renamed([*retrieved, main], rng)
             alpha = 0.0  # new names are chance: there is nothing to learn in predicting them the first time

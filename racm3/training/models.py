@@ -90,18 +90,7 @@ def make_generator(
     markup = Markup(Vocabulary(words.size, codes.codebook_size), codes.grid[0] * codes.grid[1])
     start = start_generator(run, markup.vocabulary, words, codes)
     k = max(1, run.k)
-    documents = prepare(
-        data,
-        words,
-        codes,
-        markup,
-        retriever,
-        cache,
-        k=k,
-        dropouts=run.dropouts,
-        shifts=run.shifts,
-        seed=run.loop.seed,
-    )
+    documents = prepare(data, words, codes, markup, retriever, cache, k=k, dropouts=run.dropouts, seed=run.loop.seed)
     vectors = None
     if isinstance(codes, FSQImageTokenizer):
         vectors = codes.fsq.values(codes.fsq.digits_of(torch.arange(codes.codebook_size)))

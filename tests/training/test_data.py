@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
-from itertools import count, product
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -192,44 +191,6 @@ def test_the_ids_are_those_of_the_documents(
     documents = [item.document for item in items(7)]
     for ids, expected in zip(made.ids, token_documents(documents, TEXT, image), strict=True):
         assert markup.from_ids(ids) == expected
-
-
-def test_shifted_versions_have_the_same_words_and_pictures_moved_a_little(
-    folder: Path, image: FSQImageTokenizer, markup: Markup, encoder: Encoder, tmp_path: Path
-) -> None:
-    plain = prepare(folder, TEXT, image, markup, encoder, Cache(tmp_path / "cache"))
-    made = prepare(folder, TEXT, image, markup, encoder, Cache(tmp_path / "cache"), shifts=3)
-    assert equal(made, plain)
-    assert plain.shifted == ()
-    assert len(made.shifted) == 3
-    most = SIZE // module.SHIFT_PART
-    for row, item in enumerate(items(7)):
-        codes, found = set(), set()
-        wide = np.pad(item.document.images[0].pixels, ((most, most), (most, most), (0, 0)), mode="edge")
-        for top, left in product(range(2 * most + 1), repeat=2):
-            moved = Image(wide[top : top + SIZE, left : left + SIZE])
-            codes.add(tuple(image_codes([moved], image)[0].tolist()))
-        for version in made.shifted:
-            words, shown = markup.from_ids(version[row])
-            assert words == markup.from_ids(plain.ids[row])[0]
-            assert isinstance(shown, ImageCodes)
-            found.add(shown.codes)
-        assert found <= codes
-        assert len(found) > 1
-
-
-def test_a_version_is_any_of_a_row_but_as_it_is_of_one_held_out() -> None:
-    ids, *shifted = ([np.array([10 * row + version]) for row in range(4)] for version in range(3))
-    data = TrainingSet(ids, None, shifted=tuple(shifted)).holding_out(1, 0)
-    (held,) = data.held_out
-    rng = np.random.default_rng(0)
-    for row in range(4):
-        drawn = Counter(int(data.version(row, rng)[0]) - 10 * row for _ in range(300))
-        assert set(drawn) == ({0} if row == held else {0, 1, 2})
-        assert row == held or min(drawn.values()) > 60
-    state = rng.bit_generator.state
-    assert TrainingSet(ids, None).version(1, rng) == 10  # without versions, as ever
-    assert rng.bit_generator.state == state
 
 
 def test_neighbours_are_other_documents(

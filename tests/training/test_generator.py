@@ -294,7 +294,6 @@ def test_a_share_of_the_regions_lies_around_what_was_retrieved() -> None:
         (lambda: replace(RUN, rename_share=1.5), "rename_share is between 0 and 1"),
         (lambda: replace(RUN, retrieved_shares=()), "retrieved_shares >= 0"),
         (lambda: replace(RUN, retrieved_shares=(0, 0)), "not all 0"),
-        (lambda: replace(RUN, shifts=-1), "shifts are >= 0"),
         (lambda: replace(RUN, text_query_share=1.5), "text_query_share is between 0 and 1"),
     ],
 )
