@@ -172,7 +172,12 @@ SECTIONS = (
         "*judge*: the true picture, so the judge's own accuracy. FD: Frechet distance of the encoder's unit vectors to "
         "those of the true pictures, x 100. Of several drawings the best by the encoder's score is kept.",
     ),
-    ("captions", "Image -> caption", "*returned*: the caption of the best retrieved document itself."),
+    (
+        "captions",
+        "Image -> caption",
+        "*returned*: the caption of the best retrieved document itself. Vanilla's second run practises fewer captions; "
+        "with as many it captions seen entities better than retrieval does, novel ones no better (docs/log.md).",
+    ),
     (
         "one-shot",
         "One-shot classification, and averages of several contexts",
