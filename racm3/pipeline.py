@@ -515,20 +515,12 @@ class RACM3:
         samples = settings.samples if sampling.temperature else 1
         constraint = answer_constraint(prompts[0].spans, self.markup.vocabulary)
         first, *others = (Context(p.ids, p.unconditional if sampling.unconditional else None) for p in prompts)
-        # Behind nothing, the main document is alone as it is.
-        alone = build_prompt((), draft.parts, self.markup, settings.max_text_tokens) if any(draft.contexts) else None
+        alone = None
+        if sampling.grounding != 1 and any(draft.contexts):  # behind nothing, the main document is alone as it is
+            alone = build_prompt((), draft.parts, self.markup, settings.max_text_tokens).ids
         seeds = np.random.SeedSequence([draft.seed, part]).generate_state(samples).tolist()
         return prompts, [
-            Job(
-                first.prompt,
-                constraint,
-                sampling,
-                seed,
-                first.unconditional,
-                tuple(others),
-                None if alone is None else alone.ids,
-            )
-            for seed in seeds
+            Job(first.prompt, constraint, sampling, seed, first.unconditional, tuple(others), alone) for seed in seeds
         ]
 
     def _accept(self, draft: Draft, prompts: tuple[Prompt, ...], results: Sequence[EngineCompletion]) -> None:

@@ -43,6 +43,7 @@ from racm3.evaluation.tasks import (
     one_shot,
     pair_scores,
     scored,
+    style,
     two_entities,
 )
 from racm3.memory.memory import Memory
@@ -246,17 +247,16 @@ def caption_documents(lab: Lab) -> Found:
 def grounding(lab: Lab) -> Found:
     """How much more than usual the retrieved documents count: what is drawn and told, and a style only demonstrated."""
     rows: list[Row] = []
-    style = all_tasks({entities: lab.tests(entities) for entities in SPLITS}, lab.protocol.world)["style", "seen"]
+    shown = style(lab.tests("seen"), lab.protocol.world)
     for strength in GROUNDINGS:
         own = replace(lab, protocol=lab.protocol.grounded(strength))
         for entities in SPLITS:
             row: Row = {"entities": entities, "grounding": strength} | _drawn_and_told(own, entities, 2)
             if entities == "seen":
                 step = partial(lab.on_step, f"style, grounding {strength}")
-                done = lab.retrieval.complete(
-                    style.documents, own.protocol.filling, retrieved=style.retrieved, on_step=step
-                )
-                found = scored("style", style, done, lab.judge)
+                filling = own.protocol.filling
+                done = lab.retrieval.complete(shown.documents, filling, retrieved=shown.retrieved, on_step=step)
+                found = scored("style", shown, done, lab.judge)
                 row |= {"style": found["style"], "interval": row["interval"] | {"style": found["interval"]["style"]}}
             rows.append(row)
     return Found(rows)

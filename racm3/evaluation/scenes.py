@@ -94,6 +94,12 @@ class Protocol:
     captioning: Settings = Settings(k=2, text=Sampling(temperature=0.0, grounding=1.25), max_text_tokens=48, seed=0)
     filling: Settings = Settings(k=2, samples=1, image=Sampling(temperature=0.5, top_p=0.9, grounding=1.25), seed=0)
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= self.world.tests:
+            raise ConfigError(f"n is {self.n}; each test split holds {self.world.tests} pictures: give 1 to that many")
+        if self.trials < 1:
+            raise ConfigError(f"trials is {self.trials}; it must be 1 or above")
+
     def grounded(self, strength: float) -> Protocol:
         """The same with another grounding of all that is generated."""
 
@@ -102,12 +108,6 @@ class Protocol:
             return replace(settings, image=image, text=text)
 
         return replace(self, drawing=own(self.drawing), captioning=own(self.captioning), filling=own(self.filling))
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.n <= self.world.tests:
-            raise ConfigError(f"n is {self.n}; each test split holds {self.world.tests} pictures: give 1 to that many")
-        if self.trials < 1:
-            raise ConfigError(f"trials is {self.trials}; it must be 1 or above")
 
 
 def evaluate_scenes(
@@ -303,15 +303,14 @@ def caption_scores(captions: Sequence[str], scenes: Sequence[Scene]) -> Scores:
     """The share of captions that name their scene's entity, that tell its background and its position, and the mean
     CIDEr-D (0 to 10) against every way of ``describe`` to say the scene."""
     places = [read_place(caption) for caption in captions]
-    told = {
+    right = {
+        "entity_named": [entity_named(caption, own.entities[0]) for caption, own in zip(captions, scenes, strict=True)],
         "background_told": [place[1] == scene.background for place, scene in zip(places, scenes, strict=True)],
         "position_told": [place[2] == scene.position for place, scene in zip(places, scenes, strict=True)],
     }
-    named = [entity_named(caption, scene.entities[0]) for caption, scene in zip(captions, scenes, strict=True)]
     references = [list(dict.fromkeys(describe(scene, form) for form in range(FORMS))) for scene in scenes]
     scores = cider_d([words(caption) for caption in captions], [[words(text) for text in own] for own in references])
-    shares = {name: np.array(right) for name, right in ({"entity_named": named} | told).items()}
-    return means(shares | {"cider_d": scores})
+    return means({name: np.array(own) for name, own in right.items()} | {"cider_d": scores})
 
 
 def entity_named(caption: str, entity: str) -> bool:
