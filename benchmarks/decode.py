@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, Qwen3ForCausalLM
 
-from racm3.generator.cache import Passage, token_bytes
+from racm3.generator.decoder import Reader, Weights
 from racm3.generator.decoding import Sampling
 from racm3.generator.engine import Engine, Job
+from racm3.generator.kv_cache import Passage, token_bytes
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.native import compiled
-from racm3.generator.reader import Reader, Weights
 from racm3.pipeline import SCENES
 from racm3.tokens.vocabulary import Vocabulary
 

@@ -38,8 +38,8 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from racm3.data import Skipped, read
 from racm3.errors import SourceError
-from racm3.memory.sources import Skipped, read
 
 MEMORY_BYTES = 8 << 30
 """Of address space for a reader: what asks for more fails."""

@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 
+from racm3.data import Item
 from racm3.document import Document, Image
 from racm3.errors import MemoryStoreError
 from racm3.memory.check import check
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item
-from racm3.retriever.remember import sync
+from racm3.retriever.ingest import sync
 
 D = 32
 NAMES = 300

@@ -22,11 +22,11 @@ import PIL.Image
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from racm3.data import Item, read, write_webdataset
 from racm3.document import Document, Image
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item, read, write_webdataset
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.remember import remember
+from racm3.retriever.ingest import ingest
 
 SIZE_PX = 256
 WORDS = "a photo of the two red blue small old wooden house tree river dog boat street people near under sky".split()
@@ -92,7 +92,7 @@ def main() -> None:
         memory = Memory.create(Path(folder) / "memory", encoder.fingerprint, encoder.dimension)
         encoder.embed([item.document for item in items[:8]])  # the first pass is slower
         inside, started = 0.0, clock()
-        done = remember(memory, encoder, read(shard))
+        done = ingest(memory, encoder, read(shard))
         taken = clock() - started
         assert done.added == len(memory) == asked.count
         assert memory.get([items[-1].id])[0].document == items[-1].document

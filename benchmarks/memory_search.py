@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
+from racm3.data import Item
 from racm3.document import Document
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item
 
 D, K = 512, 10
 ADDED_AT_ONCE = 50_000

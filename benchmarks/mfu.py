@@ -27,7 +27,7 @@ from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.presets import preset
 from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.generator import PackedBatch, ShapeConfig, can_compile, packed_loss
+from racm3.training.generator_recipe import PackedBatch, ShapeConfig, can_compile, packed_loss
 from racm3.training.loop import matmul_flops
 from racm3.training.optimiser import build_optimisers
 

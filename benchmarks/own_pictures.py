@@ -20,7 +20,7 @@ import numpy as np
 
 from racm3 import cli
 from racm3.document import Document, Hole, Image
-from racm3.evaluation.scenes import best_retrieved, pixels, through_tokenizer
+from racm3.evaluation.scenes_protocol import best_retrieved, pixels, through_tokenizer
 from racm3.pipeline import RACM3, Settings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

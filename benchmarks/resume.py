@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.checkpoint import read_manifest
-from racm3.training.data import TrainingSet
-from racm3.training.generator import GeneratorRun, ShapeConfig, train_generator
+from racm3.training.generator_recipe import GeneratorRun, ShapeConfig, train_generator
 from racm3.training.loop import LoopConfig
 from racm3.training.optimiser import OptimiserConfig
+from racm3.training.prepare import TrainingSet
 
 GRID, CODES, DOCUMENTS = (4, 4), 50, 200
 OF_THE_CLOCK = {"tokens_per_s", "mfu", "data_wait_share", "elapsed_s"}

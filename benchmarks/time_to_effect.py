@@ -33,10 +33,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from racm3.data import read
 from racm3.document import Document, Hole, Image
-from racm3.evaluation.scenes import Protocol, accuracy, pixels, through_tokenizer, world_memory
+from racm3.evaluation.scenes_protocol import Protocol, accuracy, pixels, through_tokenizer, world_memory
 from racm3.generator.model import Generator, GeneratorConfig
-from racm3.memory.sources import read
 from racm3.pipeline import RACM3, SCENES
 from racm3.presets import preset
 from racm3.retriever.encoder import Encoder
@@ -44,13 +44,13 @@ from racm3.retriever.retriever import Retriever
 from racm3.scenes.draw import draw
 from racm3.scenes.judges import Judge
 from racm3.scenes.world import World
-from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
+from racm3.tokens.image_tokenizer import FSQImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.cache import Cache
-from racm3.training.data import learn_text, prepare
-from racm3.training.generator import Batches, GeneratorRun, PackedBatch, packed_loss, train_generator
+from racm3.training.generator_recipe import Batches, GeneratorRun, PackedBatch, packed_loss, train_generator
 from racm3.training.loop import native_bfloat16
+from racm3.training.prepare import learn_text, prepare
+from racm3.training.prepared_cache import Cache
 
 WARMUP_STEPS = 3
 """In which code is compiled, for rows of one length and then of any."""

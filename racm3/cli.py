@@ -20,11 +20,11 @@ from racm3.errors import InputError, RACM3Error
 if TYPE_CHECKING:
     import numpy as np
 
+    from racm3.data import Item, Skipped
+    from racm3.data import Source as DataSource
     from racm3.document import Document, Image
     from racm3.generator.decoding import Sampling
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import Item, Skipped
-    from racm3.memory.sources import Source as DataSource
     from racm3.pipeline import RACM3, Completion, Settings
     from racm3.retriever.encoder import Encoder
 
@@ -75,7 +75,7 @@ def train_image_tokenizer(
         set: Settings that replace those, such as loop.steps=2000 model.patch_px=4 start=FOLDER.
     """
     from racm3.presets import preset as runs
-    from racm3.training.image_tokenizer import ImageTokenizerRun
+    from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
     from racm3.training.models import make_image_tokenizer
 
     make_image_tokenizer(data, _settings(ImageTokenizerRun, lambda: runs(preset).image_tokenizer, config, set), out)
@@ -102,7 +102,7 @@ def train_encoder(
         set: Settings that replace those, such as loop.steps=2000 batch_size=128 start=FOLDER.
     """
     from racm3.presets import preset as runs
-    from racm3.training.encoder import EncoderRun
+    from racm3.training.encoder_recipe import EncoderRun
     from racm3.training.models import make_encoder
 
     make_encoder(data, _settings(EncoderRun, lambda: runs(preset).encoder, config, set), out, tokenizer)
@@ -140,10 +140,10 @@ def train_generator(
     from dataclasses import replace
     from shlex import quote
 
-    from racm3.memory.sources import read
+    from racm3.data import read
     from racm3.presets import preset as presets
     from racm3.training.distributed import connect
-    from racm3.training.generator import GeneratorRun
+    from racm3.training.generator_recipe import GeneratorRun
     from racm3.training.models import make_all
 
     runs = presets(preset)
@@ -211,8 +211,8 @@ def plan(
     from dataclasses import replace
 
     from racm3.presets import preset as presets
-    from racm3.training import plan as planning
-    from racm3.training.generator import GeneratorRun
+    from racm3.training import training_plan as planning
+    from racm3.training.generator_recipe import GeneratorRun
 
     assumed = planning.Assumptions(
         gpus=gpus,
@@ -235,7 +235,7 @@ def plan(
 
 def _settings(kind: type[C], preset: Callable[[], C], config: Path | None, set: Sequence[str]) -> C:
     """A run's configuration: the preset or the file, then the overrides."""
-    from racm3.config import load, override
+    from racm3.util.config import load, override
 
     run: Any = load(kind, config) if config else preset()  # type: ignore[type-var]
     return override(run, set)
@@ -250,8 +250,8 @@ def memory_create(folder: Folder, data: Sources, *, encoder: OptionalFolder = No
         encoder: The model that turns documents into vectors; by default the shipped one.
         strict: Stop at the first broken item; without it, FOLDER.skipped.jsonl lists what was left out, and why.
     """
+    from racm3.data import recognise
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import recognise
 
     sources = [recognise(source) for source in data]  # before anything is made: a wrong path is an error here
     model = _encoder(encoder)
@@ -268,8 +268,8 @@ def memory_add(folder: Folder, data: Sources, *, encoder: OptionalFolder = None,
         encoder: The model that made the memory; by default the shipped one.
         strict: Stop at the first broken item; without it, FOLDER.skipped.jsonl lists what was left out, and why.
     """
+    from racm3.data import recognise
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import recognise
 
     if not data:
         raise InputError(f"no documents were given to add to {folder}; name a folder or a file of them")
@@ -285,7 +285,7 @@ def _reading(
     sources: Sequence[DataSource], folder: Path, strict: bool, skip: Callable[[Skipped], None] = lambda skipped: None
 ) -> Iterator[list[Iterable[Item]]]:
     """The items of each source, of which the first are shown; what is skipped is listed, and given to ``skip``."""
-    from racm3.memory.sources.report import with_samples
+    from racm3.data.skip_report import with_samples
 
     with _skips(folder) as report:
 
@@ -299,8 +299,8 @@ def _reading(
 @contextmanager
 def _skips(folder: Path) -> Iterator[Callable[[Skipped], None]]:
     """Lists what was skipped in ``folder``.skipped.jsonl; for a bucket that file lies in the current folder."""
-    from racm3.memory.place import Bucket, place_of
-    from racm3.memory.sources.report import SkipReport
+    from racm3.data.skip_report import SkipReport
+    from racm3.memory.storage import Bucket, place_of
 
     beside = Path() if isinstance(place_of(folder), Bucket) else folder.parent
     with SkipReport(beside / f"{folder.name}.skipped.jsonl") as report:
@@ -336,9 +336,9 @@ def memory_sync(folder: Folder, data: Source, *, encoder: OptionalFolder = None,
         encoder: The model that made the memory; by default the shipped one.
         strict: Stop at the first broken item; without it, FOLDER.skipped.jsonl lists what was left out, and why.
     """
+    from racm3.data import recognise
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import recognise
-    from racm3.retriever.remember import sync
+    from racm3.retriever.ingest import sync
 
     source = recognise(data)
     model = _encoder(encoder)
@@ -375,9 +375,9 @@ def memory_search(
         encoder: The model that made the memory; by default the shipped one.
     """
     from racm3.document import Document, Image, Part, Text
+    from racm3.memory.hit_sheet import draw_sheet
     from racm3.memory.memory import Memory
-    from racm3.memory.sheet import draw_sheet
-    from racm3.memory.where import where as fulfilling
+    from racm3.memory.metadata_filter import where as fulfilling
 
     parts: list[Part] = [Text(text)] if text is not None else []
     parts += [Image.open(image)] if image is not None else []
@@ -471,9 +471,9 @@ def memory_export(folder: Folder, *, out: Out) -> None:
         folder: The memory.
         out: Where the files go.
     """
+    from racm3.data import write_webdataset, writing_documents
+    from racm3.data.writing import is_pair
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import write_webdataset, writing_documents
-    from racm3.memory.sources.writing import is_pair
 
     memory, others = Memory.open(folder), 0
     with writing_documents(out / "interleaved") as write:
@@ -501,7 +501,7 @@ def memory_re_embed(folder: Folder, *, encoder: Annotated[Path, arg(metavar="FOL
         encoder: The model whose vectors it gets.
     """
     from racm3.memory.memory import Memory
-    from racm3.retriever.remember import re_embed
+    from racm3.retriever.ingest import re_embed
 
     model = _encoder(encoder)
     memory = Memory.open(folder)
@@ -532,7 +532,7 @@ def memory_neighbours(
         encoder: The model that made the memory; by default the shipped one.
     """
     from racm3.memory.memory import Memory
-    from racm3.retriever.neighbours import memory_neighbours
+    from racm3.retriever.corpus_neighbours import memory_neighbours
 
     model = _encoder(encoder)
     memory = Memory.open(folder, model.fingerprint)
@@ -545,10 +545,10 @@ def scale_plan(*, set: Overrides = ()) -> None:
     """Print what a memory of very many documents takes: bytes, hours, machines. docs/scale.md explains it.
 
     Args:
-        set: Settings of racm3.scale.plan.Assumptions, such as documents=5e9 machines=64 dimension=512.
+        set: Settings of racm3.scale.memory_plan.Assumptions, such as documents=5e9 machines=64 dimension=512.
     """
-    from racm3.config import override
-    from racm3.scale.plan import Assumptions, lines
+    from racm3.scale.memory_plan import Assumptions, lines
+    from racm3.util.config import override
 
     print("\n".join(lines(override(Assumptions(), set))))
 
@@ -572,8 +572,8 @@ def scale_embed(
         gpus_each: What each of them takes of a GPU; 0: a CPU.
         encoder: The model that made the memory; by default the shipped one.
     """
+    from racm3.data import recognise
     from racm3.memory.memory import Memory
-    from racm3.memory.sources import recognise
     from racm3.scale.embed import embed
     from racm3.scale.pool import Workers
 
@@ -635,10 +635,10 @@ def _encoder_folder(folder: Path | None) -> Path:
 
 
 def _fill(memory: Memory, encoder: Encoder, sources: Iterable[Iterable[Item]]) -> None:
-    from racm3.retriever.remember import remember
+    from racm3.retriever.ingest import ingest
 
     for source in sources:
-        done = remember(memory, encoder, _shown(source, "adding documents"))
+        done = ingest(memory, encoder, _shown(source, "adding documents"))
         print(f"{done}; {memory.path} holds {len(memory)} documents")
 
 
@@ -665,13 +665,13 @@ def data_filter(
         shards: Shards as img2dataset writes them: a folder, one of them, or a pattern in quotes.
         out: Where the filtered shards go, under the same names; the given ones stay as they are.
         encoder: A CLIP that scores each pair; the score is written into its .json as clip_score.
-        set: Settings of racm3.memory.filter.Rules, such as min_side_px=256 max_watermark=0.5 min_clip_score=0.28.
+        set: Settings of racm3.data.filter.Rules, such as min_side_px=256 max_watermark=0.5 min_clip_score=0.28.
     """
     from collections import Counter
 
-    from racm3.config import override
-    from racm3.memory.filter import Rules, filter_shards
-    from racm3.memory.sources import recognise
+    from racm3.data import recognise
+    from racm3.data.filter import Rules, filter_shards
+    from racm3.util.config import override
 
     rules, source = override(Rules(), set), recognise(shards)
     score = _clip_score(_encoder(encoder)) if encoder else None
@@ -711,8 +711,8 @@ def scenes_make(folder: Folder, *, set: Overrides = ()) -> None:
         folder: Where to; made if it is not there.
         set: Settings of racm3.scenes.world.World, such as seed=1 tests=100.
     """
-    from racm3.config import override
     from racm3.scenes.world import World
+    from racm3.util.config import override
 
     override(World(), set).write(folder)
     print(f"wrote {folder}")
@@ -970,9 +970,9 @@ def serve(
         policy: What looks at every request and answer, as MODULE:FUNCTION.
         set: Limits of racm3.serve.guard.Limits that replace the usual ones, such as queue=100 timeout_s=20.
     """
-    from racm3.config import override
     from racm3.serve import run
     from racm3.serve.guard import LIMITS
+    from racm3.util.config import override
 
     limits = override(LIMITS, set)
     run.serve(models, memory, host, port, token_file=token_file, limits=limits, fetch_from=fetch_from, policy=policy)
@@ -1107,15 +1107,15 @@ def evaluate_scenes(
         out: Where to write the JSON as well.
         memory: Where the world's memory is, or is made if nothing is there; a temporary folder by default.
         models: A folder of image-tokenizer, encoder, generator, vanilla and judge; by default the shipped ones.
-        set: Settings of racm3.evaluation.scenes.Protocol, such as n=20 drawing.samples=1.
+        set: Settings of racm3.evaluation.scenes_protocol.Protocol, such as n=20 drawing.samples=1.
     """
     import json
     from dataclasses import replace
 
     from rich.console import Console
 
-    from racm3.config import override
-    from racm3.evaluation.scenes import QUICK, QUICK_TRIALS, Protocol, evaluate_scenes, tables
+    from racm3.evaluation.scenes_protocol import QUICK, QUICK_TRIALS, Protocol, evaluate_scenes, tables
+    from racm3.util.config import override
 
     protocol = override(replace(Protocol(), n=QUICK, trials=QUICK_TRIALS) if quick else Protocol(), set)
     if out:
@@ -1147,12 +1147,12 @@ def evaluate_coco(
         out: Where drawings, captions and result.json go.
         features: The TorchScript network of FID: inception-2015-12-05.pt of StyleGAN2-ADA. Without it, no FID.
         generator: The name of the generator's folder in models.
-        set: Settings of racm3.evaluation.coco.CocoProtocol, such as drawn=1000 drawing.samples=1 drawing.k=0.
+        set: Settings of racm3.evaluation.coco_protocol.CocoProtocol, such as drawn=1000 drawing.samples=1 drawing.k=0.
     """
     import json
 
-    from racm3.config import override
-    from racm3.evaluation.coco import CocoProtocol, evaluate_coco
+    from racm3.evaluation.coco_protocol import CocoProtocol, evaluate_coco
+    from racm3.util.config import override
 
     protocol = override(CocoProtocol(), set)
     print(json.dumps(evaluate_coco(data, models, memory, out, features, protocol, generator)))
@@ -1202,13 +1202,13 @@ def report(
         docs: Where the page goes; the result files are in results/study below it.
         work: Where memory, prepared data and trainings go.
         models: A folder of image-tokenizer, encoder, generator, vanilla and judge; by default the shipped ones.
-        set: Settings of racm3.evaluation.scenes.Protocol, such as n=20 trials=50.
+        set: Settings of racm3.evaluation.scenes_protocol.Protocol, such as n=20 trials=50.
         train: Settings of all trainings, such as loop.threads=1.
     """
-    from racm3.config import override
-    from racm3.evaluation.report import write_report
-    from racm3.evaluation.study import Study
-    from racm3.evaluation.study import rerun as run
+    from racm3.util.config import override
+    from study.report import write_report
+    from study.runs import Study
+    from study.runs import rerun as run
 
     study = Study(docs / "results" / "study", work, models or Study.models, override(Study.protocol, set), train)
     if not rerun and (only or set or train):

@@ -24,13 +24,13 @@ import PIL.Image
 from PIL import ImageDraw, ImageFont
 
 from racm3 import __version__
+from racm3.data import Item
 from racm3.document import Document, Hole, Image, Modality, Part, Text
 from racm3.errors import InputError
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.remember import remember
+from racm3.retriever.ingest import ingest
 from racm3.retriever.retriever import Hit
 from racm3.scenes.draw import Scene
 from racm3.scenes.world import World, counted
@@ -204,7 +204,7 @@ def build_memory(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
         shutil.rmtree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     memory = Memory.create(path, encoder.fingerprint, encoder.dimension)
-    remember(memory, encoder, items)
+    ingest(memory, encoder, items)
     return memory
 
 

@@ -15,10 +15,10 @@ import torch
 from tokenizers import Tokenizer
 
 from racm3.errors import CheckpointError
-from racm3.generator.grow import grown
 from racm3.generator.model import Generator
-from racm3.tokens.image import load_image_tokenizer
-from racm3.tokens.text import TextTokenizer
+from racm3.generator.vocabulary_growth import grown
+from racm3.tokens.image_tokenizer import load_image_tokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
 __all__ = ["export_transformers", "import_qwen3", "whole_tokenizer"]
@@ -81,7 +81,7 @@ def import_qwen3(folder: Path, image_tokenizer: Path, out: Path, seed: int = 0) 
     """Write a generator folder whose words are those of a Qwen3 language model, to be trained on.
 
     Its text rows move to their place in the vocabulary, the special tokens and the codes of ``image_tokenizer`` get new
-    rows (``generator/grow.py``). Raises CheckpointError if one of the two is not what it should be.
+    rows (``generator/vocabulary_growth.py``). Raises CheckpointError if one of the two is not what it should be.
     """
     text = TextTokenizer.load(folder / "tokenizer.json")
     images = load_image_tokenizer(image_tokenizer)

@@ -36,9 +36,9 @@ from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Hit, Retriever
 from racm3.tokens.documents import TokenCache, image_codes, token_documents
-from racm3.tokens.image import ImageTokenizer, load_image_tokenizer
+from racm3.tokens.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
 GREY = 128

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from racm3.errors import ConfigError, unknown
-from racm3.tokens.image import FSQConfig
-from racm3.training.encoder import EncoderRun
-from racm3.training.generator import GeneratorRun, MaskingConfig, ShapeConfig
-from racm3.training.image_tokenizer import ImageTokenizerRun
+from racm3.tokens.image_tokenizer import FSQConfig
+from racm3.training.encoder_recipe import EncoderRun
+from racm3.training.generator_recipe import GeneratorRun, MaskingConfig, ShapeConfig
+from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
 from racm3.training.loop import LoopConfig
 from racm3.training.models import Runs
 from racm3.training.optimiser import OptimiserConfig

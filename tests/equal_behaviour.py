@@ -56,7 +56,7 @@ def record() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         world = World()
         subprocess.run(
-            [sys.executable, "-m", "racm3.cli", "scenes", "make", folder, "--set", "train=2", "memory=2", "tests=64"],
+            [sys.executable, "-m", "racm3.cli", "scenes", "make", folder, "--set", "memory=2", "train=2", "tests=64"],
             check=True,
             stdout=sys.stderr,
         )

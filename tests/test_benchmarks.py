@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import mfu, time_to_effect
-from tests.training.test_generator import RUN, batches
+from tests.training.test_generator_recipe import RUN, batches
 
 
 def test_mfu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from racm3 import cli, errors
+from racm3.data import Item, write_coco
 from racm3.document import Document, Image
-from racm3.memory.sources import Item, write_coco
 from racm3.pipeline import Settings
-from racm3.training.plan import Assumptions
+from racm3.training.training_plan import Assumptions
 
 ROOT = Path(__file__).parent.parent
 PYTHON = {"cwd": ROOT, "capture_output": True, "text": True}

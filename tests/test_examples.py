@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from racm3.memory.sources import read
+from racm3.data import read
 
 ROOT = Path(__file__).parent.parent
 

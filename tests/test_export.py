@@ -22,9 +22,9 @@ from racm3.generator.decoding import Sampling
 from racm3.generator.engine import Engine, Job
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.prompt import answer_constraint, build_prompt
-from racm3.tokens.image import FSQConfig, FSQImageTokenizer
+from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
 CODES = 16

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from racm3 import document
-from racm3.memory.sources import coco, item, read
-from tests.memory.sources.conftest import PNG, tar
+from racm3.data import coco_captions as coco
+from racm3.data import item, read
+from tests.data.conftest import PNG, tar
 
 PAGE = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
 LISTINGS = dict(re.findall(r"^```\n(\w+)/\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))

@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from racm3.attribution import attribute
+from racm3.data import Item
 from racm3.document import Document, Hole, Image, Modality, Text, modality_of
 from racm3.errors import (
     CheckpointError,
@@ -31,14 +32,13 @@ from racm3.generator.engine import Context, Job
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.prompt import answer_constraint, build_prompt
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item
 from racm3.pipeline import RACM3, Answer, Asked, Completion, Settings, looked_up_by
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
 from racm3.tokens.documents import image_codes, token_documents
-from racm3.tokens.image import FSQConfig, FSQImageTokenizer
+from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import Markup, TokenDocument
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
 CAPTIONS = ["a fox in the snow", "two castles at night", "a boat on a beach", "an owl in a forest"]

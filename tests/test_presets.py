@@ -7,15 +7,15 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from racm3.config import from_dict, to_dict
 from racm3.errors import ConfigError
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.presets import PRESETS, preset
-from racm3.tokens.image import FSQImageTokenizer
-from racm3.tokens.text import TextTokenizer
-from racm3.training.encoder import new_encoder
-from racm3.training.generator import ShapeConfig
+from racm3.tokens.image_tokenizer import FSQImageTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
+from racm3.training.encoder_recipe import new_encoder
+from racm3.training.generator_recipe import ShapeConfig
 from racm3.training.models import Runs
+from racm3.util.config import from_dict, to_dict
 
 QWEN3_TEXT_IDS = 151_669  # of its tokenizer.json; its table has 151,936 rows
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from racm3 import cli
 from racm3.document import Image
 from racm3.retriever.encoder import Encoder
-from tests.memory.sources.conftest import tar
+from tests.data.conftest import tar
 from tests.retriever.conftest import TOWER, bpe
 
 PAGES = Path(__file__).parent.parent / "docs" / "runbooks"

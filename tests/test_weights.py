@@ -13,7 +13,7 @@ from racm3.doctor import SHIPPED
 from racm3.document import Document, Hole
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, SCENES, Settings
-from racm3.retriever.remember import remember
+from racm3.retriever.ingest import ingest
 from racm3.scenes.world import World
 
 MIB = 2**20
@@ -48,7 +48,7 @@ def small_memory(tmp_path_factory: pytest.TempPathFactory) -> Memory:
     wanted = set(world.novel[:20]) | set(world.seen[:20])
     items = (item for item in world.items("memory") if item.metadata["scene"]["entities"][0] in wanted)
     memory = Memory.create(tmp_path_factory.mktemp("shipped") / "memory", encoder.fingerprint, encoder.dimension)
-    remember(memory, encoder, items)
+    ingest(memory, encoder, items)
     return memory
 
 

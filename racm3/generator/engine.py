@@ -33,12 +33,12 @@ import torch
 from torch import Tensor
 
 from racm3.errors import CacheLimitError, ConfigError, InputError, MarkupError, PromptTooLongError
-from racm3.generator.cache import Passage, PrefixCache, Rows, rounded, token_bytes
+from racm3.generator.decoder import Reader, Weights
 from racm3.generator.decoding import Constraint, Sampling, choose, keep_allowed, shape
+from racm3.generator.kv_cache import Passage, PrefixCache, Rows, rounded, token_bytes
 from racm3.generator.model import Generator
-from racm3.generator.reader import Reader, Weights
-from racm3.stamp import Stamp
 from racm3.tokens.vocabulary import Vocabulary
+from racm3.util.weights_version import WeightsVersion
 
 __all__ = ["Completion", "Context", "Engine", "Event", "Job", "Request"]
 
@@ -259,7 +259,7 @@ class Engine:
         self._groups: list[_Group] = []
         self._numbers = itertools.count()
         self._reader: Reader | None = None
-        self._stamp = Stamp(())
+        self._weights_version = WeightsVersion(())
 
     @property
     def device(self) -> torch.device:
@@ -450,10 +450,10 @@ class Engine:
 
     def _current_reader(self) -> Reader:
         """The reader, made anew if the generator's weights have changed; not while jobs are on their way."""
-        stamp = Stamp(self.generator.parameters())
-        if self._reader is None or (not self._running and stamp != self._stamp):
+        version = WeightsVersion(self.generator.parameters())
+        if self._reader is None or (not self._running and version != self._weights_version):
             self._reader = Reader(self.generator, self.vocabulary.image_start, self.weights)
-            self._stamp = stamp
+            self._weights_version = version
             self._prefixes = PrefixCache(self._prefixes.limit_bytes)
         return self._reader
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from racm3.generator.cache import Rows
+from racm3.generator.kv_cache import Rows
 from racm3.generator.model import GeneratorConfig
 
 __all__ = ["Matrix", "Stepper", "compiled"]

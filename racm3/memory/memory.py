@@ -25,11 +25,11 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from racm3.data import Item
 from racm3.errors import EncoderMismatchError, InputError, MemoryStoreError, unknown
+from racm3.memory.metadata_filter import Facts, Where
 from racm3.memory.search import Exact, Indexed, Ranking, recall
-from racm3.memory.sources import Item
 from racm3.memory.store import DOCUMENT, INDEX_FROM, UNREADABLE, About, Store, content_hash, item_of, metadata_json
-from racm3.memory.where import Facts, Where
 
 __all__ = ["Memory", "Ranking"]
 

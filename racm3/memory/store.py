@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from racm3.data import Item
 from racm3.document import Document, Hole, Image, Part, Text
 from racm3.errors import DocumentError, MemoryStoreError
-from racm3.memory.place import Place, place_of
-from racm3.memory.sources import Item
+from racm3.memory.storage import Place, place_of
 
 __all__ = ["About", "Store"]
 

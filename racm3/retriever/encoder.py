@@ -21,7 +21,7 @@ from torch import Tensor
 
 from racm3.document import Document, Image
 from racm3.errors import CheckpointError, ConfigError, DocumentError, unknown
-from racm3.stamp import Stamp
+from racm3.util.weights_version import WeightsVersion
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,7 +62,7 @@ class Encoder:
         self.processor = processor
         self.redundancy_threshold = redundancy_threshold
         self.padding = padding
-        self._printed: tuple[tuple[object, Stamp], str] | None = None  # what the last fingerprint is of, and it
+        self._printed: tuple[tuple[object, WeightsVersion], str] | None = None  # what the last one is of, and it
         self._words: tuple[Tokenizer, int, list[tuple[str, int]]] | None = None
         config: Any = model.config
         text = config.text_config
@@ -186,7 +186,7 @@ class Encoder:
         facts = [towers, self._eos, self._max_tokens, self.image_size_px, image, self._vocabulary()]
         facts += [asdict(self.padding)] if self.padding else []
         weights = sorted(self.model.state_dict(keep_vars=True).items())
-        state = facts, Stamp(tensor for _, tensor in weights)
+        state = facts, WeightsVersion(tensor for _, tensor in weights)
         if self._printed is None or self._printed[0] != state:
             self._printed = state, self._digest(json.dumps(facts), weights)
         return self._printed[1]

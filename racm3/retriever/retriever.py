@@ -13,7 +13,7 @@ from typing import Any
 from racm3.document import Document, Modality
 from racm3.errors import InputError
 from racm3.memory.memory import Memory, Ranking
-from racm3.memory.where import Where
+from racm3.memory.metadata_filter import Where
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import CANDIDATES, GROWTH, select
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from racm3.data import Item, Skipped, Source
 from racm3.errors import SourceError
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item, Skipped, Source
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.remember import Changes, batches
+from racm3.retriever.ingest import Changes, batches
 from racm3.scale.pool import Work, Workers, each
 
 __all__ = ["embed"]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from racm3.memory.memory import Memory
+from racm3.retriever.corpus_neighbours import PART, MemoryNeighbours
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.neighbours import PART, MemoryNeighbours
 from racm3.scale.pool import Work, Workers, each
 
 __all__ = ["neighbours"]

@@ -21,7 +21,7 @@ from racm3.errors import CheckpointError
 from racm3.scenes.draw import BACKGROUNDS, POSITIONS, STYLES, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.world import World
-from racm3.tokens.image import ResidualConv
+from racm3.tokens.image_tokenizer import ResidualConv
 from racm3.training.loop import Batch, LoopConfig, Metrics, Recipe, fit
 from racm3.training.optimiser import OptimiserConfig
 

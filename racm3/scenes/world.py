@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
+from racm3.data import Item, write_coco, write_webdataset
 from racm3.document import Document, Image
 from racm3.errors import ConfigError, unknown
-from racm3.memory.sources import Item, write_coco, write_webdataset
 from racm3.scenes.caption import FORMS, describe, name_subject
 from racm3.scenes.draw import BACKGROUNDS, POSITIONS, STYLES, Scene, draw
 from racm3.scenes.glyphs import load_glyphs

@@ -26,10 +26,10 @@ from racm3.document import Document, Image
 from racm3.errors import ConfigError, InputError, MemoryStoreError
 from racm3.memory.memory import Memory
 from racm3.pipeline import BY_HAND, RACM3, Asked, Completion, PartAttribution, Partial, Settings
-from racm3.serve import pictures
+from racm3.serve import picture_input as pictures
+from racm3.serve.engine_thread import Busy, Gone, Late, Worker
 from racm3.serve.guard import ApiError, Limits, error_body, too_many
 from racm3.serve.shapes import Attribution, Options, Source, Used
-from racm3.serve.worker import Busy, Gone, Late, Worker
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

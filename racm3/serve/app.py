@@ -27,11 +27,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from racm3 import __version__
 from racm3.errors import RACM3Error
 from racm3.pipeline import RACM3
-from racm3.serve import chat, images, remember
+from racm3.serve import chat_routes, image_routes, memory_routes
 from racm3.serve.api import Api, Policy, as_api_error, first_problem
+from racm3.serve.engine_thread import Busy, Gone, Late
 from racm3.serve.guard import LIMITS, ApiError, Guard, Limits, Metrics, Tokens, error_body
 from racm3.serve.shapes import Error, Model, ModelFacts, Models, Status
-from racm3.serve.worker import Busy, Gone, Late
 
 PAGE = Path(__file__).with_name("page.html")
 SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
@@ -79,7 +79,7 @@ def create_app(
     for kind in (Exception, HTTPException, RequestValidationError, ValidationError, RACM3Error, Busy, Late, Gone):
         app.add_exception_handler(kind, _told)
     protected = [Security(HTTPBearer(auto_error=False, description="If the server was started with tokens"))]
-    for routes in (images.routes, chat.routes, remember.routes, _models):
+    for routes in (image_routes.routes, chat_routes.routes, memory_routes.routes, _models):
         app.include_router(routes(api), dependencies=protected)
     app.include_router(_system(api, metrics))
     return app

@@ -11,7 +11,7 @@ from racm3.errors import ConfigError
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.remember import remember
+from racm3.retriever.ingest import ingest
 from racm3.scenes.world import World
 from racm3.serve.api import Policy
 from racm3.serve.guard import LIMITS, LOOPBACK_HOSTS, Limits, Tokens, is_loopback
@@ -86,7 +86,7 @@ def world_memory(path: Path, encoder: Encoder) -> Memory:
         part = path.with_name(path.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.parent.mkdir(parents=True, exist_ok=True)
-        remember(Memory.create(part, encoder.fingerprint, encoder.dimension), encoder, WORLD.items("memory"))
+        ingest(Memory.create(part, encoder.fingerprint, encoder.dimension), encoder, WORLD.items("memory"))
         part.rename(path)
     return Memory.open(path, encoder.fingerprint)
 

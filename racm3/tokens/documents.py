@@ -12,9 +12,9 @@ import torch
 
 from racm3.document import Document, Image, Part, Text
 from racm3.errors import DocumentError
-from racm3.tokens.image import ImageTokenizer
+from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import ImageCodes, TextIds, TokenDocument, TokenPart
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 
 KEPT = 1024
 """Documents whose tokens are kept (ours): megabytes, at a thousand tokens each."""

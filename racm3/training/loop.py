@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from racm3.config import to_dict
 from racm3.errors import ConfigError, RACM3Error
 from racm3.training.average import Average
 from racm3.training.checkpoint import Checkpoints
 from racm3.training.distributed import Processes, connect, scalar, shard
 from racm3.training.journal import Journal, write_run
 from racm3.training.optimiser import OptimiserConfig, build_optimisers, lr_factor, set_learning_rates
+from racm3.util.config import to_dict
 
 T = TypeVar("T")
 Metrics = dict[str, tuple[Tensor | float, Tensor | float]]

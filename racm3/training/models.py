@@ -13,23 +13,23 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from racm3.data import read
 from racm3.errors import ConfigError
 from racm3.memory.memory import Memory
-from racm3.memory.sources import read
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.remember import remember
-from racm3.tokens.image import FSQImageTokenizer, load_image_tokenizer
+from racm3.retriever.ingest import ingest
+from racm3.tokens.image_tokenizer import FSQImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.cache import Cache, reused
-from racm3.training.data import code_digest, learn_text, load_pairs, prepare
 from racm3.training.distributed import connect
-from racm3.training.encoder import EncoderRun, train_encoder
-from racm3.training.generator import GeneratorRun, train_generator
+from racm3.training.encoder_recipe import EncoderRun, train_encoder
+from racm3.training.generator_recipe import GeneratorRun, train_generator
 from racm3.training.image_losses import PerceptualLoss
-from racm3.training.image_tokenizer import ImageTokenizerRun, train_image_tokenizer
-from racm3.training.start import start_encoder, start_folder, start_generator, start_image_tokenizer, start_text
+from racm3.training.image_tokenizer_recipe import ImageTokenizerRun, train_image_tokenizer
+from racm3.training.init_from import start_encoder, start_folder, start_generator, start_image_tokenizer, start_text
+from racm3.training.prepare import code_digest, learn_text, load_pairs, prepare
+from racm3.training.prepared_cache import Cache, reused
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def make_memory(data: Path, out: Path, encoder: Path) -> None:
         return
     model, part = Encoder.from_pretrained(encoder), out.with_name(out.name + ".part")
     memory = Memory.open(part) if part.exists() else Memory.create(part, model.fingerprint, model.dimension)
-    remember(memory, model, read(data))
+    ingest(memory, model, read(data))
     part.rename(out)
     print(f"memory: wrote {len(memory)} documents to {out}", file=sys.stderr)
 

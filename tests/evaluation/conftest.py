@@ -15,8 +15,8 @@ from racm3.retriever.encoder import Encoder
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.judges import Judge
 from racm3.scenes.world import World
-from racm3.tokens.image import FSQConfig, FSQImageTokenizer
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
 TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

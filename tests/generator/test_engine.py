@@ -15,11 +15,11 @@ from torch import Tensor
 
 from racm3.errors import CacheLimitError, ConfigError, InputError, MarkupError, PromptTooLongError
 from racm3.generator import engine as engine_module
-from racm3.generator.cache import Cache
+from racm3.generator.decoder import Reader
 from racm3.generator.decoding import Chain, Fixed, ImageSpan, Sampling, TextSpan
 from racm3.generator.engine import Completion, Context, Engine, Job
+from racm3.generator.kv_cache import Cache
 from racm3.generator.model import Generator, GeneratorConfig
-from racm3.generator.reader import Reader
 from racm3.tokens.vocabulary import Vocabulary
 
 V = Vocabulary(text_size=20, image_size=12)

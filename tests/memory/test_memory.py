@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from racm3.data import Item
 from racm3.document import Document, Hole, Image
 from racm3.errors import DocumentError, EncoderMismatchError, InputError, MemoryStoreError
-from racm3.memory import place, search, store
+from racm3.memory import search, store
+from racm3.memory import storage as place
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item
-from racm3.memory.where import where
+from racm3.memory.metadata_filter import where
 
 D = 8
 
@@ -185,7 +186,7 @@ WRITER = """
 import sys, numpy as np
 from racm3.document import Document
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item
+from racm3.data import Item
 path, name = sys.argv[1:]
 memory = Memory.open(path)
 for i in range(5):

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from racm3.data import Item
 from racm3.document import Document
 from racm3.errors import InputError, MemoryStoreError
 from racm3.memory import memory as module
 from racm3.memory import search
 from racm3.memory.memory import Memory
+from racm3.memory.metadata_filter import where
 from racm3.memory.search import Exact, Indexed
-from racm3.memory.sources import Item
-from racm3.memory.where import where
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
 from tests.retriever.conftest import encoder  # noqa: F401

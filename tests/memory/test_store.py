@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from benchmarks.memory_crash import crash, power_cuts
+from racm3.data import Item
 from racm3.document import Document, Image
 from racm3.errors import InputError, MemoryStoreError
-from racm3.memory import place, store
+from racm3.memory import storage as place
+from racm3.memory import store
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item
 from tests.memory.test_memory import D, items, unit
 
 FORMAT1 = Path(__file__).parent / "data" / "format1"

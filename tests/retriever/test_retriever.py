@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from racm3.data import Item
 from racm3.document import Document, Hole, Part
 from racm3.errors import DocumentError, EncoderMismatchError, InputError
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item
 from racm3.retriever import retriever as module
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from racm3.data import Item, write_webdataset
 from racm3.document import Document
-from racm3.memory.sources import Item, write_webdataset
 from racm3.retriever.encoder import Encoder
 from tests.retriever.conftest import encoder, picture  # noqa: F401
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from racm3.data import Skipped, recognise
 from racm3.errors import EncoderMismatchError
 from racm3.memory.check import check
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Skipped, recognise
-from racm3.remote import Remote
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.remember import Changes, remember
+from racm3.retriever.ingest import Changes, ingest
 from racm3.scale import embed as module
 from racm3.scale.embed import embed
 from racm3.scale.pool import Workers
+from racm3.util.s3 import Remote
 from tests.scale.conftest import ITEMS
 
 ONE = Workers(1)
@@ -69,7 +69,7 @@ def test_the_memory_is_that_of_one_machine(
     memory: Memory, folder: Path, shards: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
     alone = Memory.create(tmp_path / "alone", encoder.fingerprint, encoder.dimension)
-    remember(alone, encoder, recognise(shards).read())
+    ingest(alone, encoder, recognise(shards).read())
     skipped, looked_at = list[Skipped](), list[int]()
     done = embed(memory, folder, [recognise(shards)], ONE, skipped.append, looked_at.append)
     assert done == Changes(added=20, unchanged=1)  # what two shards have is added once, though both were new at first
@@ -126,7 +126,7 @@ def test_shards_and_memory_may_lie_in_a_bucket(bucket: str, folder: Path, shards
 
 
 def test_pictures_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from racm3.memory.sources import reading
+    from racm3.data import reading
 
     monkeypatch.setattr(reading, "PICTURES_A_PIECE", 3)
     for number in range(7):

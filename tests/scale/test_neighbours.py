@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from racm3.memory.memory import Memory
-from racm3.retriever import neighbours as one_machine
+from racm3.retriever import corpus_neighbours as one_machine
+from racm3.retriever.corpus_neighbours import memory_neighbours
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.neighbours import memory_neighbours
 from racm3.scale import neighbours as module
 from racm3.scale.neighbours import neighbours
 from racm3.scale.pool import Workers

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from racm3.data import recognise
 from racm3.errors import InputError
 from racm3.memory.memory import Memory
-from racm3.memory.sources import recognise
+from racm3.retriever.corpus_neighbours import memory_neighbours
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.neighbours import memory_neighbours
-from racm3.retriever.remember import Changes, remember
+from racm3.retriever.ingest import Changes, ingest
 from racm3.scale.embed import embed
 from racm3.scale.neighbours import neighbours
 from racm3.scale.pool import Workers, each
@@ -42,7 +42,7 @@ def cluster() -> Iterator[None]:
 
 def test_a_memory_and_its_neighbours(folder: Path, shards: Path, tmp_path: Path, encoder: Encoder) -> None:
     alone = Memory.create(tmp_path / "alone", encoder.fingerprint, encoder.dimension)
-    remember(alone, encoder, recognise(str(shards / "00000[01].tar")).read())
+    ingest(alone, encoder, recognise(str(shards / "00000[01].tar")).read())
     memory = Memory.create(tmp_path / "memory", encoder.fingerprint, encoder.dimension)
     assert embed(memory, folder, [recognise(str(shards / "00000[01].tar"))], BOTH) == Changes(added=16)
     same(memory, alone)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from racm3.data import Item, read, write_coco, write_webdataset
 from racm3.errors import ConfigError
-from racm3.memory.sources import Item, read, write_coco, write_webdataset
 from racm3.scenes.caption import name_subject
 from racm3.scenes.caption import read as read_caption
 from racm3.scenes.draw import Scene, draw

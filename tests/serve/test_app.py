@@ -17,10 +17,10 @@ import PIL.Image
 import pytest
 from fastapi.testclient import TestClient
 
+from racm3.data import Item
 from racm3.document import Document, Hole
 from racm3.errors import ConfigError
 from racm3.generator.decoding import Sampling
-from racm3.memory.sources import Item
 from racm3.pipeline import RACM3, Settings
 from racm3.serve.app import create_app
 from racm3.serve.guard import LIMITS, LOOPBACK_HOSTS, Tokens

@@ -20,7 +20,7 @@ import pytest
 
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
-from racm3.retriever.remember import remember
+from racm3.retriever.ingest import ingest
 from racm3.scenes.world import World
 from racm3.serve.app import create_app
 from tests.serve.conftest import listening
@@ -54,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> RACM3:
     model = RACM3.from_pretrained("scenes")
     path = tmp_path_factory.mktemp("page") / "memory"
     model.memory = Memory.create(path, model.encoder.fingerprint, model.encoder.dimension)
-    remember(model.memory, model.encoder, islice(World(memory=1).items("memory"), DOCUMENTS))
+    ingest(model.memory, model.encoder, islice(World(memory=1).items("memory"), DOCUMENTS))
     return model
 
 

@@ -102,8 +102,8 @@ def test_what_was_acknowledged_outlives_a_kill(models: Path, memory_path: Path, 
 def test_the_worlds_memory_is_made_once_and_whole(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from racm3.data import Item
     from racm3.document import Document
-    from racm3.memory.sources import Item
 
     class World:
         def items(self, split: str) -> list[Item]:

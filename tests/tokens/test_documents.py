@@ -8,8 +8,8 @@ from racm3.document import Document, Hole, Image
 from racm3.errors import DocumentError
 from racm3.tokens import documents as documents_module
 from racm3.tokens.documents import TokenCache, token_documents
-from racm3.tokens.image import FSQConfig, FSQImageTokenizer
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 
 
 def test_a_cache_gives_what_it_is_a_cache_of(monkeypatch: pytest.MonkeyPatch) -> None:

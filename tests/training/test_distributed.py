@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from racm3.data import write_coco
 from racm3.errors import ConfigError, RACM3Error
-from racm3.memory.sources import write_coco
 from racm3.tokens.documents import token_documents
 from racm3.tokens.markup import Markup
 from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.cache import Cache
-from racm3.training.data import learn_text, prepare
 from racm3.training.distributed import connect, whole
-from racm3.training.generator import train_generator
+from racm3.training.generator_recipe import train_generator
 from racm3.training.loop import Batch, Metrics
 from racm3.training.optimiser import OptimiserConfig, orthogonal, orthogonals
-from tests.training import test_generator as generator
-from tests.training.test_data import items, new_image_tokenizer
+from racm3.training.prepare import learn_text, prepare
+from racm3.training.prepared_cache import Cache
+from tests.training import test_generator_recipe as generator
+from tests.training.test_prepare import items, new_image_tokenizer
 from tests.training.toy import LOOP, Toy, ToyRun, curve, in_processes, loss_of, rows, train
 
 OPTIMISER = OptimiserConfig(lr=1e-2, muon_lr=1e-2, warmup_steps=3, decay="none")

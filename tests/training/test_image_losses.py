@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from racm3.retriever.encoder import Encoder
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.training.image_losses import Critic, PerceptualLoss, adversarial_losses
 
 TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

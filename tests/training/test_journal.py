@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from racm3.config import load, to_dict
 from racm3.errors import ConfigError
 from racm3.training.journal import Journal, fingerprint
+from racm3.util.config import load, to_dict
 from tests.training.toy import LOOP, ToyRun, rows, train
 
 BOARD = ToyRun(replace(LOOP, tensorboard=True))

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from racm3.config import to_dict
 from racm3.errors import CheckpointError, ConfigError, RACM3Error
-from racm3.training.generator import GeneratorRun
+from racm3.training.generator_recipe import GeneratorRun
 from racm3.training.loop import AHEAD, MAY_CHANGE, Batch, LoopConfig, Metrics, _dotted, ahead
+from racm3.util.config import to_dict
 from tests.training.toy import LOOP, Toy, ToyRun, batch, curve, loss_of, rows, train
 
 STOP_AT = 5

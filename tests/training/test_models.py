@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from racm3.data import Item, write_coco
 from racm3.document import Document, Image
 from racm3.errors import ConfigError, SourceError
 from racm3.memory.memory import Memory
-from racm3.memory.sources import Item, write_coco
 from racm3.pipeline import RACM3, Settings
-from racm3.tokens.image import FSQConfig
-from racm3.training.encoder import EncoderRun
-from racm3.training.generator import GeneratorRun, ShapeConfig
-from racm3.training.image_tokenizer import ImageTokenizerRun
+from racm3.tokens.image_tokenizer import FSQConfig
+from racm3.training.encoder_recipe import EncoderRun
+from racm3.training.generator_recipe import GeneratorRun, ShapeConfig
+from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
 from racm3.training.loop import LoopConfig
 from racm3.training.models import Runs, make_all, make_encoder, make_memory
 

@@ -1,9 +1,0 @@
-"""Where documents come from: a user's data, read as it lies on disk; docs/formats.md shows every layout."""
-
-from racm3.memory.sources.coco import write_coco
-from racm3.memory.sources.item import Item, Skipped
-from racm3.memory.sources.listed import writing_documents
-from racm3.memory.sources.reading import Source, read, recognise
-from racm3.memory.sources.webdataset import write_webdataset
-
-__all__ = ["Item", "Skipped", "Source", "read", "recognise", "write_coco", "write_webdataset", "writing_documents"]

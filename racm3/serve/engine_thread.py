@@ -1,0 +1,313 @@
+"""Worker: the one thread that owns the engine. Requests of all kinds share its steps.
+
+    join      what requests read is looked up by the keeper, for all that wait together, while there is room in the
+              batch; then they are begun
+    go on     each running request looks at what the last step drew, and submits what it needs next
+    step      one token for all of them
+    calls     between two steps: whatever else needs the engine (classification)
+
+A request leaves when it is complete, when its client has gone, and when its time is up. Handlers are coroutines on an
+event loop; ``Ticket`` and futures carry what comes back to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from itertools import islice
+from typing import Any, TypeVar
+
+from racm3.errors import RACM3Error
+from racm3.pipeline import RACM3, Asked, Completion, Draft, Partial, Settings
+from racm3.serve.memory_thread import Busy, Keeper
+
+__all__ = ["Busy", "Gone", "Late", "Ticket", "Worker"]
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+CALLS_S = 0.02
+"""How long calls may hold up the next step (ours: about as long as a step of a full batch of the shipped model)."""
+PACE = 0.1
+"""Weight of the newest request in the mean seconds a request."""
+MOST_RETRY_S = 60.0
+
+
+class Late(Exception):
+    """The time of a request is up."""
+
+
+class Gone(Exception):
+    """The client of a request has gone."""
+
+
+class Ticket:
+    """A request on its way through the worker: the handler's end and the worker's."""
+
+    def __init__(self, asked: Sequence[Asked], show: bool, attribution: bool, timeout_s: float) -> None:
+        self.asked, self.show, self.attribution = asked, show, attribution
+        self.started = time.monotonic()
+        self.timeout_s = timeout_s
+        self.rows = sum(_rows(one.settings) for one in asked)
+        self.cancelled = False
+        self.going: dict[int, Iterator[Partial | None]] = {}
+        self.done: dict[int, Completion] = {}
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Partial | list[Completion] | Exception] = asyncio.Queue()
+
+    # The handler's end
+
+    def cancel(self) -> None:
+        """The client has gone: whoever waits is told, and the request leaves at the next step."""
+        self.cancelled = True
+        self._events.put_nowait(Gone("the client has gone"))
+
+    async def partials(self) -> AsyncIterator[Partial | list[Completion]]:
+        """What there is to show as it comes, at last the completions. Raises what made the request fail."""
+        try:
+            while True:
+                event = await self._events.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if isinstance(event, list):
+                    return
+        finally:
+            self.cancelled = True
+
+    async def completions(self) -> list[Completion]:
+        async for event in self.partials():
+            if isinstance(event, list):
+                return event
+        raise AssertionError("a stream ends with its completions")
+
+    # The worker's end
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.started + self.timeout_s
+
+    def begin(self, drafts: Sequence[Draft], model: RACM3) -> None:
+        self.going = {number: model.go_on(draft, self.show) for number, draft in enumerate(drafts)}
+
+    def go_on(self) -> bool:
+        """Look at what was drawn; whether there is nothing left to do."""
+        for number, work in list(self.going.items()):
+            while (partial := next(work)) is not None:
+                if partial.completion is None:
+                    self.post(partial)
+                    continue
+                self.done[number] = partial.completion
+                del self.going[number]
+                break
+        if self.going:
+            return False
+        if self.attribution:
+            for completion in self.done.values():
+                _ = completion.attribution  # computed here, in the thread that owns the model
+        self.post([self.done[number] for number in range(len(self.asked))])
+        return True
+
+    def leave(self, error: Exception | None = None) -> None:
+        """Give up what is under way."""
+        for work in self.going.values():
+            work.close()  # type: ignore[attr-defined]  # a generator
+        self.going = {}
+        if error is not None:
+            self.post(error)
+
+    def post(self, event: Partial | list[Completion] | Exception) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            self.cancelled = True
+
+
+class Worker:
+    """Owns ``model`` from ``start`` to ``stop``. At most ``queue`` requests wait, and as many calls."""
+
+    def __init__(self, model: RACM3, queue: int) -> None:
+        self.model, self.queue = model, queue
+        self.keeper = Keeper(queue)
+        self.steps = 0
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._waiting: deque[Ticket] = deque()
+        self._sought: list[Ticket] = []  # whose documents the keeper looks up
+        self._found: deque[tuple[Ticket, list[Draft] | Exception]] = deque()
+        self._running: list[Ticket] = []
+        self._pace_s = 1.0
+        self._last_done = time.monotonic()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="racm3-worker", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting) + len(self._sought) + len(self._found)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._stopping
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish what was accepted, and end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+        self.keeper.stop()
+
+    def submit(
+        self, asked: Sequence[Asked], *, timeout_s: float, show: bool = False, attribution: bool = False
+    ) -> Ticket:
+        """Let a request wait for its turn. Raises Busy if as many wait as may."""
+        ticket = Ticket(asked, show, attribution, timeout_s)
+        with self._changed:
+            self._check_room(len(self._waiting))
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives, done by the worker between two steps. Raises Busy, or what ``work`` raises."""
+        future: Future[T] = Future()
+        with self._changed:
+            self._check_room(len(self._calls))
+            self._calls.append((future, work))
+            self._changed.notify()
+        return await asyncio.wrap_future(future)
+
+    def _check_room(self, waiting: int) -> None:
+        if self._stopping or waiting >= self.queue:
+            raise Busy(waiting, min(max(1.0, waiting * self._pace_s), MOST_RETRY_S))
+
+    # In the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._something_to_do():
+            self._do_calls()
+            self._leave()
+            self._join()
+            self._go_on()
+            if self._running:
+                self._step()
+
+    def _something_to_do(self) -> bool:
+        """Wait until there is; False when the worker is to end."""
+        with self._changed:
+            while not (self._calls or self._running or self._found or (self._waiting and not self._sought)):
+                if self._stopping and not self._sought:
+                    return False
+                self._changed.wait()
+        return True
+
+    def _do_calls(self) -> None:
+        until = time.monotonic() + CALLS_S
+        while self._calls:
+            future, work = self._calls.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+            if time.monotonic() > until:
+                return
+
+    def _leave(self) -> None:
+        """Those whose clients have gone, and those whose time is up."""
+        for tickets in (self._running, self._waiting):
+            with self._changed:  # others come meanwhile
+                leaving = [one for one in tickets if one.cancelled or one.late]
+                for ticket in leaving:
+                    tickets.remove(ticket)
+            for ticket in leaving:
+                late = Late(f"the request took longer than the {ticket.timeout_s:g} s that it may")
+                ticket.leave(None if ticket.cancelled else late)
+
+    def _join(self) -> None:
+        """Begin what was looked up. Let what waits be looked up next, in order, while there is room for its rows in the
+        batch; one request always has room."""
+        while self._found:
+            ticket, drafts = self._found.popleft()
+            if isinstance(drafts, Exception):
+                ticket.leave(_told(drafts))
+            else:
+                ticket.begin(drafts, self.model)
+                self._running.append(ticket)
+        with self._changed:
+            if self._sought:
+                return
+            rows = sum(ticket.rows for ticket in self._running)
+            while self._waiting:
+                rows += self._waiting[0].rows
+                if rows > self.model.engine.max_rows and (self._running or self._sought):
+                    break
+                self._sought.append(self._waiting.popleft())
+            sought = list(self._sought)
+        if sought:
+            self.keeper.submit(lambda: self._look_up(sought))
+
+    def _look_up(self, tickets: Sequence[Ticket]) -> None:
+        """All together, or each by itself where one of them cannot be begun. In the keeper's thread."""
+        found: list[tuple[Ticket, list[Draft] | Exception]]
+        try:
+            drafts = iter(self.model.begin([one for ticket in tickets for one in ticket.asked]))
+            found = [(ticket, list(islice(drafts, len(ticket.asked)))) for ticket in tickets]
+        except Exception as error:
+            if len(tickets) > 1:
+                for ticket in tickets:
+                    self._look_up([ticket])
+                return
+            found = [(tickets[0], error)]
+        with self._changed:
+            self._found.extend(found)
+            self._sought = [ticket for ticket in self._sought if ticket not in tickets]
+            self._changed.notify()
+
+    def _go_on(self) -> None:
+        for ticket in list(self._running):
+            try:
+                done = ticket.go_on()
+            except Exception as error:
+                ticket.leave(_told(error))
+                done = True
+            if done:
+                self._running.remove(ticket)
+                now = time.monotonic()
+                self._pace_s += PACE * (now - max(self._last_done, ticket.started) - self._pace_s)
+                self._last_done = now
+
+    def _step(self) -> None:
+        try:
+            self.model.engine.step()
+            self.steps += 1
+        except Exception as error:  # the engine has cancelled the whole batch
+            for ticket in self._running:
+                ticket.leave(_told(error))
+            self._running.clear()
+
+
+def _rows(settings: Settings) -> int:
+    """The most rows of the batch that a request takes."""
+    both = settings.image, settings.text
+    streams = settings.contexts * (2 if any(one.unconditional for one in both) else 1)
+    return settings.samples * (streams + any(one.grounding != 1 for one in both))
+
+
+def _told(error: Exception) -> Exception:
+    """The error, logged unless it is one of those that tell the client what to do."""
+    if not isinstance(error, RACM3Error):
+        log.error("a request failed", exc_info=error)
+    return error

@@ -1,0 +1,199 @@
+"""``/v1/memory``: documents of the memory, added, read, searched and deleted. The very next request sees a change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Query
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from racm3.data import Item
+from racm3.data.item import checked
+from racm3.document import Document, Image, Part, Text
+from racm3.memory.memory import Memory
+from racm3.memory.metadata_filter import where as fulfilling
+from racm3.memory.store import content_hash
+from racm3.serve import picture_input as pictures
+from racm3.serve.api import Api, image_path
+from racm3.serve.guard import ApiError
+from racm3.serve.image_routes import form_of
+from racm3.serve.shapes import ID, Deleted, Found, NewDocument, Page, Pages, Remembered, Results, Search, Which
+
+ORIGIN = "api"
+METADATA_CHARS = 20_000
+"""As JSON (ours): a page of facts."""
+
+ItemId = Annotated[str, Path(min_length=1, max_length=1024, description="Percent-encoded")]
+
+NEW_FORM: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "id": {"type": "string", "pattern": ID},
+        "text": {"type": "string"},
+        "image": {"type": "string", "format": "binary"},
+        "metadata": {"type": "object"},
+    },
+}
+NEW_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": NewDocument.model_json_schema(ref_template="#/components/schemas/{model}")},
+            "multipart/form-data": {"schema": NEW_FORM},
+        },
+    }
+}
+
+
+def may_write(request: Request) -> None:
+    if request.scope["racm3.scope"] != "write":
+        raise ApiError(403, "this token may not change the memory; one of scope write may", "insufficient_scope")
+
+
+def routes(api: Api) -> APIRouter:
+    router, keeper = APIRouter(prefix="/v1/memory", tags=["memory"]), api.worker.keeper
+
+    @router.post(
+        "/documents",
+        response_model=Remembered,
+        status_code=201,
+        responses={200: {"model": Remembered, "description": "It was there already, just so"}},
+        openapi_extra=NEW_BODY,
+        dependencies=[Depends(may_write)],
+    )
+    async def add(request: Request) -> Any:
+        """Add a document; with the answer, it is on disk. The same one again is no error, another of its id is."""
+        memory = api.memory
+        item = await new_item(request)
+        await api.aside(api.check_policy, "memory", item.document)
+
+        def put() -> bool:
+            memory.refresh()
+            if memory.known([item.id]):
+                if memory.unlike([item]):
+                    raise ApiError(
+                        409, f"the id {item.id!r} is there with other content; delete it first", "exists", "id"
+                    )
+                return False
+            memory.add([item], api.model.encoder.embed([item.document]))
+            return True
+
+        added = await keeper.call(put)
+        return JSONResponse(_remembered(item).model_dump(by_alias=True), 201 if added else 200)
+
+    async def new_item(request: Request) -> Item:
+        """The document of a request, JSON or a form."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        image: Image | None = None
+        if kind == "application/json":
+            given = NewDocument.model_validate_json(await request.body())
+            if given.image is not None:
+                (image,) = await api.pictures([(given.image, "image")])
+        else:
+            fields, files = await form_of(request)
+            given = NewDocument.model_validate(fields, strict=False)
+            shown = files.pop("image", [])
+            if files or len(shown) > 1 or given.image is not None:
+                raise ApiError(400, "the one file of a document is its image", None, "image")
+            if shown:
+                image = await api.aside(pictures.opened, shown[0], api.limits.pixels, "image")
+        parts: list[Part] = [*([Text(given.text)] if given.text else []), *([image] if image else [])]
+        if not parts:
+            raise ApiError(400, "there is nothing to remember; give a text, an image or both")
+        item = checked(Item(given.id or "new", Document(tuple(parts)), given.metadata, ORIGIN))
+        if len(str(given.metadata)) > METADATA_CHARS:
+            raise ApiError(400, f"metadata have at most {METADATA_CHARS:,} characters", None, "metadata")
+        return item if given.id else replace(item, id=f"doc-{content_hash(item)}")
+
+    @router.get("/documents", response_model=Page)
+    async def page(asked: Annotated[Pages, Query()]) -> Any:
+        """The documents, in the order in which they lie in the memory."""
+
+        memory = api.memory
+
+        def read() -> tuple[list[Item], int]:
+            memory.refresh()
+            return memory.get(memory.ids[asked.offset : asked.offset + asked.limit]), len(memory)
+
+        items, total = await keeper.call(read)
+        data = [_remembered(item) for item in items]
+        return Page(data=data, total=total, offset=asked.offset, has_more=asked.offset + len(items) < total)
+
+    async def one(item_id: str) -> Item:
+        for item in await keeper.call(partial(known, api.memory, [item_id])):
+            return item
+        raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
+
+    @router.get("/documents/{item_id:path}", response_model=Remembered)
+    async def get(item_id: ItemId) -> Any:
+        return _remembered(await one(item_id))
+
+    @router.get(
+        "/images/{item_id:path}",
+        response_class=Response,
+        responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
+    )
+    async def image(item_id: ItemId, asked: Annotated[Which, Query()]) -> Response:
+        """The n-th picture of a document, as PNG."""
+        images = (await one(item_id)).document.images
+        if asked.n >= len(images):
+            raise ApiError(404, f"the document has {len(images)} pictures, counted from 0", "not_found", "n")
+        return Response(
+            await api.aside(images[asked.n].png), media_type="image/png", headers={"Cache-Control": "no-store"}
+        )
+
+    @router.delete("/documents/{item_id:path}", response_model=Deleted, dependencies=[Depends(may_write)])
+    async def delete(item_id: ItemId) -> Any:
+        """Delete a document; with the answer, no request finds it any more."""
+        memory = api.memory
+
+        def remove() -> bool:
+            memory.refresh()
+            known = bool(memory.known([item_id]))
+            if known:
+                memory.remove([item_id])
+            return known
+
+        if not await keeper.call(remove):
+            raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
+        return Deleted(id=item_id)
+
+    @router.post("/search", response_model=Results)
+    async def search(asked: Search) -> Any:
+        """The documents nearest to words, to a picture, or to both, best first."""
+        memory = api.memory
+        parts: list[Part] = [Text(asked.text)] if asked.text else []
+        parts += await api.pictures([(asked.image, "image")] if asked.image else [])
+        if not parts:
+            raise ApiError(400, "there is nothing to look for; give a text, an image or both")
+        condition = fulfilling(asked.where) if asked.where else None
+
+        def look() -> list[tuple[Item, float]]:
+            (ranking,) = memory.search(api.model.encoder.embed([Document(tuple(parts))]), asked.limit, where=condition)
+            return list(zip(memory.get(ranking.ids), ranking.scores.tolist(), strict=True))
+
+        ranked = await keeper.call(look)
+        return Results(data=[Found(**_remembered(item).model_dump(), score=score) for item, score in ranked])
+
+    return router
+
+
+def known(memory: Memory, ids: Sequence[str]) -> list[Item]:
+    """Those documents that are there now."""
+    memory.refresh()
+    return memory.get(list(memory.known(ids)))
+
+
+def _remembered(item: Item) -> Remembered:
+    return Remembered(
+        id=item.id,
+        text=item.document.text,
+        image=image_path(item.id) if item.document.images else None,
+        metadata=item.metadata,
+        origin=item.origin,
+    )

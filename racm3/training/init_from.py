@@ -1,0 +1,105 @@
+"""Weights to go on from: what a run's ``start`` names, checked against the run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from racm3.errors import CheckpointError, ConfigError
+from racm3.generator.model import Generator
+from racm3.generator.vocabulary_growth import grown, origins
+from racm3.pipeline import SCENES
+from racm3.retriever.encoder import Encoder
+from racm3.tokens.image_tokenizer import FSQImageTokenizer, ImageTokenizer, load_image_tokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
+from racm3.tokens.vocabulary import Vocabulary
+from racm3.training.encoder_recipe import EncoderRun, shape_of
+from racm3.training.generator_recipe import GeneratorRun
+from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
+from racm3.training.prepare import code_digest
+
+
+def start_folder(start: str, name: str) -> Path:
+    """The folder that ``start`` names; "scenes" is the shipped model of that ``name``. Raises CheckpointError."""
+    folder = SCENES / name if start == "scenes" else Path(start)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder} of weights to go on from; --set start=FOLDER")
+    return folder
+
+
+def start_image_tokenizer(run: ImageTokenizerRun) -> FSQImageTokenizer | None:
+    """The image tokenizer that the run goes on from. Raises CheckpointError, or ConfigError if it has another shape."""
+    if run.start is None:
+        return None
+    folder = start_folder(run.start, "image-tokenizer")
+    found = load_image_tokenizer(folder)
+    if not isinstance(found, FSQImageTokenizer):
+        raise CheckpointError(f"{folder} is not a built-in image tokenizer; only that is trained here")
+    _same_shape(folder, asdict(found.config), asdict(run.model), "model.")
+    return found
+
+
+def start_encoder(run: EncoderRun) -> Encoder | None:
+    """The encoder that the run goes on from. Raises CheckpointError, or ConfigError if it has another shape."""
+    if run.start is None:
+        return None
+    folder = start_folder(run.start, "encoder")
+    found = Encoder.from_pretrained(folder)
+    _same_shape(folder, shape_of(found), asdict(run), "")
+    return found
+
+
+def start_text(run: GeneratorRun) -> TextTokenizer:
+    """The text tokenizer of the generator that the run goes on from."""
+    if run.start is None:
+        raise ConfigError("text_ids is 0, the text tokenizer of `start`, but there is no start; set one of the two")
+    return TextTokenizer.load(start_folder(run.start, "generator") / "tokenizer.json")
+
+
+def start_generator(
+    run: GeneratorRun, vocabulary: Vocabulary, text: TextTokenizer, image: ImageTokenizer
+) -> Generator | None:
+    """The generator that the run goes on from, under the run's vocabulary (`grow.py`).
+
+    Its image codes stay what they are if the image tokenizer that lies beside it writes the same ones as ``image``; if
+    not, they are learnt from nothing, and stderr is told so.
+    Raises CheckpointError if the folder is no generator, or its vocabulary smaller than its text tokenizer's;
+    ConfigError if it has another shape than the run.
+    """
+    if run.start is None:
+        return None
+    folder = start_folder(run.start, "generator")
+    old = Generator.from_pretrained(folder)
+    shape = {key: value for key, value in asdict(old.config).items() if key in asdict(run.model)}
+    shape["context_tokens"] = min(shape["context_tokens"], run.model.context_tokens)
+    _same_shape(folder, shape, asdict(run.model), "model.")
+    old_text = start_text(run)
+    facts, beside = folder / "racm3.json", folder.parent / "image-tokenizer"
+    old_vocabulary, same_codes = None, False
+    if facts.is_file():  # without it, a language model of words alone
+        sizes = json.loads(facts.read_text(encoding="utf-8"))
+        old_vocabulary = Vocabulary(sizes["text_size"], sizes["image_size"])
+        same_codes = beside.is_dir() and code_digest(load_image_tokenizer(beside)) == code_digest(image)
+        if not same_codes:
+            why = f"{beside} writes others" if beside.is_dir() else f"there is no {beside} to show that it knows them"
+            print(f"start: image codes are new to {folder}, and learnt from nothing: {why}", file=sys.stderr)
+    needed = old_vocabulary.size if old_vocabulary else old_text.size
+    if needed > old.config.vocabulary_size:
+        raise CheckpointError(
+            f"{folder} has rows for {old.config.vocabulary_size} ids, but its tokenizers write {needed}; "
+            "give weights and tokenizer.json that belong together"
+        )
+    return grown(old, origins(vocabulary, text, old_vocabulary, old_text, same_codes), run.model.context_tokens)
+
+
+def _same_shape(folder: Path, found: Mapping[str, object], asked: Mapping[str, object], prefix: str) -> None:
+    differing = [f"{prefix}{key}={_written(found[key])}" for key in found if found[key] != asked[key]]
+    if differing:
+        raise ConfigError(f"the weights in {folder} have another shape than the run; --set {' '.join(differing)}")
+
+
+def _written(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,1 @@
+"""What every room uses: configuration, files, progress, contact sheets, S3."""

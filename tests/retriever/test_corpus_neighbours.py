@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from racm3.data import Item
+from racm3.document import Document
+from racm3.errors import InputError
+from racm3.memory.memory import Memory
+from racm3.retriever import corpus_neighbours as module
+from racm3.retriever import strategy
+from racm3.retriever.corpus_neighbours import draw_queries, memory_neighbours, neighbours
+from racm3.retriever.encoder import Encoder
+from racm3.retriever.strategy import select
+from tests.retriever.conftest import picture
+from tests.retriever.test_strategy import clustered
+
+
+def slow_neighbours(
+    queries: np.ndarray, vectors: np.ndarray, k: int, threshold: float, exclude_rows: np.ndarray
+) -> np.ndarray:
+    """Walk down every full ranking, one query at a time."""
+    out = np.full((len(queries), k), -1)
+    for i, query in enumerate(queries):
+        scores = vectors @ query
+        ranking = [row for row in np.argsort(-scores, kind="stable") if row != exclude_rows[i]]
+        taken = select(scores[ranking], vectors[ranking], k, threshold)
+        out[i, : len(taken)] = np.array(ranking)[taken]
+    return out
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 700])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("threshold", [0.3, 0.9, 1.1])
+def test_neighbours_equal_the_slow_twin(monkeypatch: pytest.MonkeyPatch, count: int, k: int, threshold: float) -> None:
+    """Also past the first candidates: at 0.3, whole clusters are redundant and 64 candidates do not suffice."""
+    monkeypatch.setitem(module.QUERIES_AT_ONCE, "cpu", 50)  # several blocks, the last ones ragged
+    monkeypatch.setattr(module, "TABLE_AT_ONCE", 300)
+    vectors = clustered(count, clusters=6)
+    queries = np.concatenate([vectors[:70], clustered(60, 6, seed=1)])
+    exclude = np.where(np.arange(len(queries)) < 70, np.arange(len(queries)), -1)
+    exclude[exclude >= count] = -1
+    found = neighbours(queries, vectors, k, threshold, exclude)
+    np.testing.assert_array_equal(found, slow_neighbours(queries, vectors, k, threshold, exclude))
+
+
+def test_some_queries_need_more_than_the_first_candidates() -> None:
+    """The case above is only worth something if it happens."""
+    vectors = clustered(700, clusters=6)
+    ranking = np.argsort(-vectors @ vectors[0])[: strategy.CANDIDATES]
+    assert len(select((vectors @ vectors[0])[ranking], vectors[ranking], 5, 0.3)) < 5
+    assert (neighbours(vectors[:1], vectors, 5, 0.3)[0] >= 0).sum() > len(
+        select((vectors @ vectors[0])[ranking], vectors[ranking], 5, 0.3)
+    )
+
+
+def test_equal_documents_go_by_row() -> None:
+    vectors = np.repeat(clustered(5, 5), 4, axis=0)
+    found = neighbours(vectors, vectors, 2, 0.99)
+    assert (found % 4 == 0).all()  # of every four equal ones, the first
+
+
+def test_nobody_to_be_a_neighbour() -> None:
+    one = clustered(1, 1)
+    assert neighbours(one, one[:0], 2, 0.9).tolist() == [[-1, -1]]
+    assert neighbours(one, one, 2, 1.1, np.array([0])).tolist() == [[-1, -1]]
+    assert neighbours(one[:0], one, 2, 0.9).shape == (0, 2)
+
+
+@pytest.mark.parametrize(("count", "width"), [(3, 400), (7, 333), (1, 16), (20, 100)])
+def test_the_largest_scores_are_among_the_promising_columns(count: int, width: int) -> None:
+    scores = torch.rand(50, width, generator=torch.Generator().manual_seed(width))
+    columns = module._promising(scores, count)
+    assert torch.equal(scores.gather(1, columns).topk(count).values, scores.topk(count).values)
+    assert all(len(set(row)) == len(row) for row in columns.tolist())
+
+
+# Of a memory -------------------------------------------------------------------------------------------------------
+
+DOCUMENTS = [
+    Document.of(*parts)
+    for i in range(12)
+    for parts in ([f"fox number {i}", picture(i)], [f"a boat, {i} of them"], [picture(100 + i)])
+]
+IDS = [f"d{i}" for i in range(len(DOCUMENTS))]
+
+
+@pytest.fixture
+def memory(encoder: Encoder, tmp_path: Path) -> Memory:
+    memory = Memory.create(tmp_path / "memory", encoder.fingerprint, encoder.dimension)
+    memory.add([Item(i, d, {}, "") for i, d in zip(IDS, DOCUMENTS, strict=True)], encoder.embed(DOCUMENTS))
+    return memory
+
+
+def written(folder: Path) -> list[dict[str, object]]:
+    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def test_a_memory_s_neighbours_are_those_of_its_documents(
+    memory: Memory, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PART", 16)
+    monkeypatch.setattr(module, "EMBEDDED_AT_ONCE", 6)
+    done: list[int] = []
+    memory_neighbours(memory, encoder, tmp_path / "out", k=3, dropouts=(0.0, 0.5), report=done.append)
+    rows = written(tmp_path / "out")
+    assert [(row["id"], row["query"], row["dropout"]) for row in rows] == [
+        (i, query, dropout) for i in IDS for dropout in (0.0, 0.5) for query in ("text", "image")
+    ]
+    assert done == [6, 12, 16, 22, 28, 32, 36]
+    queries = draw_queries(DOCUMENTS, encoder, (0.0,), np.random.default_rng(0)).reshape(-1, encoder.dimension)
+    own = np.repeat(np.arange(len(IDS)), 2)
+    expected = slow_neighbours(queries, encoder.embed(DOCUMENTS), 3, encoder.redundancy_threshold, own)
+    assert [row["neighbours"] for row in rows if row["dropout"] == 0] == [
+        [IDS[row] for row in found if row >= 0] for found in expected
+    ]
+    dropped, whole = ([row["neighbours"] for row in rows if row["dropout"] == d] for d in (0.5, 0.0))
+    assert dropped != whole
+
+
+def test_a_broken_run_goes_on_and_other_settings_are_refused(
+    memory: Memory, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PART", 10)
+
+    def breaks(done: int) -> None:
+        if done > 20:
+            raise KeyboardInterrupt
+
+    memory_neighbours(memory, encoder, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        memory_neighbours(memory, encoder, tmp_path / "broken", report=breaks)
+    assert 0 < len(written(tmp_path / "broken")) < len(written(tmp_path / "whole"))
+    again: list[int] = []
+    memory_neighbours(memory, encoder, tmp_path / "broken", report=again.append)
+    assert again == [30, 36]
+    assert written(tmp_path / "broken") == written(tmp_path / "whole")
+    with pytest.raises(InputError, match="with other k; give a new folder"):
+        memory_neighbours(memory, encoder, tmp_path / "whole", k=1)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from racm3.data import Item
+from racm3.document import Document
+from racm3.errors import EncoderMismatchError, MemoryStoreError
+from racm3.memory.memory import Memory
+from racm3.retriever import ingest as module
+from racm3.retriever.encoder import Encoder
+from racm3.retriever.ingest import Changes, ingest, re_embed, sync
+from racm3.retriever.retriever import Retriever
+from tests.retriever.conftest import TOWER, bpe, picture
+
+ITEMS = [Item(f"d{i}", Document.of(f"fox number {i}", picture(i)), {"i": i}, f"file{i}") for i in range(10)]
+
+
+class Counting:
+    """An encoder that counts what it embeds, and breaks down after ``left`` documents."""
+
+    def __init__(self, encoder: Encoder, left: int = 1000) -> None:
+        self.encoder, self.fingerprint, self.dimension = encoder, encoder.fingerprint, encoder.dimension
+        self.done, self.left = 0, left
+
+    def embed(self, documents: Sequence[Document]) -> np.ndarray:
+        self.done += len(documents)
+        if self.done > self.left:
+            raise KeyboardInterrupt
+        return self.encoder.embed(documents)
+
+
+@pytest.fixture
+def memory(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Memory:
+    monkeypatch.setattr(module, "DOCUMENTS_AT_ONCE", 4)
+    return Memory.create(tmp_path / "memory", encoder.fingerprint, encoder.dimension)
+
+
+@pytest.fixture(scope="module")
+def other() -> Encoder:
+    torch.manual_seed(1)
+    vision = {**TOWER, "image_size": 32, "patch_size": 8}
+    return Encoder.new(bpe(), dimension=16, text={**TOWER, "max_position_embeddings": 16}, vision=vision)
+
+
+def holds(memory: Memory, items: Sequence[Item], encoder: Encoder) -> None:
+    opened = Memory.open(memory.path, encoder.fingerprint)
+    assert sorted(opened.ids) == sorted(item.id for item in items)
+    assert opened.get([item.id for item in items]) == list(items)
+    right = dict(zip(opened.ids, opened.vectors, strict=True))
+    made = encoder.embed([item.document for item in items])
+    np.testing.assert_allclose([right[item.id] for item in items], made, atol=1e-5)
+
+
+def test_adding_goes_on_where_it_was_broken_off(memory: Memory, encoder: Encoder) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ingest(memory, Counting(encoder, left=6), ITEMS)  # type: ignore[arg-type]
+    assert len(Memory.open(memory.path)) == 4
+    again = Counting(encoder)
+    assert ingest(memory, again, ITEMS) == Changes(added=6, unchanged=4)  # type: ignore[arg-type]
+    assert again.done == 6  # what was there was not embedded again
+    holds(memory, ITEMS, encoder)
+    with pytest.raises(MemoryStoreError, match="'d3' is already in the memory, with other content"):
+        ingest(memory, encoder, [replace(ITEMS[3], document=Document.of("x"))])
+
+
+def test_sync_makes_the_memory_equal_to_the_source(memory: Memory, encoder: Encoder) -> None:
+    ingest(memory, encoder, ITEMS)
+    changed = replace(ITEMS[2], document=Document.of("a boat"))
+    told = replace(ITEMS[3], metadata={"i": "new"})
+    new = Item("new", Document.of(picture(50)), {}, "file50")
+    source = [ITEMS[0], changed, told, *ITEMS[5:], new]
+    counting = Counting(encoder)
+    assert sync(memory, counting, source) == Changes(added=1, replaced=2, removed=2, unchanged=6)  # type: ignore[arg-type]
+    assert counting.done == 3
+    holds(memory, source, encoder)
+    assert sync(memory, encoder, source) == Changes(unchanged=9)
+    assert str(Changes()) == "nothing to do"
+
+
+def test_a_broken_file_and_an_empty_source_remove_nothing(memory: Memory, encoder: Encoder) -> None:
+    ingest(memory, encoder, ITEMS)
+    with pytest.raises(MemoryStoreError, match="nothing was removed"):
+        sync(memory, encoder, [])
+    assert sync(memory, encoder, ITEMS[2:], lambda origin: origin == "file1") == Changes(removed=1, unchanged=8)
+    holds(memory, ITEMS[1:], encoder)
+
+
+def test_re_embedding_keeps_every_document(memory: Memory, encoder: Encoder, other: Encoder) -> None:
+    ingest(memory, encoder, ITEMS)
+    memory.remove(["d1"])
+    kept = [item for item in ITEMS if item.id != "d1"]
+    with pytest.raises(KeyboardInterrupt):
+        re_embed(memory, Counting(other, left=5))  # type: ignore[arg-type]
+    holds(memory, kept, encoder)  # the old vectors are there until the end
+    reader, counting = Memory.open(memory.path), Counting(other)
+    re_embed(memory, counting)  # type: ignore[arg-type]
+    assert counting.done == 5  # four of nine were done
+    holds(memory, kept, other)
+    assert not list(memory.path.glob("re-embed*"))
+    with pytest.raises(EncoderMismatchError, match="re-embed"):
+        Memory.open(memory.path, encoder.fingerprint)
+    with pytest.raises(EncoderMismatchError, match="was changed to encoder"):
+        reader.search(encoder.embed([ITEMS[0].document]), 1)
+    ingest(memory, other, ITEMS)  # it can be added to, compacted, and moved back
+    memory.compact()
+    assert [hit.id for hit in Retriever(memory, other, 1.1).retrieve([ITEMS[1].document], k=1)[0]] == ["d1"]
+    re_embed(memory, encoder)
+    holds(memory, ITEMS, encoder)
+
+
+def test_an_empty_memory_moves_too(memory: Memory, encoder: Encoder, other: Encoder) -> None:
+    re_embed(memory, other)
+    ingest(memory, other, ITEMS)
+    holds(memory, ITEMS, other)
+
+
+def test_large_pictures_are_embedded_in_smaller_batches(
+    memory: Memory, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 2 * picture(0).pixels[..., 0].size)
+    assert [len(batch) for batch in module.batches(ITEMS)] == [2] * 5
+    ingest(memory, encoder, ITEMS)
+    holds(memory, ITEMS, encoder)
