@@ -37,14 +37,14 @@ from racm3.data import read
 from racm3.document import Document, Hole, Image
 from racm3.evaluation.scenes_protocol import Protocol, accuracy, pixels, through_tokenizer, world_memory
 from racm3.generator.model import Generator, GeneratorConfig
-from racm3.pipeline import RACM3, SCENES
+from racm3.model_folder import ModelFolder
+from racm3.pipeline import RACM3
 from racm3.presets import preset
-from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
 from racm3.scenes.draw import draw
 from racm3.scenes.judges import Judge
 from racm3.scenes.world import World
-from racm3.tokens.image_tokenizer import FSQImageTokenizer, load_image_tokenizer
+from racm3.tokens.image_tokenizer import FSQImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.generator_recipe import Batches, GeneratorRun, PackedBatch, packed_loss, train_generator
@@ -121,9 +121,9 @@ def main() -> None:
     world = given.world or given.out / "world"
     if not world.exists():
         World().write(world)
-    image = load_image_tokenizer(SCENES / "image-tokenizer")
+    models = ModelFolder.open("scenes")
+    image, encoder, judge = models.image_tokenizer(), models.encoder(), Judge.from_pretrained(models.path / "judge")
     assert isinstance(image, FSQImageTokenizer)
-    encoder, judge = Encoder.from_pretrained(SCENES / "encoder"), Judge.from_pretrained(SCENES / "judge")
     recipe = preset("scenes").generator
     recipe = replace(
         recipe,

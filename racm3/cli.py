@@ -629,9 +629,9 @@ def _encoder(folder: Path | None) -> Encoder:
 
 
 def _encoder_folder(folder: Path | None) -> Path:
-    from racm3.doctor import WEIGHTS
+    from racm3.model_folder import ModelFolder
 
-    return folder or WEIGHTS / "encoder"
+    return folder or ModelFolder().encoder_path
 
 
 def _fill(memory: Memory, encoder: Encoder, sources: Iterable[Iterable[Item]]) -> None:
@@ -988,9 +988,9 @@ def export(*, out: Out, models: str = "scenes", generator: str = "generator", fo
         format: What opens it: AutoModelForCausalLM of transformers, and vLLM.
     """
     from racm3.export import export_transformers
-    from racm3.pipeline import SCENES
+    from racm3.model_folder import ModelFolder
 
-    export_transformers((SCENES if models == "scenes" else Path(models)) / generator, out)
+    export_transformers(ModelFolder.open(models, generator), out)
     print(f"wrote {out}")
 
 

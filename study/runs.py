@@ -26,9 +26,10 @@ import torch
 from racm3.data import write_webdataset
 from racm3.errors import ConfigError, unknown
 from racm3.evaluation.protocol import flat, weights_digest
-from racm3.evaluation.scenes_protocol import WEIGHTS, Protocol, about_scenes, progress, world_memory
+from racm3.evaluation.scenes_protocol import Protocol, about_scenes, progress, world_memory
 from racm3.generator.model import Generator
-from racm3.pipeline import RACM3, SCENES
+from racm3.model_folder import SCENES, SHIPPED
+from racm3.pipeline import RACM3
 from racm3.presets import preset
 from racm3.retriever.encoder import Encoder
 from racm3.scenes.draw import SCENE_PX
@@ -167,7 +168,7 @@ def is_done(study: Study, name: str) -> bool:
     stored = json.loads(file.read_bytes())
     expected = flat(to_dict(study.protocol))
     found = flat(stored["protocol"])
-    weights: tuple[str, ...] = WEIGHTS
+    weights: tuple[str, ...] = SHIPPED
     if name in TRAININGS:
         variant, seed = TRAININGS[name]
         expected = flat(to_dict(_examined(study.protocol)))
@@ -222,7 +223,7 @@ def _experiment(study: Study, name: str) -> tuple[dict[str, Any], Sheet | None]:
     with progress() as on_step:
         retrieval.memory = world_memory(study.work / "memory", study.protocol.world, retrieval.encoder, on_step)
         found = EXPERIMENTS[name](Lab(retrieval, vanilla, judge, study.protocol, on_step))
-    about = about_scenes(study.protocol, retrieval, study.models, WEIGHTS)
+    about = about_scenes(study.protocol, retrieval, study.models, SHIPPED)
     decoding = {name: to_dict(settings) for name, settings in found.decoding.items()}
     return {"rows": found.rows, "protocol": about | {"decoding": decoding}}, found.sheet
 

@@ -22,6 +22,7 @@ from racm3.generator.decoding import Sampling
 from racm3.generator.engine import Engine, Job
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.prompt import answer_constraint, build_prompt
+from racm3.model_folder import ModelFolder
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.text_tokenizer import TextTokenizer
@@ -45,10 +46,8 @@ def generator() -> Generator:
 
 @pytest.fixture(scope="module")
 def exported(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, out = tmp_path_factory.mktemp("generator"), tmp_path_factory.mktemp("exported") / "out"
-    generator.save_pretrained(folder)
-    TEXT.save(folder / "tokenizer.json")
-    (folder / "racm3.json").write_text(json.dumps(V.to_dict() | {"codes_per_image": CODES}), encoding="utf-8")
+    folder, out = ModelFolder(tmp_path_factory.mktemp("models")), tmp_path_factory.mktemp("exported") / "out"
+    folder.save_generator(generator, TEXT, MARKUP, (4, 4))
     export_transformers(folder, out)
     with pytest.raises(CheckpointError, match="holds something already"):
         export_transformers(folder, out)
@@ -185,7 +184,7 @@ def test_the_card_is_tagged_and_shows_the_grammar(exported: Path) -> None:
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no racm3.json"):
-        export_transformers(tmp_path, tmp_path / "out")
+        export_transformers(ModelFolder(tmp_path), tmp_path / "out")
     TEXT.save(tmp_path / "tokenizer.json")
     facts = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     for change, message in (({"type": "WordPiece"}, "of type WordPiece"), ({}, "a token '<doc>' of its own")):

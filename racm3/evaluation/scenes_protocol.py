@@ -44,7 +44,8 @@ from racm3.evaluation.protocol import about_code, about_memory, weights_digest
 from racm3.evaluation.scenes_tasks import SHOTS, Tests, examine_tasks
 from racm3.generator.decoding import Sampling
 from racm3.memory.memory import Memory
-from racm3.pipeline import RACM3, SCENES, Completion, Settings
+from racm3.model_folder import SHIPPED, ModelFolder
+from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.ingest import ingest
 from racm3.scenes.caption import FORMS, describe, read, read_place
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
 SPLITS = {"seen": "test-seen", "novel": "test-novel"}
 ROWS = ("retrieval", "vanilla", "returned", "ceiling", "judge")
 QUESTIONS = ("entity", "background", "position")
-WEIGHTS = ("generator", "vanilla", "image-tokenizer", "encoder", "judge")
 QUICK = 100
 """Pictures of each split in the quick run: a share then has a standard error of at most 5 points."""
 QUICK_TRIALS = 60
@@ -120,7 +120,7 @@ def evaluate_scenes(
     Raises CheckpointError, MemoryStoreError or EncoderMismatchError.
     """
     started = time.monotonic()
-    folder = SCENES if str(models) == "scenes" else Path(models)
+    folder = ModelFolder.open(models).path
     judge = Judge.from_pretrained(folder / "judge")
     vanilla = RACM3.from_pretrained(folder, generator="vanilla")
     retrieval = RACM3.from_pretrained(folder)
@@ -136,7 +136,7 @@ def evaluate_scenes(
             results[name] = examine(own, retrieval, vanilla, judge, protocol, _within(on_step, name))
         rows, world = {"retrieval": retrieval, "vanilla": vanilla}, protocol.world
         results["tasks"] = examine_tasks(tests, rows, judge, world, protocol.filling, protocol.trials, on_step)
-        about = about_scenes(protocol, retrieval, folder, WEIGHTS)
+        about = about_scenes(protocol, retrieval, folder, SHIPPED)
     return results | {"protocol": about | {"elapsed_s": round(time.monotonic() - started)}}
 
 

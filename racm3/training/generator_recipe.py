@@ -7,7 +7,6 @@ T tokens of a sequence, N of a batch, S sequences, K retrieved documents.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -24,6 +23,7 @@ from torch import Tensor
 from racm3.errors import ConfigError, SourceError
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.model_folder import ModelFolder
 from racm3.retriever.strategy import QUERY_DROPOUT
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import Markup
@@ -432,8 +432,5 @@ def train_generator(
     trained = whole(generator, lambda: Generator(generator.config))
     if trained is None:
         return None
-    trained.save_pretrained(folder, dtype=torch.float16)
-    text.save(folder / "tokenizer.json")
-    facts = vocabulary.to_dict() | {"codes_per_image": markup.codes_per_image, "grid": list(grid), "run": asdict(run)}
-    (folder / "racm3.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    ModelFolder.around(folder).save_generator(trained, text, markup, grid, asdict(run), torch.float16)
     return trained

@@ -11,7 +11,7 @@ from pathlib import Path
 from racm3.errors import CheckpointError, ConfigError
 from racm3.generator.model import Generator
 from racm3.generator.vocabulary_growth import grown, origins
-from racm3.pipeline import SCENES
+from racm3.model_folder import SCENES, ModelFolder
 from racm3.retriever.encoder import Encoder
 from racm3.tokens.image_tokenizer import FSQImageTokenizer, ImageTokenizer, load_image_tokenizer
 from racm3.tokens.text_tokenizer import TextTokenizer
@@ -56,7 +56,7 @@ def start_text(run: GeneratorRun) -> TextTokenizer:
     """The text tokenizer of the generator that the run goes on from."""
     if run.start is None:
         raise ConfigError("text_ids is 0, the text tokenizer of `start`, but there is no start; set one of the two")
-    return TextTokenizer.load(start_folder(run.start, "generator") / "tokenizer.json")
+    return ModelFolder.around(start_folder(run.start, "generator")).text()
 
 
 def start_generator(
@@ -72,17 +72,16 @@ def start_generator(
     if run.start is None:
         return None
     folder = start_folder(run.start, "generator")
+    models = ModelFolder.around(folder)
     old = Generator.from_pretrained(folder)
     shape = {key: value for key, value in asdict(old.config).items() if key in asdict(run.model)}
     shape["context_tokens"] = min(shape["context_tokens"], run.model.context_tokens)
     _same_shape(folder, shape, asdict(run.model), "model.")
-    old_text = start_text(run)
-    facts, beside = folder / "racm3.json", folder.parent / "image-tokenizer"
+    old_text, beside = models.text(), models.image_tokenizer_path
     old_vocabulary, same_codes = None, False
-    if facts.is_file():  # without it, a language model of words alone
-        sizes = json.loads(facts.read_text(encoding="utf-8"))
-        old_vocabulary = Vocabulary(sizes["text_size"], sizes["image_size"])
-        same_codes = beside.is_dir() and code_digest(load_image_tokenizer(beside)) == code_digest(image)
+    if models.has_facts:  # without them, a language model of words alone
+        old_vocabulary = models.markup.vocabulary
+        same_codes = beside.is_dir() and code_digest(models.image_tokenizer()) == code_digest(image)
         if not same_codes:
             why = f"{beside} writes others" if beside.is_dir() else f"there is no {beside} to show that it knows them"
             print(f"start: image codes are new to {folder}, and learnt from nothing: {why}", file=sys.stderr)

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from racm3.data import read
 from racm3.errors import ConfigError
 from racm3.memory.memory import Memory
+from racm3.model_folder import ModelFolder
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.ingest import ingest
 from racm3.tokens.image_tokenizer import FSQImageTokenizer, load_image_tokenizer
@@ -123,13 +124,13 @@ def make_all(
     Where it retrieves, and by an encoder that lies beside it, a memory of the data is made there too, unless there is
     one; its path is returned. The same call resumes.
     """
-    beside, memory = out.parent, None
+    beside, memory = ModelFolder.around(out), None
     if image_tokenizer is None:
-        image_tokenizer = beside / "image-tokenizer"
+        image_tokenizer = beside.image_tokenizer_path
         if not reused(image_tokenizer / "model.safetensors", "image tokenizer"):
             make_image_tokenizer(data, runs.image_tokenizer, image_tokenizer)
     if encoder is None and runs.generator.k:
-        encoder, memory = beside / "encoder", beside / "memory"
+        encoder, memory = beside.encoder_path, beside.memory_path
         if not reused(encoder / "model.safetensors", "encoder"):
             make_encoder(data, runs.encoder, encoder)
         connect().from_main(partial(make_memory, data, memory, encoder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from racm3.errors import CheckpointError, ConfigError
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.model_folder import ModelFolder
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
+from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.generator_recipe import GeneratorRun, ShapeConfig
@@ -89,9 +90,7 @@ def test_image_codes_are_kept_where_they_are_the_same(
 ) -> None:
     torch.manual_seed(0)
     old = Generator(GeneratorConfig(VOCABULARY.size, 16, 2, 4, 2, 8, 24, 32, rope_theta=1e6))
-    old.save_pretrained(tmp_path / "generator")
-    TEXT.save(tmp_path / "generator" / "tokenizer.json")
-    (tmp_path / "generator" / "racm3.json").write_text(json.dumps(VOCABULARY.to_dict()))
+    ModelFolder(tmp_path).save_generator(old, TEXT, Markup(VOCABULARY, 4), (2, 2))
     image.save_pretrained(tmp_path / "image-tokenizer")
     run = GeneratorRun(model=SHAPE, start=str(tmp_path / "generator"))
 
