@@ -1,4 +1,4 @@
-"""Export and import: a generator as other tools open it, and a language model as the start of a generator.
+"""Export: a generator as other tools open it.
 
 A generator folder is a ``Qwen3ForCausalLM`` already. What other tools lack is a tokenizer of the whole vocabulary,
 special tokens and image codes included, with the ids of the weights; and the grammar, which the model card has as code.
@@ -7,24 +7,18 @@ special tokens and image codes included, with the ids of the weights; and the gr
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from racm3.errors import CheckpointError
-from racm3.generator.model import Generator
-from racm3.generator.vocabulary_growth import grown
 from racm3.model_folder import FACTS, ModelFolder
-from racm3.tokens.image_tokenizer import load_image_tokenizer
-from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
-__all__ = ["export_transformers", "import_qwen3", "whole_tokenizer"]
+__all__ = ["export_transformers", "whole_tokenizer"]
 
 
 def export_transformers(folder: ModelFolder, out: Path) -> None:
@@ -75,29 +69,6 @@ def whole_tokenizer(path: Path, vocabulary: Vocabulary) -> Tokenizer:
         [*added, *({"id": id_, "content": name} | plain for name, id_ in others.items())], key=lambda entry: entry["id"]
     )
     return Tokenizer.from_str(json.dumps(facts))
-
-
-def import_qwen3(folder: Path, image_tokenizer: Path, out: Path, seed: int = 0) -> None:
-    """Write a generator folder whose words are those of a Qwen3 language model, to be trained on.
-
-    Its text rows move to their place in the vocabulary, the special tokens and the codes of ``image_tokenizer`` get new
-    rows (``generator/vocabulary_growth.py``). Raises CheckpointError if one of the two is not what it should be.
-    """
-    text = TextTokenizer.load(folder / "tokenizer.json")
-    images = load_image_tokenizer(image_tokenizer)
-    language_model = Generator.from_pretrained(folder)
-    if text.size > language_model.config.vocabulary_size:
-        raise CheckpointError(
-            f"{folder} has rows for {language_model.config.vocabulary_size} ids, but its tokenizer.json writes "
-            f"{text.size}; give weights and tokenizer that belong together"
-        )
-    vocabulary = Vocabulary(text.size, images.codebook_size)
-    origins: list[list[int]] = [[] for _ in range(vocabulary.size)]
-    origins[vocabulary.text_start : vocabulary.image_start] = [[id_] for id_ in range(text.size)]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        new = grown(language_model, origins, language_model.config.context_tokens)
-    ModelFolder.around(out).save_generator(new, text, Markup(vocabulary, math.prod(images.grid)), images.grid)
 
 
 def _write(path: Path, facts: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ import torch
 
 from racm3.data import write_webdataset
 from racm3.errors import ConfigError, unknown
-from racm3.evaluation.protocol import flat, weights_digest
+from racm3.evaluation.protocol import weights_digest
 from racm3.evaluation.scenes_protocol import Protocol, about_scenes, progress, world_memory
 from racm3.generator.model import Generator
 from racm3.model_folder import SCENES, SHIPPED
@@ -42,7 +42,7 @@ from racm3.training.journal import write_whole
 from racm3.training.loop import MAY_CHANGE
 from racm3.training.prepare import learn_text, prepare
 from racm3.training.prepared_cache import Cache
-from racm3.util.config import override, to_dict
+from racm3.util.config import dotted, override, to_dict
 from study.experiments import EXPERIMENTS, NOTHING_REDUNDANT, Lab, Sheet, examine_generator
 
 __all__ = ["EXPERIMENTS", "NAMES", "SIZES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]
@@ -166,14 +166,14 @@ def is_done(study: Study, name: str) -> bool:
     if not file.exists():
         return False
     stored = json.loads(file.read_bytes())
-    expected = flat(to_dict(study.protocol))
-    found = flat(stored["protocol"])
+    expected = dotted(to_dict(study.protocol))
+    found = dotted(stored["protocol"])
     weights: tuple[str, ...] = SHIPPED
     if name in TRAININGS:
         variant, seed = TRAININGS[name]
-        expected = flat(to_dict(_examined(study.protocol)))
+        expected = dotted(to_dict(_examined(study.protocol)))
         expected |= _identity(VARIANTS[variant], seed, study.train)
-        found |= flat(stored["settings"])
+        found |= dotted(stored["settings"])
         weights = SHARED
     expected |= {f"weights.{one}": weights_digest(study.models / one) for one in weights}
     differing = [key for key, value in expected.items() if found.get(key) != value]
@@ -191,7 +191,7 @@ def _identity(variant: Variant, seed: int, more: Sequence[str]) -> dict[str, Any
     """What makes a training this one, by dotted name: all but how it is computed, and what has no say in it."""
     run = variant.run(seed, more)
     no_say = (MAY_CHANGE - {"loop.steps"}) | (set() if run.k else OF_RETRIEVAL)
-    settings = flat(to_dict(run) | {"skip": variant.skip})
+    settings = dotted(to_dict(run) | {"skip": variant.skip})
     return {name: value for name, value in settings.items() if name not in no_say}
 
 

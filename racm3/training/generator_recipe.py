@@ -112,8 +112,8 @@ class GeneratorRun:
     as have ``tokens_per_step`` tokens on average. ``recompute_layers`` saves memory, ``compile`` time: see
     ``Generator.train_fast``.
 
-    A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``start``.
-    ``start`` is a generator folder to go on from, ours or Qwen3's, or "scenes", the shipped one.
+    A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``init_from``.
+    ``init_from`` is a generator folder to go on from, ours or Qwen3's, or "scenes", the shipped one.
     ``validation_documents`` are never trained on nor retrieved; the loss on them is shown every ``loop.look_every``
     steps.
     """
@@ -129,7 +129,7 @@ class GeneratorRun:
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
     text_ids: int = 1024
-    start: str | None = None
+    init_from: str | None = None
     validation_documents: int = 0
     z_loss: float = 1e-5
     recompute_layers: bool = False
@@ -365,7 +365,7 @@ def train_generator(
     run: GeneratorRun,
     folder: Path,
     code_vectors: Tensor | None = None,
-    start: Generator | None = None,
+    initial: Generator | None = None,
     image: ImageTokenizer | None = None,
     made_of: Mapping[str, str] | None = None,
     examine: Callable[[int, Generator], Mapping[str, float]] | None = None,
@@ -373,7 +373,7 @@ def train_generator(
     """Train and save a generator folder: Qwen3 layout plus ``tokenizer.json`` and ``racm3.json``.
 
     ``code_vectors`` (codes, D) are the image tokenizer's own vectors of its codes: similar codes then start with
-    similar embeddings, which rare codes profit from. ``start`` is a generator of this vocabulary to go on from.
+    similar embeddings, which rare codes profit from. ``initial`` is a generator of this vocabulary to go on from.
     Every ``run.loop.look_every`` steps ``image`` shows what the generator draws, in ``samples``, and ``examine``
     measures it after so many steps; its numbers go into the metrics. ``made_of``: hashes of the models that made the
     data. Returns None in all processes but the first.
@@ -386,8 +386,8 @@ def train_generator(
         )
     torch.manual_seed(run.loop.seed)
     vocabulary = markup.vocabulary
-    generator = start or Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
-    if start is None and code_vectors is not None:
+    generator = initial or Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
+    if initial is None and code_vectors is not None:
         with torch.no_grad():
             table = generator.model.embed_tokens.weight[vocabulary.image_start :]
             directions = torch.randn(code_vectors.shape[1], table.shape[1])

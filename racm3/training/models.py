@@ -28,7 +28,7 @@ from racm3.training.encoder_recipe import EncoderRun, train_encoder
 from racm3.training.generator_recipe import GeneratorRun, train_generator
 from racm3.training.image_losses import PerceptualLoss
 from racm3.training.image_tokenizer_recipe import ImageTokenizerRun, train_image_tokenizer
-from racm3.training.init_from import start_encoder, start_folder, start_generator, start_image_tokenizer, start_text
+from racm3.training.init_from import init_encoder, init_folder, init_generator, init_image_tokenizer, init_text
 from racm3.training.prepare import code_digest, learn_text, load_pairs, prepare
 from racm3.training.prepared_cache import Cache, reused
 
@@ -44,28 +44,30 @@ class Runs:
 
 def make_image_tokenizer(data: Path, run: ImageTokenizerRun, out: Path) -> None:
     """Train the built-in image tokenizer and save it to ``out``; the same call resumes."""
-    start = start_image_tokenizer(run)
+    initial = init_image_tokenizer(run)
     pictures, _ = load_pairs(data, run.model.image_size_px, out / "prepared")
     perceptual = (
-        PerceptualLoss(Encoder.from_pretrained(start_folder(run.perceptual, "encoder"))) if run.perceptual else None
+        PerceptualLoss(Encoder.from_pretrained(init_folder(run.perceptual, "encoder"))) if run.perceptual else None
     )
-    train_image_tokenizer(pictures, run, out, start, perceptual)
+    train_image_tokenizer(pictures, run, out, initial, perceptual)
 
 
 def make_encoder(data: Path, run: EncoderRun, out: Path, tokenizer: Path | None = None) -> None:
     """Train an encoder and save it to ``out``; the same call resumes. Without ``tokenizer`` one is learnt."""
-    start = start_encoder(run)
-    if start and tokenizer:
-        raise ConfigError(f"the encoder goes on from {run.start}, with its own tokenizer; give no other ({tokenizer})")
+    initial = init_encoder(run)
+    if initial and tokenizer:
+        raise ConfigError(
+            f"the encoder goes on from {run.init_from}, with its own tokenizer; give no other ({tokenizer})"
+        )
     pictures, captions = load_pairs(data, run.image_size_px, out / "prepared")
-    if start:
-        words = start.tokenizer
+    if initial:
+        words = initial.tokenizer
     else:
         every = (text for texts in captions for text in texts)
         learnt = TextTokenizer.load(tokenizer) if tokenizer else TextTokenizer.train(every, run.text_ids)
         learnt.save(out / "tokenizer.json")
         words = Tokenizer.from_file(str(out / "tokenizer.json"))
-    train_encoder(pictures, captions, words, run, out, start)
+    train_encoder(pictures, captions, words, run, out, initial)
 
 
 def make_generator(
@@ -87,16 +89,16 @@ def make_generator(
     if tokenizer:
         words = TextTokenizer.load(tokenizer)
     else:
-        words = learn_text(data, run.text_ids, cache) if run.text_ids else start_text(run)
+        words = learn_text(data, run.text_ids, cache) if run.text_ids else init_text(run)
     markup = Markup(Vocabulary(words.size, codes.codebook_size), codes.grid[0] * codes.grid[1])
-    start = start_generator(run, markup.vocabulary, words, codes)
+    initial = init_generator(run, markup.vocabulary, words, codes)
     k = max(1, run.k)
     documents = prepare(data, words, codes, markup, retriever, cache, k=k, dropouts=run.dropouts, seed=run.loop.seed)
     vectors = None
     if isinstance(codes, FSQImageTokenizer):
         vectors = codes.fsq.values(codes.fsq.digits_of(torch.arange(codes.codebook_size)))
     made_of = {"image_tokenizer": code_digest(codes)} | ({"encoder": retriever.fingerprint} if retriever else {})
-    train_generator(documents, words, markup, codes.grid, run, out, vectors, start, codes, made_of)
+    train_generator(documents, words, markup, codes.grid, run, out, vectors, initial, codes, made_of)
 
 
 def make_memory(data: Path, out: Path, encoder: Path) -> None:
