@@ -20,7 +20,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -186,11 +186,12 @@ def _build_dataclass(kind: type[DataclassInstance], given: Mapping[str, Any], pa
     return kind(**{key: _build(field_types[key], value, (*path, key)) for key, value in given.items()})
 
 
-def _unknown(path: tuple[str, ...], known: Iterable[str]) -> str:
+def _unknown(path: tuple[str, ...], known: Collection[str]) -> str:
     """The message for a key that is none of the ``known`` ones at its place."""
     *above, key = path
-    if RENAMED.get(key) in known:
-        return f"the key {'.'.join(path)!r} is called {'.'.join((*above, RENAMED[key]))!r} now; give that"
+    new = RENAMED.get(key, key)
+    if new in known:
+        return f"the key {'.'.join(path)!r} is called {'.'.join((*above, new))!r} now; give that"
     return unknown("key", ".".join(path), (".".join((*above, name)) for name in known))
 
 
