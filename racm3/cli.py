@@ -1167,43 +1167,6 @@ def evaluate_compare(
         print("{:>10} {:>10}  {}".format(*shown, name))
 
 
-def report(
-    *,
-    rerun: bool = False,
-    only: Annotated[tuple[str, ...], arg(metavar="[NAME ...]")] = (),
-    docs: Out = Path("docs"),
-    work: Out = Path("out/study"),
-    models: OptionalFolder = None,
-    set: Overrides = (),
-    train: Overrides = (),
-) -> None:
-    """Write docs/results.md, its plots and its sheets of pictures from the study's result files.
-
-    With --rerun, whatever has no result file is trained and measured first; what was broken off goes on. Each training
-    takes 4 to 12 minutes on a core, all measurements without training together about 25.
-
-    Args:
-        rerun: Do what is not done, in the order in which it tells most.
-        only: Of that, these experiments, trainings, or variants with all their seeds; a wrong name lists them.
-        docs: Where the page goes; the result files are in results/study below it.
-        work: Where memory, prepared data and trainings go.
-        models: A folder of image-tokenizer, encoder, generator, vanilla and judge; by default the shipped ones.
-        set: Settings of racm3.evaluation.scenes_protocol.Protocol, such as n=20 trials=50.
-        train: Settings of all trainings, such as loop.threads=1.
-    """
-    from racm3.util.config import override
-    from study.report import write_report
-    from study.runs import Study
-    from study.runs import rerun as run
-
-    study = Study(docs / "results" / "study", work, models or Study.models, override(Study.protocol, set), train)
-    if not rerun and (only or set or train):
-        raise InputError("--only, --set and --train say what to measure; add --rerun, or leave them out")
-    if rerun:
-        run(study, only)
-    print(f"wrote {write_report(docs)}")
-
-
 VERBS: Verbs = {
     "demo": demo,
     "generate": generate,
@@ -1238,7 +1201,6 @@ VERBS: Verbs = {
     "data": {"filter": data_filter},
     "scenes": {"make": scenes_make, "glyphs": scenes_glyphs},
     "evaluate": {"scenes": evaluate_scenes, "coco": evaluate_coco, "compare": evaluate_compare},
-    "report": report,
     "export": export,
 }
 

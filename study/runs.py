@@ -104,7 +104,7 @@ TRAININGS: dict[str, tuple[str, int]] = {
 }
 """(variant, seed) by name, in the order in which they are run."""
 
-NAMES = (*EXPERIMENTS, *TRAININGS)
+NAMES = (*EXPERIMENTS.names(), *TRAININGS)
 
 
 @dataclass(frozen=True)
@@ -122,19 +122,24 @@ class Study:
     train: tuple[str, ...] = ()
 
     def file(self, name: str) -> Path:
-        return self.results / f"{name}.json"
+        return self.results / f"{name.replace(':', '.')}.json"
 
 
 def selected(only: Iterable[str]) -> list[str]:
-    """The names of experiments and trainings, all or those asked for; a variant stands for all of its seeds.
+    """The names of experiments and trainings, all or those asked for; a variant stands for all of its seeds, and
+    MODULE:FUNCTION for an experiment of another package.
 
     Raises ConfigError for a name that is none.
     """
     asked = list(only)
+    foreign = [name for name in asked if ":" in name]
+    for name in foreign:
+        EXPERIMENTS.get(name)
     for name in asked:
-        if name not in (*NAMES, *VARIANTS):
+        if name not in (*NAMES, *VARIANTS, *foreign):
             raise ConfigError(unknown("experiment or training", name, (*NAMES, *VARIANTS)))
-    return [name for name in NAMES if not asked or name in asked or TRAININGS.get(name, ("",))[0] in asked]
+    own = [name for name in NAMES if not asked or name in asked or TRAININGS.get(name, ("",))[0] in asked]
+    return [*own, *foreign]
 
 
 def rerun(study: Study, only: Iterable[str] = ()) -> None:
@@ -192,7 +197,7 @@ def _identity(variant: Variant, seed: int, more: Sequence[str]) -> dict[str, Any
 def _left(study: Study, names: Sequence[str]) -> str:
     """What is still to do, and how long it takes if each takes as long as the mean of its kind that is done."""
     minutes = 0.0
-    for kind in (EXPERIMENTS, TRAININGS):
+    for kind in (EXPERIMENTS.names(), tuple(TRAININGS)):
         left = sum(name in kind for name in names)
         done = [json.loads(study.file(name).read_bytes()) for name in kind if study.file(name).exists()]
         if left and not done:
@@ -216,10 +221,12 @@ def _experiment(study: Study, name: str) -> tuple[dict[str, Any], Sheet | None]:
     vanilla = RACM3.from_pretrained(study.models, generator="vanilla")
     with progress() as on_step:
         retrieval.memory = world_memory(study.work / "memory", study.protocol.world, retrieval.encoder, on_step)
-        found = EXPERIMENTS[name](Lab(retrieval, vanilla, judge, study.protocol, on_step))
+        experiment = EXPERIMENTS.get(name)
+        found = experiment(Lab(retrieval, vanilla, judge, study.protocol, on_step))
     about = about_scenes(study.protocol, retrieval, study.models, SHIPPED)
     decoding = {name: to_dict(settings) for name, settings in found.decoding.items()}
-    return {"rows": found.rows, "protocol": about | {"decoding": decoding}}, found.sheet
+    said = {} if name in NAMES else {"about": (experiment.__doc__ or "").strip()}  # of ours, the report says it
+    return said | {"rows": found.rows, "protocol": about | {"decoding": decoding}}, found.sheet
 
 
 def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:

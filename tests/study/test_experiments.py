@@ -59,9 +59,9 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", EXPERIMENTS.names())
 def test_rows_have_labels_and_scores_with_intervals(name: str, lab: Lab) -> None:
-    found = EXPERIMENTS[name](lab)
+    found = EXPERIMENTS.get(name)(lab)
     assert len(found.rows) == ROWS[name]
     labels = [
         tuple(str(row[key]) for key in row if key not in ("n", "interval", *row["interval"])) for row in found.rows
@@ -79,7 +79,7 @@ def test_rows_have_labels_and_scores_with_intervals(name: str, lab: Lab) -> None
 
 
 def test_before_no_novel_entity_is_in_memory(lab: Lab) -> None:
-    rows = EXPERIMENTS["knowledge"](lab).rows
+    rows = EXPERIMENTS.get("knowledge")(lab).rows
     assert {row["novel documents"]: row["in memory"] for row in rows} == {"before": 8, "after": 16}
     assert len(lab.memory) == 16  # the lab's own is left alone
 
@@ -94,7 +94,7 @@ def test_documents_are_given_as_the_row_says(lab: Lab, monkeypatch: pytest.Monke
         return complete(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(lab.retrieval, "complete", spy)
-    rows = EXPERIMENTS["documents"](lab).rows
+    rows = EXPERIMENTS.get("documents")(lab).rows
     asked = [Document.of(caption, Hole("image")) for _, caption in lab.tests("novel")]
     by_hand = {row["given"]: own for row, own in zip(rows, given, strict=True) if own is not None}
     assert list(by_hand) == ["2 documents, text alone", "2 documents, image alone", "2 documents, redundant ones too"]
