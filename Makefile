@@ -3,13 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help .venv shell demo test smoke check bench docs
+.PHONY: help .venv shell demo test coverage smoke check bench docs
 
 help:
 	@echo "make shell   a shell in which racm3 is on the path"
 	@echo "make demo    draw, caption and infill with the shipped models; writes a page to look at"
-	@echo "make test    run all tests, and print which lines of the package none of them reaches"
+	@echo "make test    run all tests"
 	@echo "make smoke   run a test of every part, within a minute"
+	@echo "make coverage  run all tests, in twice the time, and print what share of the package they reach"
 	@echo "make check   lint, formatting, types"
 	@echo "make bench   run every benchmark; each ends with one line of JSON"
 	@echo "make docs    rewrite docs/cli.md from the commands' own help"
@@ -30,10 +31,13 @@ demo: .venv/installed
 	$(BIN)/racm3 demo
 
 test: .venv/installed
+	$(BIN)/python -m pytest
+
+coverage: .venv/installed
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --fail-under 90
+	$(BIN)/coverage report
 
 smoke: .venv/installed
 	$(BIN)/python -m pytest -m smoke
