@@ -148,7 +148,6 @@ def test_every_row_is_what_it_claims(retrieval: RACM3, vanilla: RACM3, judge: Ju
     assert all(0 < done <= total for _, done, total in heard)
 
 
-@pytest.mark.skipif(not (SCENES / "judge").is_dir(), reason="the judge is not shipped yet")
 @pytest.mark.parametrize("split", ["test-seen", "test-novel"])
 def test_the_shipped_judge_knows_true_renders(split: str) -> None:
     scenes = [scene for _, scene, _ in islice(World().scenes(split), 100)]
