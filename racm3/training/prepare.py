@@ -20,7 +20,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from racm3.data import read
 from racm3.document import Document
@@ -138,7 +137,7 @@ def prepare(
         """Of the tokens, and of the neighbours."""
         data = _files(path)
         tokens = cache.made(
-            f"tokens-{_digest(data, text.fingerprint, code_digest(image))}",
+            f"tokens-{_digest(data, text.fingerprint, image.digest)}",
             "tokens",
             partial(_tokenise, path, text, image, markup),
         )
@@ -247,16 +246,6 @@ def _files(path: Path) -> list[tuple[str, int, int]]:
     else:
         files = [path] if path.is_file() else [Path(f) for f in sorted(glob.glob(str(path)))]
     return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-
-
-def code_digest(image: ImageTokenizer) -> str:
-    """16 hex digits that change with whatever changes the codes: everything but the decoder."""
-    digest = hashlib.blake2b(digest_size=8)
-    if isinstance(image, torch.nn.Module):
-        for name, value in image.state_dict().items():
-            if not name.startswith("decoder"):
-                digest.update(name.encode() + value.float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _digest(*facts: object) -> str:
