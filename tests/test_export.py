@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3C
 from racm3.document import Hole
 from racm3.errors import CheckpointError
 from racm3.export import CARD, GRAMMAR, export_transformers, import_qwen3, whole_tokenizer
-from racm3.generator.decoding import Sampling
-from racm3.generator.engine import Engine, Job
+from racm3.generator.engine import Engine, SequenceRequest
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.prompt import answer_constraint, build_prompt
+from racm3.generator.sampling import Sampling
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.text_tokenizer import TextTokenizer
@@ -84,7 +84,7 @@ def test_transformers_with_the_grammar_generates_what_racm3_does(
 ) -> None:
     words, picture = TextIds(tuple(TEXT.encode("a fox"))), ImageCodes((3,) * CODES)
     prompt = build_prompt([(words, picture)], [Hole("text"), picture] if text else [words, Hole("image")], MARKUP, 12)
-    job = Job(prompt.ids, answer_constraint(prompt.spans, V), Sampling(temperature=0))
+    job = SequenceRequest(prompt.ids, answer_constraint(prompt.spans, V), Sampling(temperature=0))
     (done,) = Engine(generator, V).run([job])
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     found = model.generate(
@@ -236,7 +236,7 @@ def test_an_imported_model_still_knows_its_words(tmp_path: Path) -> None:
     assert torch.allclose(words, expected, atol=1e-5)
     engine = Engine(imported.eval(), vocabulary)  # and can draw
     prompt = build_prompt([], [Hole("image")], Markup(vocabulary, 16), 8)
-    assert len(engine.run([Job(prompt.ids, answer_constraint(prompt.spans, vocabulary))])[0].tokens) == 16
+    assert len(engine.run([SequenceRequest(prompt.ids, answer_constraint(prompt.spans, vocabulary))])[0].tokens) == 16
 
 
 def test_a_tokenizer_of_more_ids_than_there_are_rows_is_refused(tmp_path: Path) -> None:
