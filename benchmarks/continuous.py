@@ -20,9 +20,8 @@ import torch
 
 from racm3.generator.constraints import Chain, Fixed, ImageSpan, TextSpan
 from racm3.generator.engine import Engine, SequenceOutput, SequenceRequest
-from racm3.generator.model import Generator
 from racm3.generator.sampling import Sampling
-from racm3.pipeline import SCENES
+from racm3.model_folder import ModelFolder
 from racm3.tokens.vocabulary import Vocabulary
 
 
@@ -79,11 +78,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    folder = SCENES / "generator"
-    facts = json.loads((folder / "racm3.json").read_text(encoding="utf-8"))
-    vocabulary = Vocabulary(facts["text_size"], facts["image_size"])
-    engine = Engine(Generator.from_pretrained(folder).eval(), vocabulary)
-    requests = make_requests(vocabulary, args.requests, facts["codes_per_image"])
+    folder = ModelFolder.open("scenes")
+    markup = folder.markup
+    engine = Engine(folder.generator(), markup.vocabulary)
+    requests = make_requests(markup.vocabulary, args.requests, markup.codes_per_image)
     alone = [engine.run([request])[0] for request in requests]
     rounds = []
     for _ in range(args.rounds):

@@ -14,7 +14,6 @@ prompt is written, the engine samples the answers, and the codec decodes the bes
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,20 +34,17 @@ from racm3.generator.model import Generator
 from racm3.generator.prompt import Answer, Prompt, answer_constraint, build_prompt, split
 from racm3.generator.sequence import RunningSequence
 from racm3.memory.memory import Memory
+from racm3.model_folder import ModelFolder
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Hit, Retriever
 from racm3.settings import USUAL, Settings
 from racm3.tokens.codec import Codec
-from racm3.tokens.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.parts import OpenPart, TokenDocument
 from racm3.tokens.text_tokenizer import TextTokenizer
-from racm3.tokens.vocabulary import Vocabulary
 
-__all__ = ["RACM3", "SCENES", "Completion", "DocumentRetriever", "Partial", "Progress", "Request", "Settings"]
-
-SCENES = Path(__file__).parent / "weights" / "scenes"
-"""The shipped models of the built-in world."""
+__all__ = ["RACM3", "Completion", "DocumentRetriever", "Partial", "Progress", "Request", "Settings"]
 
 
 class DocumentRetriever(Protocol):
@@ -112,29 +108,11 @@ class RACM3:
         ``generator`` is the name of the generator's folder in it ("vanilla": the shipped model without retrieval).
         Raises CheckpointError, MemoryStoreError or EncoderMismatchError.
         """
-        folder = SCENES if str(models) == "scenes" else Path(models)
-        if not folder.is_dir():
-            raise CheckpointError(f"there is no model folder {folder}; give a folder, or 'scenes' for the shipped one")
-        path = folder / generator
-        facts_file = path / "racm3.json"
-        if not facts_file.exists():
-            raise CheckpointError(f"{path} is not a generator folder of racm3: there is no racm3.json in it")
-        try:
-            facts = json.loads(facts_file.read_text(encoding="utf-8"))
-            markup = Markup(Vocabulary(facts["text_size"], facts["image_size"]), facts["codes_per_image"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{facts_file} is damaged: {error}; copy or train the generator again") from error
-        encoder = Encoder.from_pretrained(folder / "encoder")
+        folder = ModelFolder.open(models, generator)
+        markup, encoder = folder.markup, folder.encoder()
         if isinstance(memory, (str, Path)):
             memory = Memory.open(memory, encoder.fingerprint)
-        return cls(
-            Generator.from_pretrained(path).eval(),
-            TextTokenizer.load(path / "tokenizer.json"),
-            load_image_tokenizer(folder / "image-tokenizer"),
-            markup,
-            encoder,
-            memory,
-        )
+        return cls(folder.generator(), folder.text(), folder.image_tokenizer(), markup, encoder, memory)
 
     # One operation ---------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -31,13 +31,25 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound="DataclassInstance")
 
-RENAMED = {"grounding": "context_aware"}
+RENAMED = {"start": "init_from", "grounding": "context_aware"}
 """Keys that had another name: whoever gives the old one is told the new one."""
 
 
 def to_dict(config: DataclassInstance) -> dict[str, Any]:
     """The configuration as plain JSON types: dict, list, str, int, float, bool, None."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def dotted(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a table of tables by their dotted names.
+
+    >>> dotted({"loop": {"steps": 10, "seed": 0}, "alpha": 0.1})
+    {'loop.steps': 10, 'loop.seed': 0, 'alpha': 0.1}
+    """
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        values |= dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return values
 
 
 def from_dict(kind: type[C], given: Mapping[str, Any]) -> C:
@@ -174,11 +186,12 @@ def _build_dataclass(kind: type[DataclassInstance], given: Mapping[str, Any], pa
     return kind(**{key: _build(field_types[key], value, (*path, key)) for key, value in given.items()})
 
 
-def _unknown(path: tuple[str, ...], known: Iterable[str]) -> str:
+def _unknown(path: tuple[str, ...], known: Collection[str]) -> str:
     """The message for a key that is none of the ``known`` ones at its place."""
     *above, key = path
-    if RENAMED.get(key) in known:
-        return f"the key {'.'.join(path)!r} is called {'.'.join((*above, RENAMED[key]))!r} now; give that"
+    new = RENAMED.get(key, key)
+    if new in known:
+        return f"the key {'.'.join(path)!r} is called {'.'.join((*above, new))!r} now; give that"
     return unknown("key", ".".join(path), (".".join((*above, name)) for name in known))
 
 
