@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from racm3.data import Item, Skipped
     from racm3.data import Source as DataSource
     from racm3.document import Document, Image
-    from racm3.generator.decoding import Sampling
+    from racm3.generator.sampling import Sampling
     from racm3.memory.memory import Memory
     from racm3.pipeline import RACM3, Completion, Settings
     from racm3.retriever.encoder import Encoder
@@ -759,7 +759,7 @@ def generate(
     k: int = 2,
     samples: int = 1,
     seed: int = 0,
-    grounding: OptionalNumber = None,
+    context_aware: OptionalNumber = None,
     guidance: OptionalNumber = None,
     temperature: OptionalNumber = None,
     contexts: int = 1,
@@ -775,7 +775,7 @@ def generate(
         k: Retrieve so many documents.
         samples: Draw so many pictures and keep the one that the encoder finds nearest to the text.
         seed: The same one gives the same picture.
-        grounding: How much the documents count; 1 is as usual. By default what racm3.pipeline.Settings says.
+        context_aware: How much the documents count; 1 is as usual. By default what racm3.pipeline.Settings says.
         guidance: How much the text counts; 1 is as usual. By default what Settings says.
         temperature: 0 takes the most probable codes, 1 draws as the model believes. By default what Settings says.
         contexts: Retrieve so many times k documents, and average the predictions from k of them at a time.
@@ -784,7 +784,7 @@ def generate(
     from racm3.document import Document, Hole
 
     asked = Document.of(text, Hole("image"))
-    chosen = _picture_settings(k, samples, seed, grounding, guidance, temperature, contexts)
+    chosen = _picture_settings(k, samples, seed, context_aware, guidance, temperature, contexts)
     _checked_out(out, overlay)
     done = _model(models, memory).complete([asked], chosen)[0]
     _print_sources(done)
@@ -799,7 +799,7 @@ def caption(
     k: int = 2,
     samples: int = 1,
     seed: int = 0,
-    grounding: OptionalNumber = None,
+    context_aware: OptionalNumber = None,
     temperature: OptionalNumber = None,
     contexts: int = 1,
 ) -> None:
@@ -812,7 +812,7 @@ def caption(
         k: Retrieve so many documents.
         samples: Write so many captions and keep the likeliest.
         seed: The same one gives the same caption.
-        grounding: How much the documents count; 1 is as usual. By default what racm3.pipeline.Settings says.
+        context_aware: How much the documents count; 1 is as usual. By default what racm3.pipeline.Settings says.
         temperature: 0 takes the most probable words, 1 draws as the model believes. By default 0, or 1 for several.
         contexts: Retrieve so many times k documents, and average the predictions from k of them at a time.
     """
@@ -822,7 +822,7 @@ def caption(
     image = Image.open(picture)
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
-    text = _sampling(Settings().text, grounding=grounding, temperature=temperature)
+    text = _sampling(Settings().text, context_aware=context_aware, temperature=temperature)
     chosen = Settings(k=k, contexts=contexts, samples=samples, seed=seed, text=text)
     done = _model(models, memory).caption(image, chosen)
     _print_sources(done)
@@ -841,7 +841,7 @@ def infill(
     k: int = 2,
     samples: int = 1,
     seed: int = 0,
-    grounding: OptionalNumber = None,
+    context_aware: OptionalNumber = None,
     guidance: OptionalNumber = None,
     temperature: OptionalNumber = None,
     contexts: int = 1,
@@ -860,7 +860,7 @@ def infill(
         k: Retrieve so many documents.
         samples: Fill it so many times and keep the one that the encoder finds nearest to the text, or the likeliest.
         seed: The same one gives the same picture.
-        grounding: How much the documents count; 1 is as usual. By default what racm3.pipeline.Settings says.
+        context_aware: How much the documents count; 1 is as usual. By default what racm3.pipeline.Settings says.
         guidance: How much the text counts; 1 is as usual. By default what Settings says.
         temperature: 0 takes the most probable codes, 1 draws as the model believes. By default what Settings says.
         contexts: Retrieve so many times k documents, and average the predictions from k of them at a time.
@@ -869,7 +869,7 @@ def infill(
     from racm3.document import Image
 
     hidden = _hidden(Image.open(picture), box, mask)
-    chosen = _picture_settings(k, samples, seed, grounding, guidance, temperature, contexts)
+    chosen = _picture_settings(k, samples, seed, context_aware, guidance, temperature, contexts)
     _checked_out(out, overlay)
     done = _model(models, memory).infill(hidden, text, chosen)
     _print_sources(done)
@@ -887,7 +887,7 @@ def edit(
     models: str = "scenes",
     samples: int = 1,
     seed: int = 0,
-    grounding: OptionalNumber = None,
+    context_aware: OptionalNumber = None,
     guidance: OptionalNumber = None,
     temperature: OptionalNumber = None,
     overlay: OptionalFile = None,
@@ -904,7 +904,7 @@ def edit(
         models: A folder with image-tokenizer, encoder and generator, or scenes, the shipped one.
         samples: Fill it so many times and keep the one that the encoder finds nearest to the text, or the likeliest.
         seed: The same one gives the same picture.
-        grounding: How much the control counts; 1 is as usual. By default what racm3.pipeline.Settings says.
+        context_aware: How much the control counts; 1 is as usual. By default what racm3.pipeline.Settings says.
         guidance: How much the text counts; 1 is as usual. By default what Settings says.
         temperature: 0 takes the most probable codes, 1 draws as the model believes. By default what Settings says.
         overlay: Where to draw what the region took from where: a .png, .jpg or .webp file.
@@ -913,7 +913,7 @@ def edit(
     from racm3.pipeline import RACM3
 
     hidden, shown = _hidden(Image.open(picture), box, mask), Image.open(control)
-    chosen = _picture_settings(0, samples, seed, grounding, guidance, temperature, 1)
+    chosen = _picture_settings(0, samples, seed, context_aware, guidance, temperature, 1)
     _checked_out(out, overlay)
     _save(RACM3.from_pretrained(models).edit(hidden, shown, text, chosen), out, overlay)
 
@@ -1007,14 +1007,14 @@ def _picture_settings(
     k: int,
     samples: int,
     seed: int,
-    grounding: float | None,
+    context_aware: float | None,
     guidance: float | None,
     temperature: float | None,
     contexts: int,
 ) -> Settings:
     from racm3.pipeline import Settings
 
-    image = _sampling(Settings().image, grounding=grounding, guidance=guidance, temperature=temperature)
+    image = _sampling(Settings().image, context_aware=context_aware, guidance=guidance, temperature=temperature)
     return Settings(k=k, contexts=contexts, samples=samples, seed=seed, image=image)
 
 
@@ -1226,6 +1226,9 @@ def _app(verbs: Verbs) -> SubcommandApp:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, by default the process's own, and return its exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if any(one.partition("=")[0] == "--grounding" for one in given):
+        return _complain("--grounding is called --context-aware now; give that")
     description = "Retrieval-augmented multimodal language model: retrieve documents, then generate with them."
     try:
         status: Any = _app(VERBS).cli(args=arguments, prog="racm3", description=description)

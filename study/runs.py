@@ -183,7 +183,7 @@ def is_done(study: Study, name: str) -> bool:
 
 def _examined(protocol: Protocol) -> Protocol:
     """By which trainings are judged: as they are, without what decoding can add to them."""
-    return replace(protocol, n=min(protocol.n, EXAMINED)).grounded(1.0)
+    return replace(protocol, n=min(protocol.n, EXAMINED)).with_context_aware(1.0)
 
 
 def _identity(variant: Variant, seed: int, more: Sequence[str]) -> dict[str, Any]:

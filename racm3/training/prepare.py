@@ -27,7 +27,7 @@ from racm3.errors import SourceError
 from racm3.retriever.corpus_neighbours import PART, document_neighbours, draw_queries
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import QUERY_DROPOUT
-from racm3.tokens.documents import token_documents
+from racm3.tokens.codec import token_documents
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer
