@@ -72,7 +72,7 @@ def train_image_tokenizer(
         out: Where the model, the state of its training and the prepared pictures go.
         preset: The run to start from; racm3/presets.py lists them.
         config: Settings of the run as .json or .toml instead; what it leaves out keeps its default.
-        set: Settings that replace those, such as loop.steps=2000 model.patch_px=4 start=FOLDER.
+        set: Settings that replace those, such as loop.steps=2000 model.patch_px=4 init_from=FOLDER.
     """
     from racm3.presets import preset as runs
     from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
@@ -99,7 +99,7 @@ def train_encoder(
         tokenizer: The tokenizer.json for its texts; without one, it is learnt from the captions.
         preset: The run to start from; racm3/presets.py lists them.
         config: Settings of the run as .json or .toml instead; what it leaves out keeps its default.
-        set: Settings that replace those, such as loop.steps=2000 batch_size=128 start=FOLDER.
+        set: Settings that replace those, such as loop.steps=2000 batch_size=128 init_from=FOLDER.
     """
     from racm3.presets import preset as runs
     from racm3.training.encoder_recipe import EncoderRun
@@ -629,9 +629,9 @@ def _encoder(folder: Path | None) -> Encoder:
 
 
 def _encoder_folder(folder: Path | None) -> Path:
-    from racm3.doctor import WEIGHTS
+    from racm3.model_folder import ModelFolder
 
-    return folder or WEIGHTS / "encoder"
+    return folder or ModelFolder().encoder_path
 
 
 def _fill(memory: Memory, encoder: Encoder, sources: Iterable[Iterable[Item]]) -> None:
@@ -988,23 +988,9 @@ def export(*, out: Out, models: str = "scenes", generator: str = "generator", fo
         format: What opens it: AutoModelForCausalLM of transformers, and vLLM.
     """
     from racm3.export import export_transformers
-    from racm3.pipeline import SCENES
+    from racm3.model_folder import ModelFolder
 
-    export_transformers((SCENES if models == "scenes" else Path(models)) / generator, out)
-    print(f"wrote {out}")
-
-
-def import_(folder: Folder, *, image_tokenizer: Annotated[Path, arg(metavar="FOLDER")], out: Out) -> None:
-    """Make a generator of a Qwen3 language model, to be trained: its words stay, codes and special tokens are new.
-
-    Args:
-        folder: The language model: config.json, safetensors and tokenizer.json.
-        image_tokenizer: The model whose codes the generator is to write: racm3 train image-tokenizer, or a JanusVQVAE.
-        out: Where the generator goes.
-    """
-    from racm3.export import import_qwen3
-
-    import_qwen3(folder, image_tokenizer, out)
+    export_transformers(ModelFolder.open(models, generator), out)
     print(f"wrote {out}")
 
 
@@ -1254,7 +1240,6 @@ VERBS: Verbs = {
     "evaluate": {"scenes": evaluate_scenes, "coco": evaluate_coco, "compare": evaluate_compare},
     "report": report,
     "export": export,
-    "import": import_,
 }
 
 GROUPS = {

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from transformers import AutoTokenizer
 from racm3 import cli, errors
 from racm3.data import Item, write_coco
 from racm3.document import Document, Image
+from racm3.model_folder import ModelFolder
 from racm3.pipeline import Settings
 from racm3.training.training_plan import Assumptions
 
@@ -45,7 +47,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 def test_functions_are_named_after_their_commands() -> None:
     for command, function in COMMANDS.items():
-        name = getattr(function, "__name__", "").removesuffix("_")  # import is a word of Python
+        name = getattr(function, "__name__", "")
         assert name == command.replace(" ", "_").replace("-", "_")
 
 
@@ -502,11 +504,18 @@ def test_an_exported_generator_opens_in_transformers(models: Path, tmp_path: Pat
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<eos>"
 
 
-def test_a_language_model_is_imported(models: Path, tmp_path: Path) -> None:
-    """The generator's own folder is one."""
-    places = {"models": models, "out": tmp_path / "out"}
-    assert run("import {models}/generator --image-tokenizer {models}/image-tokenizer --out {out}", **places) == 0
-    assert (tmp_path / "out" / "racm3.json").read_text() != ""
+def test_a_generator_goes_on_from_a_language_model(models: Path, data: Path, tmp_path: Path) -> None:
+    """Whose folder is as a generator's own, without the facts of racm3."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / "qwen3").mkdir(exist_ok=True)
+        shutil.copy(models / "generator" / name, tmp_path / "qwen3")
+    command = f"train generator {{data}} --image-tokenizer {{models}}/image-tokenizer --out {{out}} --set {SHAPE} "
+    command += "init_from={qwen3} text_ids=0 retrieved_shares=[1] tokens_per_step=100 loop.steps=1"
+    assert run(command, models=models, data=data, out=tmp_path / "out", qwen3=tmp_path / "qwen3") == 0
+    written, given = (ModelFolder.around(folder) for folder in (tmp_path / "out", tmp_path / "qwen3"))
+    assert written.text().fingerprint == given.text().fingerprint
+    assert written.has_facts
+    assert not given.has_facts
 
 
 @pytest.mark.parametrize(
@@ -539,8 +548,7 @@ def test_a_language_model_is_imported(models: Path, tmp_path: Path) -> None:
         ("edit {picture} --control {picture} --out {new}.png", "error: say what to hide"),
         ("classify {picture} --example {picture}", "error: the example '{picture}' has no label"),
         ("classify {picture} --models {models} --example a={picture}", "error: give two labels or more"),
-        ("export --models {new} --out {new}", "error: {new}/generator is not a generator folder"),
-        ("import {new} --image-tokenizer {new} --out {new}", "error: there is no text tokenizer {new}"),
+        ("export --models {new} --out {new}", "error: there is no model folder {new}"),
         ("infill {picture} --box 10 0 5 5 --text= --out {new}.png", "error: the text is empty"),
     ],
 )

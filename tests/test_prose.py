@@ -14,7 +14,7 @@ import pytest
 
 from racm3 import cli
 from racm3.evaluation.protocol import weights_digest
-from racm3.pipeline import SCENES
+from racm3.model_folder import SCENES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

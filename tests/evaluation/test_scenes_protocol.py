@@ -26,7 +26,8 @@ from racm3.evaluation.scenes_protocol import (
     world_memory,
 )
 from racm3.memory.memory import Memory
-from racm3.pipeline import RACM3, SCENES, Completion, Settings
+from racm3.model_folder import SCENES
+from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.retriever import Hit, Retriever
 from racm3.scenes.caption import FORMS, describe
 from racm3.scenes.draw import Scene, draw

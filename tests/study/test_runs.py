@@ -13,7 +13,7 @@ import pytest
 from racm3 import cli
 from racm3.errors import ConfigError, InputError
 from racm3.evaluation.scenes_protocol import Protocol
-from racm3.pipeline import SCENES
+from racm3.model_folder import SCENES
 from racm3.scenes.world import World
 from study import runs as studies
 from study.claims import CLAIMS, share_of_steps
