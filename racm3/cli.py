@@ -300,9 +300,9 @@ def _reading(
 def _skips(folder: Path) -> Iterator[Callable[[Skipped], None]]:
     """Lists what was skipped in ``folder``.skipped.jsonl; for a bucket that file lies in the current folder."""
     from racm3.data.skip_report import SkipReport
-    from racm3.memory.storage import Bucket, place_of
+    from racm3.memory.storage import Bucket, storage_at
 
-    beside = Path() if isinstance(place_of(folder), Bucket) else folder.parent
+    beside = Path() if isinstance(storage_at(folder), Bucket) else folder.parent
     with SkipReport(beside / f"{folder.name}.skipped.jsonl") as report:
         yield report
     if report.count:
@@ -425,12 +425,14 @@ def memory_check(folder: Folder, *, repair: bool = False) -> int:
     """
     from racm3.memory.check import check
 
-    sound, damaged = check(folder, repair=repair)
-    for damage in damaged:
+    found = check(folder, repair=repair)
+    for damage in found.damaged:
         print(f"damaged  {damage.what}, {damage.documents} documents: {damage.reason}")
-    lost = sum(damage.documents for damage in damaged)
-    print(f"{sound} documents are sound, {lost} are damaged{' and were removed' if repair and lost else ''}")
-    return int(bool(damaged))
+    if found.uncovered:
+        print(f"{found.uncovered} documents have no checksums yet; the next change of the memory gives them some")
+    lost = sum(damage.documents for damage in found.damaged)
+    print(f"{found.sound} documents are sound, {lost} are damaged{' and were removed' if repair and lost else ''}")
+    return int(bool(found.damaged))
 
 
 def memory_compact(folder: Folder) -> None:
