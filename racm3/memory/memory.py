@@ -21,11 +21,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from racm3.data import Item
+from racm3.document import Modality
 from racm3.errors import EncoderMismatchError, InputError, MemoryStoreError, unknown
 from racm3.memory.metadata_filter import Facts, Where
 from racm3.memory.search import Exact, Indexed, Ranking, recall
@@ -44,6 +45,7 @@ UNIT_TOLERANCE = 1e-3
 GROWTH = 8
 """How many times more of a ranking is looked at, again and again, where conditions leave too little."""
 SELF_CHECK = "racm3.self_check"
+FACTS = ["id", "parts", "metadata", "origin"]
 
 
 @dataclass(frozen=True)
@@ -219,16 +221,7 @@ class Memory:
         return [found[i] for i in range(len(queries))]
 
     def _facts(self, addresses: np.ndarray) -> list[Facts]:
-        rows = self._store.take(addresses, ["id", "parts", "metadata", "origin"])
-        return [
-            Facts(
-                row["id"],
-                json.loads(row["metadata"]),
-                frozenset("text" if isinstance(part, str) else "image" for part in json.loads(row["parts"])),
-                row["origin"],
-            )
-            for row in rows
-        ]
+        return [_fact(row) for row in self._store.take(addresses, FACTS)]
 
     def get(self, ids: Sequence[str]) -> list[Item]:
         """The items of ``ids``, in that order. Raises MemoryStoreError for an id that is not here."""
@@ -289,6 +282,21 @@ class Memory:
     def known(self, ids: Collection[str]) -> dict[str, str]:
         """Those ``ids`` that are here, and the origin of each."""
         return {item_id: row["origin"] for item_id, row in self._store.find(ids, ["origin"]).items()}
+
+    def facts(self, ids: Collection[str]) -> dict[str, Facts]:
+        """What is known, without decoding them, of those ``ids`` that are here."""
+        return {item_id: _fact(row) for item_id, row in self._store.find(ids, FACTS).items()}
+
+    def note(self, key: str) -> str | None:
+        """What `set_note` has kept."""
+        return self._store.table.config().get(f"racm3.{key}")
+
+    def set_note(self, key: str, value: str) -> None:
+        """Keep a fact about the memory, durably."""
+        if self.note(key) != value:
+            with self.writing():
+                self._store.set_config(f"racm3.{key}", value)
+            self.refresh()
 
     def unlike(self, items: Sequence[Item]) -> list[Item]:
         """Those of ``items`` that are not in the memory as they are: new, or with other content or metadata."""
@@ -443,6 +451,12 @@ class Memory:
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise InputError(f"vectors are (count, {self.dimension}) here, but {vectors.shape} was given")
         return vectors
+
+
+def _fact(row: dict[str, Any]) -> Facts:
+    parts = json.loads(row["parts"])
+    modalities: frozenset[Modality] = frozenset("text" if isinstance(part, str) else "image" for part in parts)
+    return Facts(row["id"], json.loads(row["metadata"]), modalities, row["origin"])
 
 
 def _sound_rows(file: Path, dimension: int) -> int:
