@@ -285,7 +285,7 @@ class Memory:
 
     def facts(self, ids: Collection[str]) -> dict[str, Facts]:
         """What is known, without decoding them, of those ``ids`` that are here."""
-        return {item_id: _fact(row) for item_id, row in self._store.find(ids, FACTS).items()}
+        return {item_id: _fact(row) for item_id, row in self._store.find(ids, FACTS[1:]).items()}
 
     def note(self, key: str) -> str | None:
         """What `set_note` has kept."""
