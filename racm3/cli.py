@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from racm3.data import Item, Skipped
     from racm3.data import Source as DataSource
+    from racm3.data.skip_report import SkipReport
     from racm3.document import Document, Image
     from racm3.generator.sampling import Sampling
     from racm3.memory.memory import Memory
@@ -256,7 +257,7 @@ def memory_create(folder: Folder, data: Sources, *, encoder: OptionalFolder = No
     sources = [recognise(source) for source in data]  # before anything is made: a wrong path is an error here
     model = _encoder(encoder)
     with _reading(sources, folder, strict) as documents:
-        _fill(Memory.create(folder, model.fingerprint, model.dimension), model, documents)
+        _fill(Memory.create(folder, model.fingerprint, model.dimension), model, sources, documents)
 
 
 def memory_add(folder: Folder, data: Sources, *, encoder: OptionalFolder = None, strict: bool = False) -> None:
@@ -277,7 +278,7 @@ def memory_add(folder: Folder, data: Sources, *, encoder: OptionalFolder = None,
     model = _encoder(encoder)
     memory = Memory.open(folder, model.fingerprint)
     with _reading(sources, folder, strict) as documents:
-        _fill(memory, model, documents)
+        _fill(memory, model, sources, documents)
 
 
 @contextmanager
@@ -293,20 +294,20 @@ def _reading(
             report(skipped)
             skip(skipped)
 
-        yield [with_samples(source, source.read(strict=strict, report=note)) for source in sources]
+        yield [with_samples(source, source.read(strict=strict, report=note), report) for source in sources]
 
 
 @contextmanager
-def _skips(folder: Path) -> Iterator[Callable[[Skipped], None]]:
-    """Lists what was skipped in ``folder``.skipped.jsonl; for a bucket that file lies in the current folder."""
+def _skips(folder: Path) -> Iterator[SkipReport]:
+    """Lists what was skipped in ``folder``.skipped.jsonl; for a bucket that file lies in the current folder. The last
+    line says how many were read, and how many were not."""
     from racm3.data.skip_report import SkipReport
     from racm3.memory.storage import Bucket, storage_at
 
     beside = Path() if isinstance(storage_at(folder), Bucket) else folder.parent
     with SkipReport(beside / f"{folder.name}.skipped.jsonl") as report:
         yield report
-    if report.count:
-        print(f"skipped {report.count} broken items; {report.file} says which, and why", file=sys.stderr)
+    print(report.line(), file=sys.stderr)
 
 
 def memory_remove(folder: Folder, ids: Ids) -> None:
@@ -325,31 +326,46 @@ def memory_remove(folder: Folder, ids: Ids) -> None:
     print(f"removed {len(set(ids))}; {memory.path} holds {len(memory)} documents")
 
 
-def memory_sync(folder: Folder, data: Source, *, encoder: OptionalFolder = None, strict: bool = False) -> None:
+def memory_sync(
+    folder: Folder,
+    data: Source,
+    *,
+    encoder: OptionalFolder = None,
+    strict: bool = False,
+    yes: bool = False,
+    dry_run: bool = False,
+) -> None:
     """Make a memory equal to the data: add what is new, replace what has changed, remove what is gone.
 
-    What has not changed is not embedded again. A document whose file is broken now is kept as it is.
+    What has not changed is not embedded again. A document that cannot be read now is kept as it is. What would remove
+    more than half of the memory, or looks like a mistake, is done only with --yes.
 
     Args:
         folder: The memory.
         data: Documents in any layout of docs/formats.md.
         encoder: The model that made the memory; by default the shipped one.
         strict: Stop at the first broken item; without it, FOLDER.skipped.jsonl lists what was left out, and why.
+        yes: Go on, whatever would be removed.
+        dry_run: Only say what would be done.
     """
-    from racm3.data import recognise
+    from racm3.data import Protected, recognise
     from racm3.memory.memory import Memory
-    from racm3.retriever.ingest import sync
+    from racm3.retriever.ingest import apply, plan_sync
 
     source = recognise(data)
     model = _encoder(encoder)
     memory = Memory.open(folder, model.fingerprint)
-    broken: list[Skipped] = []
-
-    def is_broken(origin: str) -> bool:
-        return any(skipped.covers(origin) for skipped in broken)
-
-    with _reading([source], folder, strict, broken.append) as (documents,):
-        done = sync(memory, model, _shown(documents, "syncing documents"), is_broken)
+    protected, kinds = Protected(source.root), [kind.title for kind in source.kinds]
+    with _reading([source], folder, strict, protected.add) as (documents,):
+        plan = plan_sync(memory, _shown(documents, "comparing documents"), protected, kinds)
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if dry_run:
+        print(f"{memory.path} {plan}" + "".join(f"\nto be confirmed with --yes: {why}" for why in plan.reasons))
+        return
+    if plan.reasons and not yes:
+        raise InputError(f"nothing was changed: sync {plan}. {'; '.join(plan.reasons)}. Add --yes if that is meant")
+    done = apply(plan, memory, model, source.read(report=lambda skipped: None))
     print(f"{done}; {memory.path} holds {len(memory)} documents")
 
 
@@ -636,11 +652,11 @@ def _encoder_folder(folder: Path | None) -> Path:
     return folder or ModelFolder().encoder_path
 
 
-def _fill(memory: Memory, encoder: Encoder, sources: Iterable[Iterable[Item]]) -> None:
+def _fill(memory: Memory, encoder: Encoder, sources: Sequence[DataSource], documents: Iterable[Iterable[Item]]) -> None:
     from racm3.retriever.ingest import ingest
 
-    for source in sources:
-        done = ingest(memory, encoder, _shown(source, "adding documents"))
+    for source, items in zip(sources, documents, strict=True):
+        done = ingest(memory, encoder, _shown(items, "adding documents"), [kind.title for kind in source.kinds])
         print(f"{done}; {memory.path} holds {len(memory)} documents")
 
 

@@ -267,7 +267,7 @@ def test_a_memory_of_data_that_is_partly_broken(
     ]
     assert [line.split()[0] for line in lines[2:6]] == ["1.png", "2.png", "4.png", "5.png"]
     report = tmp_path / "new" / "memory.skipped.jsonl"
-    assert lines[-1] == f"skipped 1 broken items; {report} says which, and why"
+    assert lines[-1] == f"6 read · 5 pictures without caption · 1 broken: {report}"
     (skipped,) = [json.loads(line) for line in report.read_text().splitlines()]
     assert (skipped["origin"], "is not a picture" in skipped["reason"]) == (str(data / "3.png"), True)
     assert f"{places['memory']} holds 6" in printed.out
