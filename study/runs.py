@@ -37,11 +37,11 @@ from racm3.tokens.image_tokenizer import FSQImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.generator_recipe import Batches, GeneratorRun, train_generator
-from racm3.training.journal import write_whole
 from racm3.training.loop import MAY_CHANGE
 from racm3.training.prepare import learn_text, prepare
 from racm3.training.prepared_cache import Cache
 from racm3.util.config import override, to_dict
+from racm3.util.files import write_whole
 from study.experiments import EXPERIMENTS, NOTHING_REDUNDANT, Lab, Sheet, examine_generator
 
 __all__ = ["EXPERIMENTS", "NAMES", "SIZES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the network
+os.environ["RACM3_TRACEBACK"] = "1"  # a command that meets a defect raises it
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

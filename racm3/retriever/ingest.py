@@ -35,9 +35,12 @@ class Changes:
         return ", ".join(done) or "nothing to do"
 
 
-def ingest(memory: Memory, encoder: Encoder, items: Iterable[Item]) -> Changes:
+def ingest(
+    memory: Memory, encoder: Encoder, items: Iterable[Item], report: Callable[[int], None] = lambda done: None
+) -> Changes:
     """Embed the items and add them to the memory; those that are there already are passed over, unembedded.
 
+    ``report`` is told how many of them are stored.
     Raises EncoderMismatchError if another encoder made the memory, MemoryStoreError if it holds an item's id with other
     content.
     """
@@ -54,18 +57,23 @@ def ingest(memory: Memory, encoder: Encoder, items: Iterable[Item]) -> Changes:
             memory.add(new, encoder.embed([item.document for item in new]))
         done.added += len(new)
         done.unchanged += len(batch) - len(new)
+        report(done.added + done.unchanged)
     memory.tidy()
     return done
 
 
 def sync(
-    memory: Memory, encoder: Encoder, items: Iterable[Item], is_broken: Callable[[str], bool] = lambda origin: False
+    memory: Memory,
+    encoder: Encoder,
+    items: Iterable[Item],
+    is_broken: Callable[[str], bool] = lambda origin: False,
+    report: Callable[[int], None] = lambda done: None,
 ) -> Changes:
     """Make the memory equal to ``items``: new ones are added, changed ones replaced, all others removed.
 
     Equal is what has the same content and metadata. What comes from an origin that ``is_broken`` (asked at the end) is
-    not removed: a file that is there but broken takes no document with it. Raises EncoderMismatchError if another
-    encoder made the memory, MemoryStoreError if there are no items.
+    not removed: a file that is there but broken takes no document with it. ``report`` is told how many are stored.
+    Raises EncoderMismatchError if another encoder made the memory, MemoryStoreError if there are no items.
     """
     memory.check_encoder(encoder.fingerprint)
     memory.refresh()
@@ -79,6 +87,7 @@ def sync(
             done.replaced += replaced
             done.added += len(fresh) - replaced
         done.unchanged += len(batch) - len(fresh)
+        report(len(seen))
     if not seen:
         raise MemoryStoreError(
             f"there is not one document to make {memory.path} equal to; nothing was removed: check the source"
