@@ -20,8 +20,7 @@ import torch
 
 from racm3.generator.decoding import Chain, Fixed, ImageSpan, Sampling, TextSpan
 from racm3.generator.engine import Completion, Engine, Job
-from racm3.generator.model import Generator
-from racm3.pipeline import SCENES
+from racm3.model_folder import ModelFolder
 from racm3.tokens.vocabulary import Vocabulary
 
 
@@ -76,11 +75,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    folder = SCENES / "generator"
-    facts = json.loads((folder / "racm3.json").read_text(encoding="utf-8"))
-    vocabulary = Vocabulary(facts["text_size"], facts["image_size"])
-    engine = Engine(Generator.from_pretrained(folder).eval(), vocabulary)
-    jobs = make_jobs(vocabulary, args.requests, facts["codes_per_image"])
+    folder = ModelFolder.open("scenes")
+    markup = folder.markup
+    engine = Engine(folder.generator(), markup.vocabulary)
+    jobs = make_jobs(markup.vocabulary, args.requests, markup.codes_per_image)
     alone = [engine.run([job])[0] for job in jobs]
     rounds = []
     for _ in range(args.rounds):

@@ -35,7 +35,7 @@ from racm3.generator.engine import Engine, Job
 from racm3.generator.kv_cache import Passage, token_bytes
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.native import compiled
-from racm3.pipeline import SCENES
+from racm3.model_folder import ModelFolder
 from racm3.tokens.vocabulary import Vocabulary
 
 GUIDANCE = 2.0
@@ -180,10 +180,9 @@ def divergence(sides: Sides, weights: Weights, sequences: Sequence[Sequence[int]
 
 
 def shipped() -> Sides:
-    folder = SCENES / "generator"
-    facts = json.loads((folder / "racm3.json").read_text(encoding="utf-8"))
-    peer = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return Sides(Generator.from_pretrained(folder).eval(), Vocabulary(facts["text_size"], facts["image_size"]), peer)
+    folder = ModelFolder.open("scenes")
+    peer = Qwen3ForCausalLM.from_pretrained(folder.generator_path, dtype=torch.float32).eval()
+    return Sides(folder.generator(), folder.markup.vocabulary, peer)
 
 
 def m125() -> Sides:

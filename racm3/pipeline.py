@@ -11,7 +11,6 @@ A picture for a caption, and the documents it was made from:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,13 +32,13 @@ from racm3.generator.engine import Context, Engine, Job, Request
 from racm3.generator.model import Generator
 from racm3.generator.prompt import HiddenCodes, HiddenText, OpenPart, Prompt, answer_constraint, build_prompt
 from racm3.memory.memory import Memory
+from racm3.model_folder import ModelFolder
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Hit, Retriever
 from racm3.tokens.documents import TokenCache, image_codes, token_documents
-from racm3.tokens.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument
 from racm3.tokens.text_tokenizer import TextTokenizer
-from racm3.tokens.vocabulary import Vocabulary
 
 GREY = 128
 """Of a streamed picture's codes that are still to come."""
@@ -49,9 +48,6 @@ BY_HAND = "given by hand"
 
 NOTHING = "(nothing)"
 """In place of a generated text that is blank, which no text may be."""
-
-SCENES = Path(__file__).parent / "weights" / "scenes"
-"""The shipped models of the built-in world."""
 
 
 @dataclass(frozen=True)
@@ -225,29 +221,11 @@ class RACM3:
         ``generator`` is the name of the generator's folder in it ("vanilla": the shipped model without retrieval).
         Raises CheckpointError, MemoryStoreError or EncoderMismatchError.
         """
-        folder = SCENES if str(models) == "scenes" else Path(models)
-        if not folder.is_dir():
-            raise CheckpointError(f"there is no model folder {folder}; give a folder, or 'scenes' for the shipped one")
-        path = folder / generator
-        facts_file = path / "racm3.json"
-        if not facts_file.exists():
-            raise CheckpointError(f"{path} is not a generator folder of racm3: there is no racm3.json in it")
-        try:
-            facts = json.loads(facts_file.read_text(encoding="utf-8"))
-            markup = Markup(Vocabulary(facts["text_size"], facts["image_size"]), facts["codes_per_image"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{facts_file} is damaged: {error}; copy or train the generator again") from error
-        encoder = Encoder.from_pretrained(folder / "encoder")
+        folder = ModelFolder.open(models, generator)
+        markup, encoder = folder.markup, folder.encoder()
         if isinstance(memory, (str, Path)):
             memory = Memory.open(memory, encoder.fingerprint)
-        return cls(
-            Generator.from_pretrained(path).eval(),
-            TextTokenizer.load(path / "tokenizer.json"),
-            load_image_tokenizer(folder / "image-tokenizer"),
-            markup,
-            encoder,
-            memory,
-        )
+        return cls(folder.generator(), folder.text(), folder.image_tokenizer(), markup, encoder, memory)
 
     def complete(
         self,

@@ -61,7 +61,7 @@ def scenes_tasks() -> Runs:
         usual,
         generator=replace(
             usual.generator,
-            start="out/models/first",
+            init_from="out/models/first",
             loop=LoopConfig(steps=900),
             optimiser=OptimiserConfig(lr=1.5e-3, muon_lr=2e-3, warmup_steps=30),
             masking=MaskingConfig(whole_text_share=0.5, region_share=0.25, around_share=0.7, wordless_share=0.5),
@@ -81,17 +81,17 @@ def pictures() -> Runs:
     """
     usual = scenes()
     return Runs(
-        replace(usual.image_tokenizer, start="scenes", decoder_only=True, loop=LoopConfig(steps=400)),
+        replace(usual.image_tokenizer, init_from="scenes", decoder_only=True, loop=LoopConfig(steps=400)),
         replace(
             usual.encoder,
-            start="scenes",
+            init_from="scenes",
             optimiser=OptimiserConfig(lr=3e-4, muon_lr=6e-4, weight_decay=0.05, warmup_steps=10),
             batch_size=128,
             loop=LoopConfig(steps=40),
         ),
         replace(
             usual.generator,
-            start="scenes",
+            init_from="scenes",
             rename_share=0.0,
             validation_documents=15,
             masking=replace(usual.generator.masking, whole_text_share=0.3),
@@ -181,7 +181,7 @@ def paper_2_7b() -> Runs:
 
 
 def finetune_qwen3() -> Runs:
-    """Go on from Qwen3-0.6B: ``--set start=FOLDER``, with its text tokenizer; codes and special tokens are new rows.
+    """Go on from Qwen3-0.6B, with its text tokenizer: ``--set init_from=FOLDER``. Codes and special tokens are new.
 
     For another size of Qwen3 the error says which settings of the shape to change; to plan without the folder,
     ``--set text_ids=151669``. Pictures and optimiser are those of the paper's runs.
@@ -192,7 +192,7 @@ def finetune_qwen3() -> Runs:
         generator=replace(
             usual.generator,
             model=ShapeConfig(1024, 28, 16, 8, 128, 3072, context_tokens=4096, rope_theta=1e6),
-            start="Qwen3-0.6B",
+            init_from="Qwen3-0.6B",
             text_ids=0,
             loop=LoopConfig(steps=5000),
             tokens_per_step=2**18,

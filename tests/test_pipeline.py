@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -32,6 +31,7 @@ from racm3.generator.engine import Context, Job
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.prompt import answer_constraint, build_prompt
 from racm3.memory.memory import Memory
+from racm3.model_folder import ModelFolder
 from racm3.pipeline import RACM3, Answer, Asked, Completion, Settings, looked_up_by
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
@@ -85,10 +85,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():  # an opinion: new weights make all tokens equally likely
             for weight in generator.parameters():
                 weight.add_(torch.randn_like(weight), alpha=0.2)
-        generator.save_pretrained(folder / name)
-        text.save(folder / name / "tokenizer.json")
-        facts = vocabulary.to_dict() | {"codes_per_image": CODES}
-        (folder / name / "racm3.json").write_text(json.dumps(facts), encoding="utf-8")
+        ModelFolder(folder, name).save_generator(generator, text, Markup(vocabulary, CODES), image.grid)
     new_encoder(folder, 1).save_pretrained(folder / "encoder")
     return folder
 

@@ -12,7 +12,11 @@ from typing import Any
 from tyro.conf import OmitArgPrefixes
 from tyro.extras import SubcommandApp
 
-from racm3.cli import data_verbs, evaluate_verbs, generate_verbs, memory_verbs, train_verbs
+import racm3.cli.data_verbs as data_verbs
+import racm3.cli.evaluate_verbs as evaluate_verbs
+import racm3.cli.generate_verbs as generate_verbs
+import racm3.cli.memory_verbs as memory_verbs
+import racm3.cli.train_verbs as train_verbs
 from racm3.cli.failures import complain, failure
 from racm3.cli.option_types import PATHS
 from racm3.cli.verb import Verb

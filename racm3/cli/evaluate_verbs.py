@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
@@ -100,7 +99,7 @@ class Export(Verb, name="export"):
 
     def run(self) -> None:
         from racm3.export import export_transformers
-        from racm3.pipeline import SCENES
+        from racm3.model_folder import ModelFolder
 
-        export_transformers((SCENES if self.models == "scenes" else Path(self.models)) / self.generator, self.out)
+        export_transformers(ModelFolder.open(self.models, self.generator), self.out)
         print(f"wrote {self.out}")

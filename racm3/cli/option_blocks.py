@@ -26,7 +26,6 @@ from racm3.cli.option_types import (
     PictureArgument,
 )
 from racm3.cli.verb import Verb
-from racm3.doctor import WEIGHTS
 from racm3.errors import InputError
 from racm3.util.files import save_picture
 
@@ -167,7 +166,9 @@ class Embedding(OfMemory):
 
     @property
     def encoder_folder(self) -> Path:
-        return self.encoder or WEIGHTS / "encoder"
+        from racm3.model_folder import ModelFolder
+
+        return self.encoder or ModelFolder().encoder_path
 
     def open_both(self) -> tuple[racm3.Memory, Encoder]:
         """The memory, first, for it may be missing; and its encoder."""

@@ -38,7 +38,8 @@ from racm3.evaluation.scenes_protocol import Steps, progress
 from racm3.evaluation.words import words
 from racm3.generator.decoding import Sampling
 from racm3.memory.memory import Memory
-from racm3.pipeline import RACM3, SCENES, Completion, Settings
+from racm3.model_folder import ModelFolder
+from racm3.pipeline import RACM3, Completion, Settings
 from racm3.util.config import to_dict
 from racm3.util.files import write_whole
 
@@ -116,7 +117,7 @@ def evaluate_coco(
     vectors. Raises InputError if the memory holds pictures under examination, ``out`` is of another protocol, or there
     are fewer pictures than the protocol asks for.
     """
-    folder = SCENES if str(models) == "scenes" else Path(models)
+    folder = ModelFolder.open(models).path
     model = RACM3.from_pretrained(folder, memory, generator)
     network = Features(features) if features else None
     drawn, captioned = chosen(read_karpathy(data), protocol)

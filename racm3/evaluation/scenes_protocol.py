@@ -42,11 +42,13 @@ from racm3.evaluation.clipscore import clip_score
 from racm3.evaluation.frechet import Moments, frechet_distance
 from racm3.evaluation.protocol import about_code, about_memory, weights_digest
 from racm3.evaluation.scenes_tasks import SHOTS, Tests, examine_tasks
+from racm3.evaluation.words import words
 from racm3.generator.decoding import Sampling
 from racm3.memory.memory import Memory
-from racm3.pipeline import RACM3, SCENES, Completion, Settings
+from racm3.model_folder import SHIPPED, ModelFolder
+from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.ingest import ingest
+from racm3.retriever.ingest import ingest, memory_of
 from racm3.scenes.caption import FORMS, describe, read, read_place
 from racm3.scenes.draw import SCENE_PX, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
@@ -62,7 +64,6 @@ if TYPE_CHECKING:
 SPLITS = {"seen": "test-seen", "novel": "test-novel"}
 ROWS = ("retrieval", "vanilla", "returned", "ceiling", "judge")
 QUESTIONS = ("entity", "background", "position")
-WEIGHTS = ("generator", "vanilla", "image-tokenizer", "encoder", "judge")
 QUICK = 100
 """Pictures of each split in the quick run: a share then has a standard error of at most 5 points."""
 QUICK_TRIALS = 60
@@ -120,7 +121,7 @@ def evaluate_scenes(
     Raises CheckpointError, MemoryStoreError or EncoderMismatchError.
     """
     started = time.monotonic()
-    folder = SCENES if str(models) == "scenes" else Path(models)
+    folder = ModelFolder.open(models).path
     judge = Judge.from_pretrained(folder / "judge")
     vanilla = RACM3.from_pretrained(folder, generator="vanilla")
     retrieval = RACM3.from_pretrained(folder)
@@ -136,7 +137,7 @@ def evaluate_scenes(
             results[name] = examine(own, retrieval, vanilla, judge, protocol, _within(on_step, name))
         rows, world = {"retrieval": retrieval, "vanilla": vanilla}, protocol.world
         results["tasks"] = examine_tasks(tests, rows, judge, world, protocol.filling, protocol.trials, on_step)
-        about = about_scenes(protocol, retrieval, folder, WEIGHTS)
+        about = about_scenes(protocol, retrieval, folder, SHIPPED)
     return results | {"protocol": about | {"elapsed_s": round(time.monotonic() - started)}}
 
 
@@ -160,24 +161,19 @@ def about_scenes(protocol: Protocol, model: RACM3, folder: Path, weights: Sequen
 
 
 def world_memory(path: Path, world: World, encoder: Encoder, on_step: Steps = lambda *_: None) -> Memory:
-    """The memory of a world: opened if it is there, else made; one that was broken off is completed.
+    """The memory of a world: made if it is not there, completed if documents are missing.
 
     Raises MemoryStoreError if there are other documents in it, EncoderMismatchError if another encoder made it.
     """
     expected = {id_ for id_, _, _ in world.scenes("memory")}
-    if path.exists():
-        memory = Memory.open(path, encoder.fingerprint)
-        if set(memory.ids) == expected:
-            return memory
-        if not set(memory.ids) < expected:
-            raise MemoryStoreError(
-                f"the memory {path} holds {len(memory)} documents, and not the {len(expected)} of {world}; "
-                "give the path of that one, or one where nothing is yet"
-            )
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        memory = Memory.create(path, encoder.fingerprint, encoder.dimension)
-    ingest(memory, encoder, counted(world.items("memory"), len(expected), partial(on_step, "memory")))
+    memory = memory_of(path, encoder, counted(world.items("memory"), len(expected), partial(on_step, "memory")))
+    if not expected.issuperset(memory.ids):
+        raise MemoryStoreError(
+            f"the memory {path} holds {len(memory)} documents, and not the {len(expected)} of {world}; "
+            "give the path of that one, or one where nothing is yet"
+        )
+    if len(memory) < len(expected):
+        ingest(memory, encoder, counted(world.items("memory"), len(expected), partial(on_step, "memory")))
     return memory
 
 
@@ -322,19 +318,19 @@ def entity_named(caption: str, entity: str) -> bool:
     scene = read(caption)
     if scene is not None:
         return entity in scene.entities
-    spoken = f" {' '.join(words(caption))} "
-    if f" {' '.join(words(entity))} " not in spoken:
+    said, asked = _spaced(caption), _spaced(entity)
+    if asked not in said:
         return False
     for name in load_glyphs().names:
-        longer = f" {' '.join(words(name))} "
-        if f" {' '.join(words(entity))} " in longer and name != entity:
-            spoken = spoken.replace(longer, " | ")
-    return f" {' '.join(words(entity))} " in spoken
+        longer = _spaced(name)
+        if asked in longer and name != entity:
+            said = said.replace(longer, " | ")
+    return asked in said
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
-    return re.findall(r"[^\s,.;:!?()\"]+", text.lower())
+def _spaced(text: str) -> str:
+    """Lower-case words without punctuation, with a space on both sides of each."""
+    return " ".join(["", *re.findall(r"[^\s,.;:!?()\"]+", text.lower()), ""])
 
 
 # Showing ---------------------------------------------------------------------------------------------------------

@@ -5,15 +5,17 @@ Each goes on where it was broken off: what is stored already is recognised befor
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from racm3.data import Item
 from racm3.errors import MemoryStoreError
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 
-__all__ = ["Changes", "batches", "ingest", "re_embed", "sync"]
+__all__ = ["Changes", "batches", "ingest", "memory_of", "re_embed", "sync"]
 
 DOCUMENTS_AT_ONCE = 512
 PIXELS_AT_ONCE = 2**26
@@ -60,6 +62,25 @@ def ingest(
         report(done.added + done.unchanged)
     memory.tidy()
     return done
+
+
+def memory_of(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
+    """The memory at ``path``; if nothing is there it is made of ``items``, whole or not at all.
+
+    What a kill left half made, in ``path``.part, is completed. Raises MemoryStoreError if something else is there,
+    EncoderMismatchError if another encoder made it.
+    """
+    if not path.exists():
+        part = path.with_name(f"{path.name}.part")
+        try:
+            memory = Memory.open(part, encoder.fingerprint)
+        except MemoryStoreError:  # there is none yet, or one that is of no use
+            shutil.rmtree(part, ignore_errors=True)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            memory = Memory.create(part, encoder.fingerprint, encoder.dimension)
+        ingest(memory, encoder, items)
+        part.rename(path)
+    return Memory.open(path, encoder.fingerprint)
 
 
 def sync(

@@ -28,7 +28,7 @@ from racm3.tokens.image_tokenizer import FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.generator_recipe import GeneratorRun
-from racm3.training.init_from import start_text
+from racm3.training.init_from import init_text
 from racm3.training.models import Runs
 from racm3.training.optimiser import Muon, build_optimisers
 
@@ -127,7 +127,7 @@ def plan(runs: Runs, assumed: Assumptions) -> Plan:
     run = runs.generator
     with torch.device("meta"):
         image = FSQImageTokenizer(runs.image_tokenizer.model)
-        vocabulary = Vocabulary(run.text_ids or start_text(run).size, image.codebook_size)
+        vocabulary = Vocabulary(run.text_ids or init_text(run).size, image.codebook_size)
         generator = Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **dataclasses.asdict(run.model)))
     codes = math.prod(image.grid)
     document = len(Markup(vocabulary, codes).to_ids((TextIds((0,) * assumed.caption_tokens), ImageCodes((0,) * codes))))

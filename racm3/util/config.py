@@ -20,7 +20,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -31,10 +31,25 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound="DataclassInstance")
 
+RENAMED = {"start": "init_from"}
+"""Keys that had another name: whoever gives the old one is told the new one."""
+
 
 def to_dict(config: DataclassInstance) -> dict[str, Any]:
     """The configuration as plain JSON types: dict, list, str, int, float, bool, None."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def dotted(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a table of tables by their dotted names.
+
+    >>> dotted({"loop": {"steps": 10, "seed": 0}, "alpha": 0.1})
+    {'loop.steps': 10, 'loop.seed': 0, 'alpha': 0.1}
+    """
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        values |= dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return values
 
 
 def from_dict(kind: type[C], given: Mapping[str, Any]) -> C:
@@ -97,7 +112,7 @@ def _replaced(config: C, path: tuple[str, ...], given: Sequence[tuple[list[str],
     for (key, *rest), text in given:
         here = (*path, key)
         if key not in field_types:
-            raise ConfigError(unknown("key", ".".join(here), (".".join((*path, name)) for name in field_types)))
+            raise ConfigError(_unknown(here, field_types))
         if rest:
             below.setdefault(key, []).append((rest, text))
         else:
@@ -178,12 +193,21 @@ def _build_dataclass(kind: type[DataclassInstance], given: Mapping[str, Any], pa
     field_types = _field_types(kind)
     for key in given:
         if key not in field_types:
-            raise ConfigError(unknown("key", ".".join((*path, key)), (".".join((*path, name)) for name in field_types)))
+            raise ConfigError(_unknown((*path, key), field_types))
     for field in dataclasses.fields(kind):
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if field.name not in given and not has_default:
             raise ConfigError(f"{'.'.join((*path, field.name))} is missing; give {_described(field_types[field.name])}")
     return kind(**{key: _build(field_types[key], value, (*path, key)) for key, value in given.items()})
+
+
+def _unknown(path: tuple[str, ...], known: Collection[str]) -> str:
+    """The message for a key that is none of the ``known`` ones at its place."""
+    *above, key = path
+    new = RENAMED.get(key, key)
+    if new in known:
+        return f"the key {'.'.join(path)!r} is called {'.'.join((*above, new))!r} now; give that"
+    return unknown("key", ".".join(path), (".".join((*above, name)) for name in known))
 
 
 def _field_types(kind: type[DataclassInstance]) -> dict[str, Any]:

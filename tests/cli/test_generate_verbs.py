@@ -146,7 +146,7 @@ def test_an_exported_generator_opens_in_transformers(models: Path, tmp_path: Pat
         ("edit {picture} --control {picture} --out {new}.png", "error: say what to hide"),
         ("classify {picture} --example {picture}", "error: the example '{picture}' has no label"),
         ("classify {picture} --models {models} --example a={picture}", "error: give two labels or more"),
-        ("export --models {new} --out {new}", "error: {new}/generator is not a generator folder"),
+        ("export --models {new} --out {new}", "error: there is no model folder {new}"),
         ("infill {picture} --box 10 0 5 5 --text= --out {new}.png", "error: the text is empty"),
     ],
 )

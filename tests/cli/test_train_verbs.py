@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from racm3.cli import main
+from racm3.model_folder import ModelFolder
 from tests.cli.as_typed import SHAPE, run
 
 
@@ -49,3 +51,17 @@ def test_a_plan_is_printed_and_what_cannot_fit_is_refused(capsys: pytest.Capture
     assert "mfu                 0.5" in printed
     assert main(["train", "plan", "--gpu-memory-gb", "1"]) == 2
     assert "more --gpus" in capsys.readouterr().err
+
+
+def test_a_generator_goes_on_from_a_language_model(models: Path, data: Path, tmp_path: Path) -> None:
+    """Whose folder is as a generator's own, without the facts of racm3."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / "qwen3").mkdir(exist_ok=True)
+        shutil.copy(models / "generator" / name, tmp_path / "qwen3")
+    command = f"train generator {{data}} --image-tokenizer {{models}}/image-tokenizer --out {{out}} --set {SHAPE} "
+    command += "init_from={qwen3} text_ids=0 retrieved_shares=[1] tokens_per_step=100 loop.steps=1"
+    assert run(command, models=models, data=data, out=tmp_path / "out", qwen3=tmp_path / "qwen3") == 0
+    written, given = (ModelFolder.around(folder) for folder in (tmp_path / "out", tmp_path / "qwen3"))
+    assert written.text().fingerprint == given.text().fingerprint
+    assert written.has_facts
+    assert not given.has_facts

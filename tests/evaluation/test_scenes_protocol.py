@@ -26,7 +26,8 @@ from racm3.evaluation.scenes_protocol import (
     world_memory,
 )
 from racm3.memory.memory import Memory
-from racm3.pipeline import RACM3, SCENES, Completion, Settings
+from racm3.model_folder import SCENES
+from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.retriever import Hit, Retriever
 from racm3.scenes.caption import FORMS, describe
 from racm3.scenes.draw import Scene, draw
@@ -147,7 +148,6 @@ def test_every_row_is_what_it_claims(retrieval: RACM3, vanilla: RACM3, judge: Ju
     assert all(0 < done <= total for _, done, total in heard)
 
 
-@pytest.mark.skipif(not (SCENES / "judge").is_dir(), reason="the judge is not shipped yet")
 @pytest.mark.parametrize("split", ["test-seen", "test-novel"])
 def test_the_shipped_judge_knows_true_renders(split: str) -> None:
     scenes = [scene for _, scene, _ in islice(World().scenes(split), 100)]

@@ -105,7 +105,7 @@ def test_more_held_out_than_trained_on(data: Path, tmp_path: Path) -> None:
 
 def test_an_encoder_that_goes_on_keeps_its_tokenizer(data: Path, tmp_path: Path) -> None:
     make_encoder(data, RUNS.encoder, tmp_path / "one")
-    on = replace(RUNS.encoder, start=str(tmp_path / "one"))
+    on = replace(RUNS.encoder, init_from=str(tmp_path / "one"))
     with pytest.raises(ConfigError, match="goes on from .* with its own tokenizer"):
         make_encoder(data, on, tmp_path / "two", tmp_path / "one" / "tokenizer.json")
     make_encoder(data, on, tmp_path / "two")

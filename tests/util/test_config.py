@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from racm3.errors import ConfigError
+from racm3.training.encoder_recipe import EncoderRun
 from racm3.util.config import from_dict, load, override, save, to_dict
 
 
@@ -269,3 +271,15 @@ def test_the_last_value_of_a_key_counts() -> None:
 def test_a_number_may_begin_or_end_with_its_point() -> None:
     assert override(Outer(), ["share=.95"]).share == 0.95
     assert override(Outer(), ["share=1."]).share == 1.0
+
+
+def test_a_key_that_was_renamed_is_named(tmp_path: Path) -> None:
+    """By whoever still gives the old one: on the command line, or in the run.json of an earlier version."""
+    with pytest.raises(ConfigError, match="'start' is called 'init_from' now"):
+        override(EncoderRun(), ["start=scenes"])
+    settings = {"start": None, "batch_size": 8}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="run.json: the key 'start' is called 'init_from' now"):
+        load(EncoderRun, tmp_path / "run.json")
+    with pytest.raises(ConfigError, match="unknown key 'start'"):
+        override(RUN, ["start=scenes"])
