@@ -32,11 +32,11 @@ from racm3.presets import preset
 from racm3.scenes.draw import SCENE_PX
 from racm3.scenes.judges import Judge
 from racm3.training.generator_recipe import Batches, GeneratorRun
-from racm3.training.journal import write_whole
 from racm3.training.loop import MAY_CHANGE
 from racm3.training.models import prepared_model
 from racm3.training.prepared_cache import Cache
 from racm3.util.config import dotted, override, to_dict
+from racm3.util.files import write_whole
 from study.experiments import EXPERIMENTS, NOTHING_REDUNDANT, Lab, Sheet, examine_generator
 
 __all__ = ["EXPERIMENTS", "NAMES", "SIZES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]

@@ -43,11 +43,18 @@ class Changes:
         return ", ".join(done) or "nothing to do"
 
 
-def ingest(memory: Memory, encoder: Encoder, items: Iterable[Item], kinds: Sequence[str] = ()) -> Changes:
+def ingest(
+    memory: Memory,
+    encoder: Encoder,
+    items: Iterable[Item],
+    kinds: Sequence[str] = (),
+    report: Callable[[int], None] = lambda done: None,
+) -> Changes:
     """Embed the items and add them to the memory; those that are there already are passed over, unembedded.
 
-    ``kinds``: what the source is, in words; the memory keeps it for `plan_sync`. Raises EncoderMismatchError if another
-    encoder made the memory, MemoryStoreError if it holds an item's id with other content.
+    ``kinds``: what the source is, in words; the memory keeps it for `plan_sync`. ``report`` is told how many items are
+    stored. Raises EncoderMismatchError if another encoder made the memory, MemoryStoreError if it holds an item's id
+    with other content.
     """
     memory.check_encoder(encoder.fingerprint)
     done = Changes()
@@ -62,6 +69,7 @@ def ingest(memory: Memory, encoder: Encoder, items: Iterable[Item], kinds: Seque
             memory.add(new, encoder.embed([item.document for item in new]))
         done.added += len(new)
         done.unchanged += len(batch) - len(new)
+        report(done.added + done.unchanged)
     memory.tidy()
     if kinds:
         memory.set_note(KINDS, json.dumps(sorted({*_kinds_of(memory), *kinds})))
@@ -178,10 +186,16 @@ def _kinds_of(memory: Memory) -> set[str]:
     return set(json.loads(memory.note(KINDS) or "[]"))
 
 
-def apply(plan: Plan, memory: Memory, encoder: Encoder, items: Iterable[Item]) -> Changes:
+def apply(
+    plan: Plan,
+    memory: Memory,
+    encoder: Encoder,
+    items: Iterable[Item],
+    report: Callable[[int], None] = lambda done: None,
+) -> Changes:
     """Do what was planned. ``items`` are those of the plan, from the beginning; they are not read if few have changed.
 
-    Raises EncoderMismatchError if another encoder made the memory.
+    ``report`` is told how many items are stored. Raises EncoderMismatchError if another encoder made the memory.
     """
     memory.check_encoder(encoder.fingerprint)
     done, stay, seen = Changes(unchanged=plan.unchanged), set(plan.protected), set[str]()
@@ -193,6 +207,7 @@ def apply(plan: Plan, memory: Memory, encoder: Encoder, items: Iterable[Item]) -
             memory.put(fresh, encoder.embed([item.document for item in fresh]))
             done.replaced += replaced
             done.added += len(fresh) - replaced
+        report(len(seen))
     gone = [item_id for item_id in memory.known(plan.removed) if item_id not in seen]
     memory.remove(gone)
     done.removed = len(gone)
