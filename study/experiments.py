@@ -50,6 +50,7 @@ from racm3.evaluation.scenes_tasks import (
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.retriever import Retriever
+from racm3.retriever.strategy import Relevance, Strategy
 from racm3.scenes.caption import describe
 from racm3.scenes.draw import Scene, draw
 from racm3.scenes.judges import Judge
@@ -60,8 +61,6 @@ __all__ = ["EXPERIMENTS", "Found", "Lab", "Sheet", "examine_generator"]
 SHOWN = 8
 """Requests on a sheet: the first of a test split."""
 STRENGTHS = (1.0, 1.25, 1.5, 2.0)
-NOTHING_REDUNDANT = 2.0
-"""A threshold that no cosine reaches."""
 
 Row = dict[str, Any]
 
@@ -254,7 +253,7 @@ def documents(lab: Lab) -> Found:
     by_hand: dict[str, list[list[Document]]] = {
         "2 documents, text alone": _found(lab, asked, "text"),
         "2 documents, image alone": _found(lab, asked, "image"),
-        "2 documents, redundant ones too": _found(lab, asked, None, NOTHING_REDUNDANT),
+        "2 documents, redundant ones too": _found(lab, asked, None, Relevance()),
     }
     ways: dict[str, tuple[Settings, list[list[Document]] | None]] = {
         "no document": (replace(usual, k=0), None),
@@ -322,8 +321,8 @@ def retriever(lab: Lab) -> Found:
             "picture": [Document.of(Image(draw(scene))) for scene, _ in tests],
         }
         for kind, asked in queries.items():
-            for what, threshold in (("skipped", None), ("kept", NOTHING_REDUNDANT)):
-                hits = Retriever(lab.memory, lab.retrieval.encoder, threshold).retrieve(asked, 2)
+            for what, strategy in (("skipped", None), ("kept", Relevance())):
+                hits = Retriever(lab.memory, lab.retrieval.encoder, strategy).retrieve(asked, 2)
                 relevant = [
                     [scene.entities[0] in hit.metadata["scene"]["entities"] for hit in own]
                     for own, (scene, _) in zip(hits, tests, strict=True)
@@ -387,9 +386,9 @@ def _twice(scene: Scene) -> Scene:
 
 
 def _found(
-    lab: Lab, asked: Sequence[Document], modality: Modality | None, threshold: float | None = None
+    lab: Lab, asked: Sequence[Document], modality: Modality | None, strategy: Strategy | None = None
 ) -> list[list[Document]]:
-    hits = Retriever(lab.memory, lab.retrieval.encoder, threshold).retrieve(asked, 2, modality=modality)
+    hits = Retriever(lab.memory, lab.retrieval.encoder, strategy).retrieve(asked, 2, modality=modality)
     return [[hit.document for hit in own] for own in hits]
 
 

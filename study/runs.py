@@ -32,18 +32,20 @@ from racm3.presets import preset
 from racm3.scenes.draw import SCENE_PX
 from racm3.scenes.judges import Judge
 from racm3.training.generator_recipe import Batches, GeneratorRun
-from racm3.training.journal import write_whole
 from racm3.training.loop import MAY_CHANGE
 from racm3.training.models import prepared_model
 from racm3.training.prepared_cache import Cache
 from racm3.util.config import dotted, override, to_dict
-from study.experiments import EXPERIMENTS, NOTHING_REDUNDANT, Lab, Sheet, examine_generator
+from racm3.util.files import write_whole
+from study.experiments import EXPERIMENTS, Lab, Sheet, examine_generator
 
 __all__ = ["EXPERIMENTS", "NAMES", "SIZES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]
 
 SEEDS = (0, 1, 2)
 SHARED = ("image-tokenizer", "encoder", "judge")
 """Models that all trainings are made or examined with."""
+NOTHING_REDUNDANT = 2.0
+"""A threshold that no cosine reaches."""
 SHORT = ("loop.steps=1400", "validation_documents=100", "loop.look_every=100")
 """Of every training (ours): 36 at the size and the steps of the preset take 21 hours of a core, these 8. Small ones
 begin to copy: after 600 steps two documents change nothing of what is drawn, after 1,400 they bring it nearer to the

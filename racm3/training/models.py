@@ -20,6 +20,7 @@ from racm3.generator.model import Generator
 from racm3.model_folder import ModelFolder
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.ingest import memory_of
+from racm3.retriever.strategy import strategy_for
 from racm3.tokens.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer
@@ -135,7 +136,10 @@ def prepared_model(
     markup = Markup(Vocabulary(text.size, image.codebook_size), math.prod(image.grid))
     initial = init_generator(run, markup.vocabulary, text, image)
     draws = run.loop.seed if seed is None else seed
-    documents = prepare(data, text, image, markup, encoder, cache, k=max(1, run.k), dropouts=run.dropouts, seed=draws)
+    strategy = strategy_for(encoder, run.strategy) if encoder else None
+    documents = prepare(
+        data, text, image, markup, encoder, cache, k=max(1, run.k), dropouts=run.dropouts, seed=draws, strategy=strategy
+    )
     return PreparedModel(documents, text, image, markup, encoder, initial)
 
 

@@ -14,10 +14,11 @@ from racm3.evaluation.scenes_tasks import each_alone, two_entities
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
 from racm3.retriever.retriever import Retriever
+from racm3.retriever.strategy import Relevance
 from racm3.scenes.draw import Scene, draw
 from racm3.scenes.judges import Judge
 from racm3.scenes.world import World
-from study.experiments import EXPERIMENTS, NOTHING_REDUNDANT, SHOWN, Lab, examine_generator
+from study.experiments import EXPERIMENTS, SHOWN, Lab, examine_generator
 
 N = 2
 USUAL = Protocol()
@@ -100,7 +101,7 @@ def test_documents_are_given_as_the_row_says(lab: Lab, monkeypatch: pytest.Monke
     assert list(by_hand) == ["2 documents, text alone", "2 documents, image alone", "2 documents, redundant ones too"]
     assert all(not document.images for own in by_hand["2 documents, text alone"] for document in own)
     assert all(document.text is None for own in by_hand["2 documents, image alone"] for document in own)
-    hits = Retriever(lab.memory, lab.retrieval.encoder, NOTHING_REDUNDANT).retrieve(asked, 2)
+    hits = Retriever(lab.memory, lab.retrieval.encoder, Relevance()).retrieve(asked, 2)
     assert by_hand["2 documents, redundant ones too"] == [[hit.document for hit in own] for own in hits]
 
 
