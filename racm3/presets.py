@@ -170,26 +170,31 @@ def paper(layers: int, width: int, heads: int, mlp_width: int) -> Runs:
 
 @PRESETS.register("paper-125m")
 def paper_125m() -> Runs:
+    """The paper's 125M."""
     return paper(layers=12, width=768, heads=12, mlp_width=2048)
 
 
 @PRESETS.register("paper-350m")
 def paper_350m() -> Runs:
+    """The paper's 350M."""
     return paper(layers=24, width=1024, heads=16, mlp_width=2816)
 
 
 @PRESETS.register("paper-760m")
 def paper_760m() -> Runs:
+    """The paper's 760M."""
     return paper(layers=24, width=1536, heads=16, mlp_width=4096)
 
 
 @PRESETS.register("paper-1.3b")
 def paper_1_3b() -> Runs:
+    """The paper's 1.3B."""
     return paper(layers=24, width=2048, heads=32, mlp_width=5504)
 
 
 @PRESETS.register("paper-2.7b")
 def paper_2_7b() -> Runs:
+    """The paper's 2.7B."""
     return paper(layers=32, width=2560, heads=32, mlp_width=6912)
 
 

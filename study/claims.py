@@ -33,6 +33,7 @@ def trained(results: Results, variant: str) -> list[Any]:
 
 
 def of_seeds(results: Results, variant: str, score: str, **labels: Any) -> list[float]:
+    """A score of one row of a variant's results, seed by seed."""
     return [float(row_of(result["rows"], **labels)[score]) for result in trained(results, variant)]
 
 
@@ -62,6 +63,7 @@ class Claim:
 
 
 def percent(share: float) -> str:
+    """A share as a person writes it; infinity is never."""
     return "never" if math.isinf(share) else f"{100 * share:.0f} %"
 
 

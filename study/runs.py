@@ -66,6 +66,7 @@ class Variant:
     skip: bool = True
 
     def run(self, seed: int, more: Sequence[str] = ()) -> GeneratorRun:
+        """The training of one seed, with further settings."""
         usual = override(preset(self.preset).generator, SHORT)
         return override(override(usual, self.set), [f"loop.seed={seed}", *more])
 
@@ -124,6 +125,7 @@ class Study:
     train: tuple[str, ...] = ()
 
     def file(self, name: str) -> Path:
+        """Where the result of an experiment or training lies."""
         return self.results / f"{name.replace(':', '.')}.json"
 
 

@@ -160,6 +160,7 @@ class Serve(Verb, name="serve"):
 
 
 def print_sources(done: Completion) -> None:
+    """A line for each document that was read."""
     from racm3.demo import source_line
 
     for hit in done.sources:

@@ -48,6 +48,7 @@ class Task:
 
 
 def infill(tests: Tests) -> Task:
+    """The entity of each test scene is hidden and to be drawn again from the caption."""
     documents = [Document.of(caption, Image(draw(scene)).hiding(box_of(scene))) for scene, caption in tests]
     return Task(documents, None, [scene for scene, _ in tests])
 

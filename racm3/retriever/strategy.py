@@ -101,7 +101,7 @@ class Relevance:
         return list(range(min(k, len(scores))))
 
 
-STRATEGIES.register("relevance")(lambda threshold: Relevance())
+STRATEGIES.register("relevance")(lambda _: Relevance())
 
 
 def strategy_for(encoder: Encoder, name: str | None = None) -> Strategy:
