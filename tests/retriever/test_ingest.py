@@ -110,7 +110,8 @@ def test_re_embedding_keeps_every_document(memory: Memory, encoder: Encoder, oth
         reader.search(encoder.embed([ITEMS[0].document]), 1)
     ingest(memory, other, ITEMS)  # it can be added to, compacted, and moved back
     memory.compact()
-    assert [hit.id for hit in Retriever(memory, other, RelevanceRedundancy(1.1)).retrieve([ITEMS[1].document], k=1)[0]] == ["d1"]
+    (hits,) = Retriever(memory, other, RelevanceRedundancy(1.1)).retrieve([ITEMS[1].document], k=1)
+    assert [hit.id for hit in hits] == ["d1"]
     re_embed(memory, encoder)
     holds(memory, ITEMS, encoder)
 
