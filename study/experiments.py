@@ -60,7 +60,7 @@ __all__ = ["EXPERIMENTS", "Found", "Lab", "Sheet", "examine_generator"]
 
 SHOWN = 8
 """Requests on a sheet: the first of a test split."""
-GROUNDINGS = (1.0, 1.25, 1.5, 2.0)
+STRENGTHS = (1.0, 1.25, 1.5, 2.0)
 
 Row = dict[str, Any]
 
@@ -291,17 +291,17 @@ def caption_documents(lab: Lab) -> Found:
     return Found(rows, decoding={"usual": usual})
 
 
-@EXPERIMENTS.register("grounding")
-def grounding(lab: Lab) -> Found:
+@EXPERIMENTS.register("context-aware")
+def context_aware(lab: Lab) -> Found:
     """How much more than usual the retrieved documents count: what is drawn and told, and a style only demonstrated."""
     rows: list[Row] = []
     shown = style(lab.tests("seen"), lab.protocol.world)
-    for strength in GROUNDINGS:
-        own = replace(lab, protocol=lab.protocol.grounded(strength))
+    for strength in STRENGTHS:
+        own = replace(lab, protocol=lab.protocol.with_context_aware(strength))
         for entities in SPLITS:
-            row: Row = {"entities": entities, "grounding": strength} | _drawn_and_told(own, entities, 2)
+            row: Row = {"entities": entities, "context_aware": strength} | _drawn_and_told(own, entities, 2)
             if entities == "seen":
-                step = partial(lab.on_step, f"style, grounding {strength}")
+                step = partial(lab.on_step, f"style, context-aware {strength}")
                 filling = own.protocol.filling
                 done = lab.retrieval.complete(shown.documents, filling, retrieved=shown.retrieved, on_step=step)
                 found = scored("style", shown, done, lab.judge)
@@ -361,7 +361,7 @@ def _drawn_and_told(lab: Lab, entities: str, k: int) -> Row:
     """The scores of one drawing a caption and of one caption a picture, behind k retrieved documents."""
     tests = lab.tests(entities)
     scenes, truth = [scene for scene, _ in tests], [Image(draw(scene)) for scene, _ in tests]
-    what = f"{entities}, {k} documents, grounding {lab.single.image.grounding}"
+    what = f"{entities}, {k} documents, context-aware {lab.single.image.context_aware}"
     asked = [Document.of(caption, Hole("image")) for _, caption in tests]
     step = partial(lab.on_step, f"{what}: pictures")
     drawn = _pictures(lab.retrieval.complete(asked, replace(lab.single, k=k), on_step=step))

@@ -214,8 +214,8 @@ SECTIONS = (
     ),
     ("caption-documents", "What is retrieved, for captions", "Novel entities."),
     (
-        "grounding",
-        "Grounding",
+        "context-aware",
+        "Context-aware decoding",
         "How much more than usual the retrieved documents count: the logits are moved by so many times the distance "
         "from those of the main document alone (context-aware decoding). 1 is the generator by itself, as trainings "
         "are examined; elsewhere it is what `Protocol` says. One drawing a request; *style* as above.",

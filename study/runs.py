@@ -32,11 +32,11 @@ from racm3.presets import preset
 from racm3.scenes.draw import SCENE_PX
 from racm3.scenes.judges import Judge
 from racm3.training.generator_recipe import Batches, GeneratorRun
-from racm3.training.journal import write_whole
 from racm3.training.loop import MAY_CHANGE
 from racm3.training.models import prepared_model
 from racm3.training.prepared_cache import Cache
 from racm3.util.config import dotted, override, to_dict
+from racm3.util.files import write_whole
 from study.experiments import EXPERIMENTS, Lab, Sheet, examine_generator
 
 __all__ = ["EXPERIMENTS", "NAMES", "SIZES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]
@@ -185,7 +185,7 @@ def is_done(study: Study, name: str) -> bool:
 
 def _examined(protocol: Protocol) -> Protocol:
     """By which trainings are judged: as they are, without what decoding can add to them."""
-    return replace(protocol, n=min(protocol.n, EXAMINED)).grounded(1.0)
+    return replace(protocol, n=min(protocol.n, EXAMINED)).with_context_aware(1.0)
 
 
 def _identity(variant: Variant, seed: int, more: Sequence[str]) -> dict[str, Any]:

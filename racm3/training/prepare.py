@@ -27,13 +27,14 @@ from racm3.errors import SourceError
 from racm3.retriever.corpus_neighbours import PART, document_neighbours, draw_queries
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import QUERY_DROPOUT, Strategy, cache_key, strategy_for
-from racm3.tokens.documents import token_documents
+from racm3.tokens.codec import token_documents
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.training.arrays import Growing, Sequences
 from racm3.training.distributed import connect
 from racm3.training.prepared_cache import Cache, reused
+from racm3.util.files import unfinished
 from racm3.util.s3 import is_remote, matching
 
 BATCH = 256
@@ -76,7 +77,7 @@ def load_pairs(path: Path, image_size_px: int, cache: Path) -> tuple[np.ndarray,
     """
     folder = cache / f"pictures-{_digest(_files(path), image_size_px)}"
     if not reused(folder, "pictures"):
-        part = _unfinished(folder)
+        part = unfinished(folder)
         shutil.rmtree(part)
         part.mkdir()
         shape = (image_size_px, image_size_px, 3)
@@ -169,7 +170,7 @@ def _ids(tokens: Path) -> Sequences:
 def _tokenise(path: Path, text: TextTokenizer, image: ImageTokenizer, markup: Markup, folder: Path) -> None:
     """Write all documents' ids in a row, ``ids.npy``, and where each ends, ``ends.npy`` (N,)."""
     kind = np.uint16 if markup.vocabulary.size <= 1 << 16 else np.int32
-    part = _unfinished(folder)
+    part = unfinished(folder)
     with Growing(part / "ids.npy", kind) as ids, Growing(part / "ends.npy", np.int64) as ends:
         ids.truncate(ends.last() if len(ends) else 0)
         for documents in _batches(path, "tokenise", len(ends)):
@@ -185,7 +186,7 @@ def _embed(path: Path, encoder: Encoder, dropouts: tuple[float, ...], seed: int,
 
     R: for each of ``dropouts`` the text part's query, then the picture part's.
     """
-    part, size = _unfinished(folder), encoder.dimension
+    part, size = unfinished(folder), encoder.dimension
     with (
         Growing(part / "whole.npy", np.float32, (size,)) as whole,
         Growing(part / "queries.npy", np.float32, (2 * len(dropouts), size)) as queries,
@@ -230,13 +231,6 @@ def _batches(path: Path, what: str, done: int = 0, total: int = 0) -> Iterator[l
     print(file=sys.stderr)
     if not done:
         raise SourceError(f"{path} holds no readable document; see the warnings above")
-
-
-def _unfinished(folder: Path) -> Path:
-    """Where ``folder`` is written until it is whole."""
-    part = folder.with_name(folder.name + ".part")
-    part.mkdir(parents=True, exist_ok=True)
-    return part
 
 
 def _files(path: Path) -> list[tuple[str, int, int]]:

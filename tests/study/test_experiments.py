@@ -54,7 +54,7 @@ ROWS = {
     "knowledge": 2 * 2,
     "documents": 8,
     "caption-documents": 4,
-    "grounding": 4 * 2,
+    "context-aware": 4 * 2,
     "retriever": 2 * 2 * 2,
     "perplexity": 2 * (3 + 1),
 }

@@ -113,7 +113,7 @@ def test_a_training_goes_from_nothing_to_a_result(docs: Path) -> None:
     assert {"ids", "n", "resize", "extractor", "memory", "drawing", "commit", "elapsed_s", "encoder"} <= set(protocol)
     assert set(protocol["weights"]) == {"generator", "image-tokenizer", "encoder", "judge"}
     assert protocol["memory"]["hash"]
-    assert protocol["drawing"]["image"]["grounding"] == protocol["captioning"]["text"]["grounding"] == 1
+    assert protocol["drawing"]["image"]["context_aware"] == protocol["captioning"]["text"]["context_aware"] == 1
 
 
 def test_a_training_that_was_only_to_be_examined_is_not_trained_again(docs: Path, models: Path) -> None:
