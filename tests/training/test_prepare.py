@@ -17,7 +17,7 @@ from racm3.document import Document, Hole, Image
 from racm3.errors import DocumentError, SourceError
 from racm3.retriever.corpus_neighbours import document_neighbours
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import Relevance
+from racm3.retriever.strategy import Relevance, RelevanceRedundancy
 from racm3.tokens.codec import image_codes, token_documents
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
