@@ -267,7 +267,7 @@ class Encoder:
     def _middle(self, pixels: np.ndarray) -> np.ndarray:
         """The part of a very long picture that the processor may look at."""
         height, width = pixels.shape[:2]
-        if "shortest_edge" not in dict(self.processor.size) or not self.processor.do_center_crop:
+        if "shortest_edge" not in dict(self.processor.size) or not getattr(self.processor, "do_center_crop", False):
             return pixels
         cut = [max(0, side - LONGEST_SIDE * min(height, width)) // 2 for side in (height, width)]
         return pixels[cut[0] : height - cut[0], cut[1] : width - cut[1]]
