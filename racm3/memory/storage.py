@@ -141,7 +141,7 @@ class Folder:
     def _checksum(self, name: str) -> str | None:
         """What was noted for a file; None if nothing was, or if the note itself is damaged."""
         try:
-            digest, own = self._checksum_file(name).read_text("ascii").split()
+            digest, own = self._checksum_file(name).read_text("utf-8").split()
         except (FileNotFoundError, ValueError):
             return None
         return digest if own == f"{zlib.crc32(digest.encode()):08x}" else None
@@ -151,7 +151,7 @@ class Folder:
         noted.parent.mkdir(parents=True, exist_ok=True)
         with (self.path / name).open("rb") as file:
             digest = _digest(file)
-        noted.write_text(f"{digest} {zlib.crc32(digest.encode()):08x}\n", "ascii")
+        noted.write_text(f"{digest} {zlib.crc32(digest.encode()):08x}\n", "utf-8")
         return noted
 
     def size_bytes(self) -> int:
