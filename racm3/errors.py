@@ -4,6 +4,7 @@
     ├── InputError            what the caller gave cannot be used
     │   ├── DocumentError         a document that is empty, or whose parts do not fit together
     │   ├── ImageError            a picture that is missing, unreadable, or of the wrong kind
+    │   │   └── FormatError           a picture of a format that is not read
     │   ├── SourceError           a data folder or file that no reader recognises, or that is broken
     │   └── PromptTooLongError    a prompt and its answer that exceed the generator's context
     ├── ConfigError           an unknown key or preset, or a value out of range
@@ -29,6 +30,7 @@ __all__ = [
     "DamagedDocumentError",
     "DocumentError",
     "EncoderMismatchError",
+    "FormatError",
     "ImageError",
     "InputError",
     "MarkupError",
@@ -54,6 +56,10 @@ class DocumentError(InputError):
 
 class ImageError(InputError):
     """A picture that is missing, unreadable, or of the wrong kind."""
+
+
+class FormatError(ImageError):
+    """A picture of a format that is not read."""
 
 
 class SourceError(InputError):

@@ -22,11 +22,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from racm3.data import Item
+from racm3.document import Modality
 from racm3.errors import EncoderMismatchError, InputError, MemoryStoreError, unknown
 from racm3.memory.damage import UNREADABLE, no_panic, readable
 from racm3.memory.metadata_filter import Facts, Where
@@ -319,6 +320,21 @@ class Memory:
         with readable(self.path):
             return {item_id: row["origin"] for item_id, row in self._store.snapshot.find(ids, ["origin"]).items()}
 
+    def facts(self, ids: Collection[str]) -> dict[str, Facts]:
+        """What is known, without decoding them, of those ``ids`` that are here."""
+        return {item_id: _fact(row) for item_id, row in self._store.snapshot.find(ids, FACTS[1:]).items()}
+
+    def note(self, key: str) -> str | None:
+        """What `set_note` has kept."""
+        return self._store.table.config().get(f"racm3.{key}")
+
+    def set_note(self, key: str, value: str) -> None:
+        """Keep a fact about the memory, durably."""
+        if self.note(key) != value:
+            with self.writing():
+                self._store.set_config({f"racm3.{key}": value})
+            self.refresh()
+
     def unlike(self, items: Sequence[Item]) -> list[Item]:
         """Those of ``items`` that are not in the memory as they are: new, or with other content or metadata."""
         with readable(self.path):
@@ -486,6 +502,13 @@ class Memory:
         return vectors
 
 
+def _fact(row: dict[str, Any]) -> Facts:
+    check_facts(row)
+    parts = json.loads(row["parts"])
+    modalities: frozenset[Modality] = frozenset("text" if isinstance(part, str) else "image" for part in parts)
+    return Facts(row["id"], json.loads(row["metadata"]), modalities, row["origin"])
+
+
 def _sound_rows(file: Path, dimension: int) -> int:
     """How many rows (D,) of unit norm a file of vectors begins with; a power cut may have spoilt the last ones."""
     if not file.exists():
@@ -497,15 +520,4 @@ def _sound_rows(file: Path, dimension: int) -> int:
 
 
 def _facts(snapshot: Snapshot, addresses: np.ndarray) -> list[Facts]:
-    rows = snapshot.take(addresses, FACTS)
-    for row in rows:
-        check_facts(row)
-    return [
-        Facts(
-            row["id"],
-            json.loads(row["metadata"]),
-            frozenset("text" if isinstance(part, str) else "image" for part in json.loads(row["parts"])),
-            row["origin"],
-        )
-        for row in rows
-    ]
+    return [_fact(row) for row in snapshot.take(addresses, FACTS)]
