@@ -102,7 +102,8 @@ class Memory:
             if not storage_at(path).versions():
                 raise
         memory = cls.open(path)
-        if not memory.unfinished:
+        begun = memory._store.snapshot.version == 1  # broken off before it was marked
+        if not memory.unfinished and (len(memory) or not begun):
             raise MemoryStoreError(
                 f"the memory {memory.path} is there already, with {len(memory)} documents; add to it with "
                 "`racm3 memory add`, make it equal to the data with `racm3 memory sync`, or give a new path"
@@ -322,7 +323,8 @@ class Memory:
 
     def facts(self, ids: Collection[str]) -> dict[str, Facts]:
         """What is known, without decoding them, of those ``ids`` that are here."""
-        return {item_id: _fact(row) for item_id, row in self._store.snapshot.find(ids, FACTS[1:]).items()}
+        with readable(self.path):
+            return {item_id: _fact(row) for item_id, row in self._store.snapshot.find(ids, FACTS[1:]).items()}
 
     def note(self, key: str) -> str | None:
         """What `set_note` has kept."""
