@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import tomllib
 import types
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 C = TypeVar("C", bound="DataclassInstance")
+
+NUMBER = re.compile(r"[+-]?(\d+\.|\.\d+)")
+"""Numbers that people write and JSON does not know: .95 and 1."""
 
 RENAMED = {"start": "init_from", "grounding": "context_aware"}
 """Keys that had another name: whoever gives the old one is told the new one."""
@@ -125,7 +129,12 @@ def _parse(expected: Any, text: str, path: tuple[str, ...]) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError:
-        return _build(expected, text, path)
+        try:
+            return _build(expected, text, path)
+        except ConfigError:
+            if NUMBER.fullmatch(text):
+                return _build(expected, float(text), path)
+            raise
     try:
         return _build(expected, value, path)
     except ConfigError as error:
