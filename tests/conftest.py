@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the network
+os.environ["RACM3_TRACEBACK"] = "1"  # a command that meets a defect raises it
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -16,7 +16,7 @@ from racm3.data.item import checked
 from racm3.document import Document, Image, Part, Text
 from racm3.memory.memory import Memory
 from racm3.memory.metadata_filter import where as fulfilling
-from racm3.memory.store import content_hash
+from racm3.memory.rows import content_hash
 from racm3.serve import picture_input as pictures
 from racm3.serve.api import Api, image_path
 from racm3.serve.guard import ApiError

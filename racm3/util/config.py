@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 import tomllib
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 C = TypeVar("C", bound="DataclassInstance")
-
-NUMBER = re.compile(r"[+-]?(\d+\.|\.\d+)")
-"""Numbers that people write and JSON does not know: .95 and 1."""
 
 RENAMED = {"start": "init_from", "grounding": "context_aware"}
 """Keys that had another name: whoever gives the old one is told the new one."""
@@ -95,33 +91,40 @@ def save(config: DataclassInstance, path: str | Path) -> None:
 
 
 def override(config: C, assignments: Iterable[str]) -> C:
-    """The configuration with some values replaced, each given as ``a.b=3``.
+    """The configuration with some values replaced, each given as ``a.b=3``; it is checked when all are.
 
     The value is JSON where that fits the field's type, and the bare text otherwise: ``name=fox``, ``levels=[8,5]``,
     ``limit=null``. Raises ConfigError for an unknown key or a value of the wrong type.
     """
+    given = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise ConfigError(f"an override is key=value, such as model.width=192, but {assignment!r} was given")
-        config = _replaced(config, (), key.strip().split("."), text.strip())
-    return config
+        given.append((key.strip().split("."), text.strip()))
+    return _replaced(config, (), given)
 
 
-def _replaced(config: C, path: tuple[str, ...], keys: list[str], text: str) -> C:
-    """``config``, which stands at ``path``, with the value at ``keys`` below it read from ``text``."""
-    key, *below = keys
-    here = (*path, key)
-    field_types = _field_types(type(config))
-    if key not in field_types:
-        raise ConfigError(_unknown(here, field_types))
-    inner = getattr(config, key)
-    if not below:
-        return dataclasses.replace(config, **{key: _parse(field_types[key], text, here)})
-    if not dataclasses.is_dataclass(inner):
-        given, above = ".".join((*here, *below)), ".".join(here)
-        raise ConfigError(f"{given} cannot be set: {above} is {inner!r}, with no keys below it")
-    return dataclasses.replace(config, **{key: _replaced(inner, here, below, text)})  # type: ignore[type-var]
+def _replaced(config: C, path: tuple[str, ...], given: Sequence[tuple[list[str], str]]) -> C:
+    """``config``, which stands at ``path``, with the values at the keys below it read from texts, later ones last."""
+    field_types, values = _field_types(type(config)), dict[str, Any]()
+    below: dict[str, list[tuple[list[str], str]]] = {}
+    for (key, *rest), text in given:
+        here = (*path, key)
+        if key not in field_types:
+            raise ConfigError(_unknown(here, field_types))
+        if rest:
+            below.setdefault(key, []).append((rest, text))
+        else:
+            values[key] = _parse(field_types[key], text, here)
+            below.pop(key, None)
+    for key, inner in below.items():
+        value, above = values.get(key, getattr(config, key)), ".".join((*path, key))
+        if not dataclasses.is_dataclass(value):
+            whole = ".".join((above, *inner[0][0]))
+            raise ConfigError(f"{whole} cannot be set: {above} is {value!r}, with no keys below it")
+        values[key] = _replaced(value, (*path, key), inner)  # type: ignore[type-var]
+    return dataclasses.replace(config, **values) if values else config
 
 
 def _parse(expected: Any, text: str, path: tuple[str, ...]) -> Any:
@@ -129,12 +132,7 @@ def _parse(expected: Any, text: str, path: tuple[str, ...]) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError:
-        try:
-            return _build(expected, text, path)
-        except ConfigError:
-            if NUMBER.fullmatch(text):
-                return _build(expected, float(text), path)
-            raise
+        value = _number(text)
     try:
         return _build(expected, value, path)
     except ConfigError as error:
@@ -142,6 +140,14 @@ def _parse(expected: Any, text: str, path: tuple[str, ...]) -> Any:
             return _build(expected, text, path)
         except ConfigError:
             raise error from None
+
+
+def _number(text: str) -> float | str:
+    """A number as people write it and JSON does not, such as .95; else the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _build(expected: Any, value: Any, path: tuple[str, ...]) -> Any:
