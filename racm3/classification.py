@@ -5,7 +5,7 @@ equally probable beforehand, so by the rule of Bayes the shares of these probabi
 
     <doc> <text> X <image> c c c ... </doc> <doc> <text> X <image> | c c c ...
 
-By label, the protocol of the talk: behind an example of each of two labels, how probable is each as the text of the
+By label, the protocol of the paper: behind an example of each of two labels, how probable is each as the text of the
 picture? Of more than two labels every pair has a context, and these are averaged:
 
     <doc> <text> Y <image> ... </doc> <doc> <text> X <image> ... </doc> <doc> <text> <mask:0> <image> ... | X

@@ -31,7 +31,7 @@ def scenes() -> Runs:
     On one otherwise idle core that multiplies bfloat16 in hardware (AMX), with a C++ compiler: about 9 minutes for the
     image tokenizer, 23 for the encoder, and 21 to 25 for the generator's 2,100 steps of 3,840 tokens.
 
-    Alpha is 0.3 and queries are asked whole, where the talk has 0.1 and drops a fifth of them: with captions of a
+    Alpha is 0.3 and queries are asked whole, where the paper has 0.1 and drops a fifth of them: with captions of a
     handful of words copying is then learnt in fewer steps (`docs/results.md`, *Trainings*).
     """
     return Runs(

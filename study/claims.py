@@ -1,4 +1,4 @@
-"""Claims: what the talk says the method does, and whether the study's results say so too.
+"""Claims: what the paper says the method does, and whether the study's results say so too.
 
 Each is judged from numbers of the result files alone.
 """
@@ -52,7 +52,7 @@ def share_of_steps(results: Results, variant: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the talk. ``judge`` gives what was found, in words with numbers, and whether it holds by ``target``;
+    """A claim of the paper. ``judge`` gives what was found, in words with numbers, and whether it holds by ``target``;
     it raises LookupError where a result is missing. ``otherwise``: why it may fail here, and what would settle it."""
 
     claim: str
@@ -101,7 +101,7 @@ def _one_shot(results: Results) -> tuple[str, bool]:
     shares = {(row["by"], row["model"]): float(row["right"]) for row in _shots(results) if row["contexts"] == 1}
     ours, vanilla = shares["picture", "retrieval"], shares["picture", "vanilla"]
     by_label = f"{shares['label', 'retrieval']:.2f}, vanilla {shares['label', 'vanilla']:.2f}"
-    words = f"{ours:.2f}, vanilla {vanilla:.2f}; by the probability of the label, as in the talk, {by_label}"
+    words = f"{ours:.2f}, vanilla {vanilla:.2f}; by the probability of the label, as in the paper, {by_label}"
     return words, ours >= 0.78 and abs(vanilla - 0.5) <= 0.05
 
 

@@ -75,7 +75,7 @@ SMALL = ("model.width=128", "model.layers=4", "model.head_dim=32", "model.mlp_wi
 MEDIUM = ("model.width=160", "model.layers=5", "model.head_dim=40", "model.mlp_width=432")
 
 DROPPED = "query_dropout=0.2"
-"""As in the talk; the presets of the world ask whole queries."""
+"""As in the paper; the presets of the world ask whole queries."""
 
 VARIANTS: dict[str, Variant] = {
     "alpha-0.1": Variant(set=(*SMALL, DROPPED, "alpha=0.1")),

@@ -298,7 +298,7 @@ class MemoryNeighbours(OnCluster, name="memory neighbours"):
     k: int = 2  # Neighbours of each query.
     # One draw of both queries for each: the share of the query that is dropped.
     dropouts: tuple[float, ...] = (0.0, 0.2)
-    seed: int = 0  # Of what is dropped.
+    seed: int = 0  # Of the query dropout.
 
     def run(self) -> None:
         from racm3.retriever.corpus_neighbours import memory_neighbours

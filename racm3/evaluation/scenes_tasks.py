@@ -5,7 +5,7 @@
     style       a picture in sepia is asked for, a style never met in training, after two demonstrations of it
     one-shot    two novel entities, called "animal X" and "animal Y", one example each: which is a third picture of?
                 Then with 2, 4 and 8 examples each, by averaging as many contexts. Chance is 50 %. By the probability
-                of the picture, and, as in the talk, by that of the label
+                of the picture, and, as in the paper, by that of the label
 
 In edit, style and one-shot no memory is asked, and the vanilla model reads the very same context as the other. Outside
 of a hidden region no pixel may change: ``untouched`` is the share of pictures in which none did.
@@ -30,9 +30,9 @@ from racm3.scenes.judges import Judge
 from racm3.scenes.world import HELD_OUT_STYLE, World
 
 LABELS = ("animal X", "animal Y")
-"""Words that mean nothing; those of the talk."""
+"""Words that mean nothing; those of the paper."""
 SHOTS = (1, 2, 4, 8)
-"""Examples of each label; those of the talk."""
+"""Examples of each label; those of the paper."""
 
 Steps = Callable[[str, int, int], None]
 Tests = Sequence[tuple[Scene, str]]
