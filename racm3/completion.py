@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from racm3.attribution import PartAttribution
 from racm3.document import Document, Part
 from racm3.generator.prompt import Answer
 from racm3.retriever.retriever import Hit
 from racm3.settings import USUAL, Settings
-
-if TYPE_CHECKING:
-    from racm3.pipeline import RACM3
 
 __all__ = ["BY_HAND", "Completion", "Partial", "Request"]
 
@@ -41,6 +38,12 @@ class Request:
     answer: int | None = None
 
 
+class Attributor(Protocol):
+    """Whoever made a completion, and can say what its parts drew on: ``RACM3``."""
+
+    def attribute(self, done: Completion, answer: Answer) -> PartAttribution: ...
+
+
 @dataclass(frozen=True)
 class Completion:
     """The document with its open parts filled, the sources it was given, and the request, which reproduces it."""
@@ -49,7 +52,7 @@ class Completion:
     sources: tuple[Hit, ...]
     request: Request
     answers: tuple[Answer, ...]
-    model: RACM3 = field(repr=False, compare=False)
+    model: Attributor = field(repr=False, compare=False)
 
     @property
     def answer(self) -> Part:
