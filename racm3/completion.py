@@ -38,10 +38,11 @@ class Request:
     answer: int | None = None
 
 
-class Attributor(Protocol):
-    """Whoever made a completion, and can say what its parts drew on: ``RACM3``."""
+class Attributing(Protocol):
+    """The model that made a completion, for what is computed afterwards."""
 
-    def attribute(self, done: Completion, answer: Answer) -> PartAttribution: ...
+    def attribute(self, done: Completion, answer: Answer) -> PartAttribution:
+        """The attribution of one generated part."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Completion:
     sources: tuple[Hit, ...]
     request: Request
     answers: tuple[Answer, ...]
-    model: Attributor = field(repr=False, compare=False)
+    model: Attributing = field(repr=False, compare=False)
 
     @property
     def answer(self) -> Part:
