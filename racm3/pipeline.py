@@ -67,8 +67,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.k < 0 or min(self.contexts, self.samples, self.max_text_tokens) < 1 or self.seed < 0:
-            raise ConfigError(f"k >= 0, contexts >= 1, samples >= 1, max_text_tokens >= 1 and seed >= 0; given {self}")
+        for name, least in (("k", 0), ("contexts", 1), ("samples", 1), ("max_text_tokens", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be {least} or above")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ import racm3
 from racm3.cli.option_blocks import Embedding, OfMemory, load_encoder
 from racm3.cli.option_types import DataArgument, DataArguments, Folder, Ids, OptionalFile, OptionalText, Overrides
 from racm3.cli.verb import Verb
-from racm3.errors import InputError
+from racm3.errors import InputError, MemoryStoreError
 from racm3.util.files import check_pictures_out, save_picture
 from racm3.util.one_line import one_line
 from racm3.util.progress import counted, progress, telling
+from racm3.util.s3 import is_remote
 
 if TYPE_CHECKING:
     from racm3.data import Item, Skipped, Source
@@ -75,7 +77,10 @@ class OnCluster(Embedding):
 
 
 class MemoryCreate(Ingesting, name="memory create"):
-    """Make a memory and add the documents of the data to it. Without data, it is empty."""
+    """Make a memory of the documents of the data; without data, it is empty. The same command goes on.
+
+    It is whole, or not there: until then it is FOLDER.part, unless it is made in a bucket.
+    """
 
     data: DataArguments = ()
 
@@ -83,9 +88,16 @@ class MemoryCreate(Ingesting, name="memory create"):
         from racm3.data import recognise
 
         sources = [recognise(source) for source in self.data]  # before anything is made: a wrong path is an error here
-        encoder = load_encoder(self.encoder_folder)
+        encoder, part = load_encoder(self.encoder_folder), self.folder
+        if not is_remote(self.folder) and not self.folder.exists():
+            part = self.folder.with_name(f"{self.folder.name}.part")
         with self.reading(sources) as documents:
-            fill(racm3.Memory.create(self.folder, encoder.fingerprint, encoder.dimension), encoder, documents)
+            memory = begun(part, encoder) if part != self.folder else None
+            memory = memory or racm3.Memory.create(part, encoder.fingerprint, encoder.dimension)
+            ids = fill(memory, encoder, documents, self.folder)
+            memory.remove([one for one in memory.ids if one not in ids])  # of other data
+        if part != self.folder:
+            part.rename(self.folder)
 
 
 class MemoryAdd(Ingesting, OnCluster, name="memory add"):
@@ -108,7 +120,7 @@ class MemoryAdd(Ingesting, OnCluster, name="memory add"):
         if self.pool is None:
             memory, encoder = self.open_both()
             with self.reading(sources) as documents:
-                fill(memory, encoder, documents)
+                fill(memory, encoder, documents, self.folder)
             return
         memory = self.open()
         with self.skips() as skip, telling("embedding documents") as report:
@@ -319,10 +331,28 @@ class MemoryPlan(Verb, name="memory plan"):
         print("\n".join(lines(override(Assumptions(), self.set))))
 
 
-def fill(memory: racm3.Memory, encoder: Encoder, sources: Sequence[Iterator[Item]]) -> None:
+def begun(part: Path, encoder: Encoder) -> racm3.Memory | None:
+    """The memory that an earlier try has begun, if it is of any use."""
+    try:
+        return racm3.Memory.open(part, encoder.fingerprint)
+    except MemoryStoreError:
+        shutil.rmtree(part, ignore_errors=True)
+        return None
+
+
+def fill(memory: racm3.Memory, encoder: Encoder, sources: Sequence[Iterator[Item]], name: Path) -> set[str]:
+    """Add what the sources hold, and say so of the memory called ``name``; returns the ids."""
     from racm3.retriever.ingest import ingest
+
+    ids = set[str]()
+
+    def seen(items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            ids.add(item.id)
+            yield item
 
     for source in sources:
         with telling("adding documents") as report:
-            done = ingest(memory, encoder, source, report)
-        print(f"{done}; {memory.path} holds {len(memory)} documents")
+            done = ingest(memory, encoder, seen(source), report)
+        print(f"{done}; {memory.path if is_remote(name) else name} holds {len(memory)} documents")
+    return ids

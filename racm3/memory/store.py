@@ -109,7 +109,7 @@ class Store:
         place = place_of(path)
         if not place.versions():
             what = "is no memory" if place.exists() else "does not exist"
-            raise MemoryStoreError(f"the memory {place} {what}; check the path, or make it with Memory.create")
+            raise MemoryStoreError(f"the memory {place} {what}; check the path, or make it with racm3 memory create")
         store = cls(place, None)
         store._open(damaged)
         found = json.loads((store.table.schema.metadata or {}).get(KEY, b"{}")).get("format")
