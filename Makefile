@@ -8,9 +8,9 @@ BIN := .venv/bin
 help:
 	@echo "make shell   a shell in which racm3 is on the path"
 	@echo "make demo    draw, caption and infill with the shipped models; writes a page to look at"
-	@echo "make test    run all tests"
+	@echo "make test    run the tests, but for those of a minute or more"
 	@echo "make smoke   run a test of every part, within a minute"
-	@echo "make coverage  run all tests, in twice the time, and print what share of the package they reach"
+	@echo "make coverage  run all tests, in more than twice the time, and print the lines that none reaches"
 	@echo "make check   lint, formatting, types"
 	@echo "make bench   run every benchmark; each ends with one line of JSON"
 	@echo "make docs    rewrite docs/cli.md from the commands' own help"
@@ -31,7 +31,7 @@ demo: .venv/installed
 	$(BIN)/racm3 demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
 coverage: .venv/installed
 	$(BIN)/coverage erase

@@ -15,7 +15,7 @@ from racm3.document import Image
 from racm3.model_folder import ModelFolder
 from racm3.scenes.draw import BACKGROUNDS, POSITIONS, Scene, background, draw, glyph
 from racm3.scenes.glyphs import load_glyphs
-from racm3.tokens.documents import image_codes
+from racm3.tokens.codec import image_codes
 
 PAIRS, PATCH_PX = 400, 8
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 
 from racm3.errors import CheckpointError
 from racm3.model_folder import FACTS, ModelFolder
+from racm3.tokens.markup import AFTER_PART, FOLLOWS
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
@@ -75,12 +77,12 @@ def _write(path: Path, facts: dict[str, Any]) -> None:
     path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-GRAMMAR = '''
+TEMPLATE = '''
 import json
 import torch
 from transformers import LogitsProcessor
 
-PAD, EOS, DOC, END, TEXT, IMAGE, INFILL, WORDS = 0, 1, 2, 3, 4, 5, 22, 38  # ids; words begin at 38
+{names} = {ids}  # ids; words begin at {words}
 
 
 class DocumentGrammar(LogitsProcessor):
@@ -100,16 +102,42 @@ class DocumentGrammar(LogitsProcessor):
             if own[last] == IMAGE and inside < self.count:
                 allowed[self.codes :] = True
             elif own[last] in (TEXT, IMAGE):
-                allowed[[TEXT, IMAGE, END]] = inside > 0
+                allowed[{after_part}] = inside > 0
                 allowed[WORDS : self.codes] = own[last] == TEXT
             elif own[last] >= INFILL:  # a text is infilled
                 allowed[WORDS : self.codes] = True
                 allowed[EOS] = inside > 0
             else:
-                allowed[{DOC: [TEXT, IMAGE], END: [DOC, EOS]}.get(own[last], [PAD])] = True
+                allowed[{follows}.get(own[last], [PAD])] = True
             row[~allowed] = -torch.inf
         return scores
 '''.strip()
+
+
+def _grammar() -> str:
+    """The grammar of ``tokens/markup.py`` as code that needs nothing of racm3."""
+    v = Vocabulary
+    names = {v.pad: "PAD", v.eos: "EOS", v.doc: "DOC", v.end: "END", v.text: "TEXT", v.image: "IMAGE"}
+    names |= {v.infill_start: "INFILL", v.text_start: "WORDS"}
+
+    def listed(ids: Sequence[int]) -> str:
+        return f"[{', '.join(names[id_] for id_ in ids)}]"
+
+    written = {
+        "names": ", ".join(names.values()),
+        "ids": ", ".join(map(str, names)),
+        "words": str(v.text_start),
+        "after_part": listed(AFTER_PART),
+        "follows": f"{{{', '.join(f'{names[id_]}: {listed(after)}' for id_, after in FOLLOWS.items())}}}",
+    }
+    code = TEMPLATE
+    for name, text in written.items():
+        code = code.replace(f"{{{name}}}", text)
+    return code
+
+
+GRAMMAR = _grammar()
+"""In the card of every exported model, and in docs/interop.md."""
 
 CARD = """---
 library_name: transformers

@@ -37,13 +37,15 @@ from racm3.training.models import prepared_model
 from racm3.training.prepared_cache import Cache
 from racm3.util.config import dotted, override, to_dict
 from racm3.util.files import write_whole
-from study.experiments import EXPERIMENTS, NOTHING_REDUNDANT, Lab, Sheet, examine_generator
+from study.experiments import EXPERIMENTS, Lab, Sheet, examine_generator
 
 __all__ = ["EXPERIMENTS", "NAMES", "SIZES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]
 
 SEEDS = (0, 1, 2)
 SHARED = ("image-tokenizer", "encoder", "judge")
 """Models that all trainings are made or examined with."""
+NOTHING_REDUNDANT = 2.0
+"""A threshold that no cosine reaches."""
 SHORT = ("loop.steps=1400", "validation_documents=100", "loop.look_every=100")
 """Of every training (ours): 36 at the size and the steps of the preset take 21 hours of a core, these 8. Small ones
 begin to copy: after 600 steps two documents change nothing of what is drawn, after 1,400 they bring it nearer to the
@@ -104,7 +106,7 @@ TRAININGS: dict[str, tuple[str, int]] = {
 }
 """(variant, seed) by name, in the order in which they are run."""
 
-NAMES = (*EXPERIMENTS, *TRAININGS)
+NAMES = (*EXPERIMENTS.names(), *TRAININGS)
 
 
 @dataclass(frozen=True)
@@ -122,19 +124,24 @@ class Study:
     train: tuple[str, ...] = ()
 
     def file(self, name: str) -> Path:
-        return self.results / f"{name}.json"
+        return self.results / f"{name.replace(':', '.')}.json"
 
 
 def selected(only: Iterable[str]) -> list[str]:
-    """The names of experiments and trainings, all or those asked for; a variant stands for all of its seeds.
+    """The names of experiments and trainings, all or those asked for; a variant stands for all of its seeds, and
+    MODULE:FUNCTION for an experiment of another package.
 
     Raises ConfigError for a name that is none.
     """
     asked = list(only)
+    foreign = [name for name in asked if ":" in name]
+    for name in foreign:
+        EXPERIMENTS.get(name)
     for name in asked:
-        if name not in (*NAMES, *VARIANTS):
+        if name not in (*NAMES, *VARIANTS, *foreign):
             raise ConfigError(unknown("experiment or training", name, (*NAMES, *VARIANTS)))
-    return [name for name in NAMES if not asked or name in asked or TRAININGS.get(name, ("",))[0] in asked]
+    own = [name for name in NAMES if not asked or name in asked or TRAININGS.get(name, ("",))[0] in asked]
+    return [*own, *foreign]
 
 
 def rerun(study: Study, only: Iterable[str] = ()) -> None:
@@ -178,7 +185,7 @@ def is_done(study: Study, name: str) -> bool:
 
 def _examined(protocol: Protocol) -> Protocol:
     """By which trainings are judged: as they are, without what decoding can add to them."""
-    return replace(protocol, n=min(protocol.n, EXAMINED)).grounded(1.0)
+    return replace(protocol, n=min(protocol.n, EXAMINED)).with_context_aware(1.0)
 
 
 def _identity(variant: Variant, seed: int, more: Sequence[str]) -> dict[str, Any]:
@@ -192,7 +199,7 @@ def _identity(variant: Variant, seed: int, more: Sequence[str]) -> dict[str, Any
 def _left(study: Study, names: Sequence[str]) -> str:
     """What is still to do, and how long it takes if each takes as long as the mean of its kind that is done."""
     minutes = 0.0
-    for kind in (EXPERIMENTS, TRAININGS):
+    for kind in (EXPERIMENTS.names(), tuple(TRAININGS)):
         left = sum(name in kind for name in names)
         done = [json.loads(study.file(name).read_bytes()) for name in kind if study.file(name).exists()]
         if left and not done:
@@ -216,10 +223,12 @@ def _experiment(study: Study, name: str) -> tuple[dict[str, Any], Sheet | None]:
     vanilla = RACM3.from_pretrained(study.models, generator="vanilla")
     with progress() as on_step:
         retrieval.memory = world_memory(study.work / "memory", study.protocol.world, retrieval.encoder, on_step)
-        found = EXPERIMENTS[name](Lab(retrieval, vanilla, judge, study.protocol, on_step))
+        experiment = EXPERIMENTS.get(name)
+        found = experiment(Lab(retrieval, vanilla, judge, study.protocol, on_step))
     about = about_scenes(study.protocol, retrieval, study.models, SHIPPED)
     decoding = {name: to_dict(settings) for name, settings in found.decoding.items()}
-    return {"rows": found.rows, "protocol": about | {"decoding": decoding}}, found.sheet
+    said = {} if name in NAMES else {"about": (experiment.__doc__ or "").strip()}  # of ours, the report says it
+    return said | {"rows": found.rows, "protocol": about | {"decoding": decoding}}, found.sheet
 
 
 def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:

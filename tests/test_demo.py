@@ -17,7 +17,7 @@ from racm3 import cli, demo
 from racm3.data import write_coco
 from racm3.document import Hole, Image
 from racm3.errors import CheckpointError, InputError, MemoryStoreError
-from racm3.generator.decoding import Sampling
+from racm3.generator.sampling import Sampling
 from racm3.memory.memory import Memory
 from racm3.pipeline import Settings
 from racm3.scenes.world import World

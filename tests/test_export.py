@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from racm3.document import Hole
 from racm3.errors import CheckpointError
 from racm3.export import CARD, GRAMMAR, export_transformers, whole_tokenizer
-from racm3.generator.decoding import Sampling
-from racm3.generator.engine import Engine, Job
+from racm3.generator.engine import Engine, SequenceRequest
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.prompt import answer_constraint, build_prompt
+from racm3.generator.sampling import Sampling
 from racm3.model_folder import ModelFolder
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.text_tokenizer import TextTokenizer
@@ -81,7 +81,7 @@ def test_transformers_with_the_grammar_generates_what_racm3_does(
 ) -> None:
     words, picture = TextIds(tuple(TEXT.encode("a fox"))), ImageCodes((3,) * CODES)
     prompt = build_prompt([(words, picture)], [Hole("text"), picture] if text else [words, Hole("image")], MARKUP, 12)
-    job = Job(prompt.ids, answer_constraint(prompt.spans, V), Sampling(temperature=0))
+    job = SequenceRequest(prompt.ids, answer_constraint(prompt.spans, V), Sampling(temperature=0))
     (done,) = Engine(generator, V).run([job])
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     found = model.generate(

@@ -46,6 +46,7 @@ MOVED = {
     "report": "python -m study",
 }
 """How a verb was called, and how it is called now."""
+MOVED_FLAGS = {"--grounding": "--context-aware"}
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 """Keeps other libraries from talking, unless the environment says otherwise."""
 
@@ -56,6 +57,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for old in (" ".join(given[:2]), " ".join(given[:1])):
         if old in MOVED:
             return complain(f"racm3 {old} is now called {MOVED[old]}", 2)
+    for flag in (word.partition("=")[0] for word in given):
+        if flag in MOVED_FLAGS:
+            return complain(f"{flag} is now called {MOVED_FLAGS[flag]}", 2)
     os.environ.update(QUIET | os.environ)
     try:
         with warnings.catch_warnings():

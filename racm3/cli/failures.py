@@ -32,7 +32,8 @@ def failure(error: BaseException) -> int:
     if isinstance(error, (SystemExit, GeneratorExit)):
         raise error
     if isinstance(error, RACM3Error):
-        return complain(str(error), REFUSED)
+        full = isinstance(error.__cause__, OSError) and number_of(error.__cause__) in NO_SPACE
+        return complain(str(error), FAILED if full else REFUSED)
     if isinstance(error, KeyboardInterrupt):
         return complain(str(error) or "interrupted", INTERRUPTED)
     if isinstance(error, ModuleNotFoundError):
@@ -54,8 +55,7 @@ def failure(error: BaseException) -> int:
 def _of_the_system(error: OSError) -> int:
     what = error.filename if error.filename2 is None else f"{error.filename} -> {error.filename2}"
     where = f" {what}" if what else ""
-    inside = OF_RUST.search(str(error))
-    number = int(inside[1]) if inside else error.errno
+    number = number_of(error)
     if number in NO_SPACE:
         return complain(f"there is no space left to write{where}; free some, then give the same command again", FAILED)
     if number in FORBIDDEN:
@@ -64,6 +64,12 @@ def _of_the_system(error: OSError) -> int:
         )
     status = REFUSED if error.errno in GIVEN_WRONG else FAILED
     return complain(f"{what} cannot be used: {error.strerror}" if what else str(error), status)
+
+
+def number_of(error: OSError) -> int | None:
+    """The operating system's number of an error, which Lance's have in their text."""
+    inside = OF_RUST.search(str(error))
+    return int(inside[1]) if inside else error.errno
 
 
 def complain(message: str, status: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +14,14 @@ import racm3
 from racm3.cli.option_blocks import Embedding, OfMemory, load_encoder
 from racm3.cli.option_types import DataArgument, DataArguments, Folder, Ids, OptionalFile, OptionalText, Overrides
 from racm3.cli.verb import Verb
-from racm3.errors import InputError, MemoryStoreError
+from racm3.errors import InputError
 from racm3.util.files import check_pictures_out, save_picture
 from racm3.util.one_line import one_line
 from racm3.util.progress import counted, progress, telling
-from racm3.util.s3 import is_remote
 
 if TYPE_CHECKING:
     from racm3.data import Item, Skipped, Source
+    from racm3.data.skip_report import SkipReport
     from racm3.document import Part
     from racm3.retriever.encoder import Encoder
     from racm3.scale.pool import Workers
@@ -47,19 +46,19 @@ class Ingesting(Embedding):
                 report(skipped)
                 skip(skipped)
 
-            yield [with_samples(source, source.read(strict=self.strict, report=note)) for source in sources]
+            yield [with_samples(source, source.read(strict=self.strict, report=note), report) for source in sources]
 
     @contextmanager
-    def skips(self) -> Iterator[Callable[[Skipped], None]]:
-        """Lists what was skipped in FOLDER.skipped.jsonl; for a bucket that file lies in the current folder."""
+    def skips(self) -> Iterator[SkipReport]:
+        """Lists what was skipped in FOLDER.skipped.jsonl; for a bucket that file lies in the current folder. The last
+        line says how many were read, and how many were not."""
         from racm3.data.skip_report import SkipReport
-        from racm3.memory.storage import Bucket, place_of
+        from racm3.memory.storage import Bucket, storage_at
 
-        beside = Path() if isinstance(place_of(self.folder), Bucket) else self.folder.parent
+        beside = Path() if isinstance(storage_at(self.folder), Bucket) else self.folder.parent
         with SkipReport(beside / f"{self.folder.name}.skipped.jsonl") as report:
             yield report
-        if report.count:
-            print(f"skipped {report.count} broken items; {report.file} says which, and why", file=sys.stderr)
+        print(report.line(), file=sys.stderr)
 
 
 class OnCluster(Embedding):
@@ -77,9 +76,9 @@ class OnCluster(Embedding):
 
 
 class MemoryCreate(Ingesting, name="memory create"):
-    """Make a memory of the documents of the data; without data, it is empty. The same command goes on.
+    """Make a memory and add the documents of the data to it. Without data, it is empty.
 
-    It is whole, or not there: until then it is FOLDER.part, unless it is made in a bucket.
+    The same command goes on where it was broken off.
     """
 
     data: DataArguments = ()
@@ -88,16 +87,14 @@ class MemoryCreate(Ingesting, name="memory create"):
         from racm3.data import recognise
 
         sources = [recognise(source) for source in self.data]  # before anything is made: a wrong path is an error here
-        encoder, part = load_encoder(self.encoder_folder), self.folder
-        if not is_remote(self.folder) and not self.folder.exists():
-            part = self.folder.with_name(f"{self.folder.name}.part")
+        encoder = load_encoder(self.encoder_folder)
         with self.reading(sources) as documents:
-            memory = begun(part, encoder) if part != self.folder else None
-            memory = memory or racm3.Memory.create(part, encoder.fingerprint, encoder.dimension)
-            ids = fill(memory, encoder, documents, self.folder)
-            memory.remove([one for one in memory.ids if one not in ids])  # of other data
-        if part != self.folder:
-            part.rename(self.folder)
+            memory = racm3.Memory.create_or_resume(self.folder, encoder.fingerprint, encoder.dimension)
+            fill(memory, encoder, sources, documents)
+            if sources and not len(memory):
+                memory.discard()
+                raise InputError(f"not one document was read, so {self.folder} was not made; name other data")
+            memory.finish()
 
 
 class MemoryAdd(Ingesting, OnCluster, name="memory add"):
@@ -120,7 +117,7 @@ class MemoryAdd(Ingesting, OnCluster, name="memory add"):
         if self.pool is None:
             memory, encoder = self.open_both()
             with self.reading(sources) as documents:
-                fill(memory, encoder, documents, self.folder)
+                fill(memory, encoder, sources, documents)
             return
         memory = self.open()
         with self.skips() as skip, telling("embedding documents") as report:
@@ -144,23 +141,34 @@ class MemoryRemove(OfMemory, name="memory remove"):
 class MemorySync(Ingesting, name="memory sync"):
     """Make a memory equal to the data: add what is new, replace what has changed, remove what is gone.
 
-    What has not changed is not embedded again. A document whose file is broken now is kept as it is.
+    What has not changed is not embedded again. A document that cannot be read now is kept as it is. What would remove
+    more than half of the memory, or looks like a mistake, is done only with --yes.
     """
 
     data: DataArgument
+    yes: bool = False  # Go on, whatever would be removed.
+    dry_run: bool = False  # Only say what would be done.
 
     def run(self) -> None:
-        from racm3.data import recognise
-        from racm3.retriever.ingest import sync
+        from racm3.data import Protected, recognise
+        from racm3.retriever.ingest import apply, plan_sync
 
-        source, broken = recognise(self.data), list["Skipped"]()
+        source = recognise(self.data)
+        protected, kinds = Protected(source.root), [kind.title for kind in source.kinds]
         memory, encoder = self.open_both()
-
-        def is_broken(origin: str) -> bool:
-            return any(skipped.covers(origin) for skipped in broken)
-
-        with self.reading([source], broken.append) as (documents,), telling("syncing documents") as report:
-            done = sync(memory, encoder, documents, is_broken, report)
+        with self.reading([source], protected.add) as (documents,), progress() as report:
+            plan = plan_sync(memory, counted(documents, "comparing documents", report), protected, kinds)
+        for warning in plan.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if self.dry_run:
+            print(f"{memory.path} {plan}")
+            for reason in plan.reasons:
+                print(f"to be confirmed with --yes: {reason}")
+            return
+        if plan.reasons and not self.yes:
+            raise InputError(f"nothing was changed: sync {plan}. {'; '.join(plan.reasons)}. Add --yes if that is meant")
+        with telling("syncing documents") as stored:
+            done = apply(plan, memory, encoder, source.read(report=lambda skipped: None), stored)
         print(f"{done}; {memory.path} holds {len(memory)} documents")
 
 
@@ -217,12 +225,14 @@ class MemoryCheck(OfMemory, name="memory check"):
     def run(self) -> int:
         from racm3.memory.check import check
 
-        sound, damaged = check(self.folder, repair=self.repair)
-        for damage in damaged:
+        found = check(self.folder, repair=self.repair)
+        for damage in found.damaged:
             print(f"damaged  {damage.what}, {damage.documents} documents: {damage.reason}")
-        lost = sum(damage.documents for damage in damaged)
-        print(f"{sound} documents are sound, {lost} are damaged{' and were removed' if self.repair and lost else ''}")
-        return int(bool(damaged))
+        if found.uncovered:
+            print(f"{found.uncovered} documents have no checksums yet; the next change of the memory gives them some")
+        lost, removed = sum(damage.documents for damage in found.damaged), " and were removed" if self.repair else ""
+        print(f"{found.sound} documents are sound, {lost} are damaged{removed if lost else ''}")
+        return int(bool(found.damaged))
 
 
 class MemoryCompact(OfMemory, name="memory compact"):
@@ -331,28 +341,13 @@ class MemoryPlan(Verb, name="memory plan"):
         print("\n".join(lines(override(Assumptions(), self.set))))
 
 
-def begun(part: Path, encoder: Encoder) -> racm3.Memory | None:
-    """The memory that an earlier try has begun, if it is of any use."""
-    try:
-        return racm3.Memory.open(part, encoder.fingerprint)
-    except MemoryStoreError:
-        shutil.rmtree(part, ignore_errors=True)
-        return None
-
-
-def fill(memory: racm3.Memory, encoder: Encoder, sources: Sequence[Iterator[Item]], name: Path) -> set[str]:
-    """Add what the sources hold, and say so of the memory called ``name``; returns the ids."""
+def fill(
+    memory: racm3.Memory, encoder: Encoder, sources: Sequence[Source], documents: Sequence[Iterator[Item]]
+) -> None:
+    """Add the documents of each source, and say what became of them."""
     from racm3.retriever.ingest import ingest
 
-    ids = set[str]()
-
-    def seen(items: Iterator[Item]) -> Iterator[Item]:
-        for item in items:
-            ids.add(item.id)
-            yield item
-
-    for source in sources:
+    for source, items in zip(sources, documents, strict=True):
         with telling("adding documents") as report:
-            done = ingest(memory, encoder, seen(source), report)
-        print(f"{done}; {memory.path if is_remote(name) else name} holds {len(memory)} documents")
-    return ids
+            done = ingest(memory, encoder, items, [kind.title for kind in source.kinds], report)
+        print(f"{done}; {memory.path} holds {len(memory)} documents")

@@ -52,7 +52,7 @@ class Answering(Verb):
     samples: Annotated[int | None, _usual("samples")] = None
     seed: Annotated[int | None, _usual("seed")] = None  # The same one gives the same answer.
     # How much the documents that are read count; 1 is as usual. By default what racm3.Settings says.
-    grounding: OptionalNumber = None
+    context_aware: OptionalNumber = None
     # 0 takes the most probable codes or words, 1 draws as the model believes. By default what Settings says.
     temperature: OptionalNumber = None
     # Whatever racm3.Settings has, such as image.top_p=.95 image.top_k=50 text.temperature=0.7 max_text_tokens=20.
@@ -62,7 +62,7 @@ class Answering(Verb):
         """What ``set`` says, then the flags."""
         from racm3.util.config import override
 
-        given = {f"{self.kind}.grounding": self.grounding, f"{self.kind}.temperature": self.temperature}
+        given = {f"{self.kind}.context_aware": self.context_aware, f"{self.kind}.temperature": self.temperature}
         given |= {"image.guidance": getattr(self, "guidance", None)}
         given |= {name: getattr(self, name, None) for name in ("k", "contexts", "samples", "seed")}
         flags = [f"{name}={value}" for name, value in given.items() if value is not None]

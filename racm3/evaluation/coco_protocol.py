@@ -36,7 +36,7 @@ from racm3.evaluation.frechet import Moments, frechet_distance
 from racm3.evaluation.protocol import about_code, about_memory, check_comparable, digest_of_ids, weights_digest
 from racm3.evaluation.scenes_protocol import Steps, progress
 from racm3.evaluation.words import words
-from racm3.generator.decoding import Sampling
+from racm3.generator.sampling import Sampling
 from racm3.memory.memory import Memory
 from racm3.model_folder import ModelFolder
 from racm3.pipeline import RACM3, Completion, Settings

@@ -43,7 +43,7 @@ from racm3.evaluation.frechet import Moments, frechet_distance
 from racm3.evaluation.protocol import about_code, about_memory, weights_digest
 from racm3.evaluation.scenes_tasks import SHOTS, Tests, examine_tasks
 from racm3.evaluation.words import words
-from racm3.generator.decoding import Sampling
+from racm3.generator.sampling import Sampling
 from racm3.memory.memory import Memory
 from racm3.model_folder import SHIPPED, ModelFolder
 from racm3.pipeline import RACM3, Completion, Settings
@@ -54,7 +54,7 @@ from racm3.scenes.draw import SCENE_PX, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.judges import Judge, Verdict
 from racm3.scenes.world import World, counted
-from racm3.tokens.documents import image_codes
+from racm3.tokens.codec import image_codes
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.util.config import to_dict
 
@@ -84,16 +84,16 @@ Steps = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class Protocol:
     """``n``: at most so many pictures of each test split, its first. ``drawing`` and ``captioning`` hold for both
-    generators, but that vanilla has k = 0, and so nothing to be grounded in. Of 4 drawings the best by the encoder's
+    generators, but that vanilla has k = 0, and so no context to be aware of. Of 4 drawings the best by the encoder's
     score of picture and words is kept (ours; the paper draws 10); captions are greedy. ``filling`` is for the tasks of
     ``tasks.py``, of which one-shot classification has so many ``trials``."""
 
     n: int = 600
     trials: int = 300
     world: World = World()
-    drawing: Settings = Settings(k=2, samples=4, image=Sampling(temperature=0.5, top_p=0.9, grounding=1.25), seed=0)
-    captioning: Settings = Settings(k=2, text=Sampling(temperature=0.0, grounding=1.25), max_text_tokens=48, seed=0)
-    filling: Settings = Settings(k=2, samples=1, image=Sampling(temperature=0.5, top_p=0.9, grounding=1.25), seed=0)
+    drawing: Settings = Settings(k=2, samples=4, image=Sampling(temperature=0.5, top_p=0.9, context_aware=1.25), seed=0)
+    captioning: Settings = Settings(k=2, text=Sampling(temperature=0.0, context_aware=1.25), max_text_tokens=48, seed=0)
+    filling: Settings = Settings(k=2, samples=1, image=Sampling(temperature=0.5, top_p=0.9, context_aware=1.25), seed=0)
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= self.world.tests:
@@ -101,11 +101,11 @@ class Protocol:
         if self.trials < 1:
             raise ConfigError(f"trials is {self.trials}; it must be 1 or above")
 
-    def grounded(self, strength: float) -> Protocol:
-        """The same with another grounding of all that is generated."""
+    def with_context_aware(self, strength: float) -> Protocol:
+        """The same with context-aware decoding of another strength in all that is generated."""
 
         def own(settings: Settings) -> Settings:
-            image, text = (replace(one, grounding=strength) for one in (settings.image, settings.text))
+            image, text = (replace(one, context_aware=strength) for one in (settings.image, settings.text))
             return replace(settings, image=image, text=text)
 
         return replace(self, drawing=own(self.drawing), captioning=own(self.captioning), filling=own(self.filling))

@@ -41,7 +41,7 @@ class Options(Shape):
     seed: int | None = Field(
         default=None, ge=0, le=MAX_SEED, description="The same one gives the same answer; 0 by default"
     )
-    grounding: float | None = Field(
+    context_aware: float | None = Field(
         default=None, ge=0, le=20, description="How much more than usual the documents count: 1 is as usual"
     )
     guidance: float | None = Field(default=None, ge=0, le=20, description="Of pictures: 1 is none")
@@ -204,7 +204,7 @@ class Used(BaseModel):
     contexts: int
     samples: int
     seed: int
-    grounding: float
+    context_aware: float
     guidance: float
     temperature: float
     retrieve: bool

@@ -109,7 +109,8 @@ class GeneratorRun:
     is the main document's text part in ``text_query_share`` of sequences, else its picture part (ours: words name the
     entity more reliably than the small encoder's eyes). Of half of the queries the share ``query_dropout`` is dropped,
     so that what is retrieved differs; the others are asked as they are. A step is as many whole sequences, of any k,
-    as have ``tokens_per_step`` tokens on average. ``recompute_layers`` saves memory, ``compile`` time: see
+    as have ``tokens_per_step`` tokens on average. ``strategy`` names how documents are retrieved, or is MODULE:NAME;
+    null is the paper's, "relevance-redundancy". ``recompute_layers`` saves memory, ``compile`` time: see
     ``Generator.train_fast``.
 
     A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``init_from``.
@@ -130,6 +131,7 @@ class GeneratorRun:
     tokens_per_step: int = 3840
     text_ids: int = 1024
     init_from: str | None = None
+    strategy: str | None = None
     validation_documents: int = 0
     z_loss: float = 1e-5
     recompute_layers: bool = False

@@ -19,7 +19,6 @@ from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.encoder_recipe import EncoderRun, shape_of
 from racm3.training.generator_recipe import GeneratorRun
 from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
-from racm3.training.prepare import code_digest
 
 
 def init_folder(init_from: str, name: str) -> Path:
@@ -81,7 +80,7 @@ def init_generator(
     old_vocabulary, same_codes = None, False
     if models.has_facts:  # without them, a language model of words alone
         old_vocabulary = models.markup.vocabulary
-        same_codes = beside.is_dir() and code_digest(models.image_tokenizer()) == code_digest(image)
+        same_codes = beside.is_dir() and models.image_tokenizer().digest == image.digest
         if not same_codes:
             why = f"{beside} writes others" if beside.is_dir() else f"there is no {beside} to show that it knows them"
             print(f"init_from: image codes are new to {folder}, and learnt from nothing: {why}", file=sys.stderr)

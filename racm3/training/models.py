@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 
 from racm3.data import read
@@ -21,7 +20,8 @@ from racm3.generator.model import Generator
 from racm3.model_folder import ModelFolder
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.ingest import memory_of
-from racm3.tokens.image_tokenizer import FSQImageTokenizer, ImageTokenizer, load_image_tokenizer
+from racm3.retriever.strategy import strategy_for
+from racm3.tokens.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
@@ -31,7 +31,7 @@ from racm3.training.generator_recipe import GeneratorRun, train_generator
 from racm3.training.image_losses import PerceptualLoss
 from racm3.training.image_tokenizer_recipe import ImageTokenizerRun, train_image_tokenizer
 from racm3.training.init_from import init_encoder, init_folder, init_generator, init_image_tokenizer, init_text
-from racm3.training.prepare import TrainingSet, code_digest, learn_text, load_pairs, prepare
+from racm3.training.prepare import TrainingSet, learn_text, load_pairs, prepare
 from racm3.training.prepared_cache import Cache, reused
 
 
@@ -110,10 +110,8 @@ class PreparedModel:
         examine: Callable[[int, Generator], Mapping[str, float]] | None = None,
     ) -> Generator | None:
         """`train_generator` to ``out``; with ``samples`` every look of the run draws a sheet of pictures."""
-        vectors = None
-        if isinstance(self.image, FSQImageTokenizer):
-            vectors = self.image.fsq.values(self.image.fsq.digits_of(torch.arange(self.image.codebook_size)))
-        made_of = {"image_tokenizer": code_digest(self.image)}
+        vectors = self.image.code_vectors() if hasattr(self.image, "code_vectors") else None
+        made_of = {"image_tokenizer": self.image.digest}
         made_of |= {"encoder": self.encoder.fingerprint} if self.encoder else {}
         return train_generator(
             self.documents, self.text, self.markup, self.image.grid, run, out,
@@ -138,7 +136,10 @@ def prepared_model(
     markup = Markup(Vocabulary(text.size, image.codebook_size), math.prod(image.grid))
     initial = init_generator(run, markup.vocabulary, text, image)
     draws = run.loop.seed if seed is None else seed
-    documents = prepare(data, text, image, markup, encoder, cache, k=max(1, run.k), dropouts=run.dropouts, seed=draws)
+    strategy = strategy_for(encoder, run.strategy) if encoder else None
+    documents = prepare(
+        data, text, image, markup, encoder, cache, k=max(1, run.k), dropouts=run.dropouts, seed=draws, strategy=strategy
+    )
     return PreparedModel(documents, text, image, markup, encoder, initial)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound="DataclassInstance")
 
-RENAMED = {"start": "init_from"}
+RENAMED = {"start": "init_from", "grounding": "context_aware"}
 """Keys that had another name: whoever gives the old one is told the new one."""
 
 

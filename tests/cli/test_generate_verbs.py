@@ -28,7 +28,7 @@ def test_generate_draws_and_prints_its_sources(
     assert first.pixels.shape == (32, 32, 3)
     assert run(command, **places) == 0
     assert Image.open(places["out"]) == first
-    assert run(command + " --seed 1 --samples 2 --temperature 1.5 --grounding 2 --guidance 1 --k 1", **places) == 0
+    assert run(command + " --seed 1 --samples 2 --temperature 1.5 --context-aware 2 --guidance 1 --k 1", **places) == 0
     assert Image.open(places["out"]) != first
 
 

@@ -11,8 +11,7 @@ import pytest
 from racm3.data import Item
 from racm3.document import Document, Hole, Image
 from racm3.errors import DocumentError, EncoderMismatchError, InputError, MemoryStoreError
-from racm3.memory import search, store
-from racm3.memory import storage as place
+from racm3.memory import search, storage, store
 from racm3.memory.memory import Memory
 from racm3.memory.metadata_filter import where
 
@@ -210,7 +209,7 @@ def test_others_see_what_was_added_at_their_next_search_and_writers_take_turns(m
 
 
 def test_a_second_writer_waits_then_says_so(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr(storage, "LOCK_WAIT_S", 0.05)
     with memory.writing(), pytest.raises(MemoryStoreError, match="another process is writing"):
         Memory.open(memory.path).add(items(1, 50), unit(1))
     Memory.open(memory.path).add(items(1, 50), unit(1))
@@ -219,7 +218,7 @@ def test_a_second_writer_waits_then_says_so(memory: Memory, monkeypatch: pytest.
 def test_an_add_is_flushed_before_it_returns(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {file for file in memory.path.rglob("*") if file.is_file()}
     flushed: list[Path] = []
-    monkeypatch.setattr(place, "_fsync", lambda *paths: flushed.extend(paths))
+    monkeypatch.setattr(storage, "_fsync", lambda *paths: flushed.extend(paths))
     memory.add(items(1, 50), unit(1))
     new = {file for file in memory.path.rglob("*") if file.is_file()} - before
     written = {file for file in new if file.suffix in (".lance", ".manifest")}

@@ -12,7 +12,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from racm3.document import Hole
 from racm3.errors import CheckpointError, ConfigError
-from racm3.generator.engine import Engine, Job
+from racm3.generator.engine import Engine, SequenceRequest
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.prompt import answer_constraint, build_prompt
 from racm3.model_folder import ModelFolder
@@ -70,8 +70,8 @@ def test_a_qwen3_reads_words_as_before_under_our_vocabulary(tmp_path: Path, imag
         logits = ours.logits(ours(ids + VOCABULARY.text_start))
     torch.testing.assert_close(logits[..., VOCABULARY.text_start : VOCABULARY.image_start], expected)
     prompt = build_prompt([], [Hole("image")], Markup(VOCABULARY, 4), 8)  # and it can draw
-    job = Job(prompt.ids, answer_constraint(prompt.spans, VOCABULARY))
-    assert len(Engine(ours.eval(), VOCABULARY).run([job])[0].tokens) == 4
+    request = SequenceRequest(prompt.ids, answer_constraint(prompt.spans, VOCABULARY))
+    assert len(Engine(ours.eval(), VOCABULARY).run([request])[0].tokens) == 4
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, image: FSQImageTokenizer) -> None:

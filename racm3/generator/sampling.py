@@ -1,7 +1,6 @@
-"""Decoding: from the logits of one step to one token a row.
+"""Sampling: from the logits of one step to one token a row.
 
-Small roles, put together by ``engine.py``: *constraints* say which ids may come next and when a job is done, *filters*
-are pure functions on logits, which ``shape`` puts in their order, ``choose`` draws.
+*Filters* are pure functions on logits, which ``filter_logits`` puts in their order; ``choose`` draws.
 
 Letters in shapes: B rows, V vocabulary.
 """
@@ -9,32 +8,24 @@ Letters in shapes: B rows, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from racm3.errors import ConfigError, MarkupError
-from racm3.tokens.vocabulary import Vocabulary
+from racm3.errors import ConfigError
 
 __all__ = [
-    "Chain",
-    "Constraint",
-    "Fixed",
-    "ImageSpan",
     "Sampling",
-    "TextSpan",
     "choose",
     "contrast",
+    "filter_logits",
     "guide",
     "keep_allowed",
     "keep_min_p",
     "keep_top_k",
     "keep_top_p",
-    "shape",
     "temper",
 ]
 
@@ -49,10 +40,11 @@ class Sampling:
 
     ``temperature`` 0 takes the most probable token. ``top_k`` keeps the k most probable tokens, ``top_p`` the fewest
     that have this probability together, ``min_p`` those at least this times as probable as the most probable one.
-    ``grounding`` g moves away from what the generator would say without the retrieved documents: the logits become
-    alone + g * (cond - alone), before all else (context-aware decoding, Shi et al. 2023, whose alpha is g - 1).
-    Two ways to move away from the unconditional prompt: ``guidance`` g makes the logits uncond + g * (cond - uncond),
-    1 is none and costs nothing; ``contrast_k`` k makes them log p_cond - log p_uncond, over tokens with p_cond at least
+    ``context_aware`` g moves away from what the generator would say without the retrieved documents: the logits become
+    without + g * (with - without), before all else (context-aware decoding, Shi et al. 2023, arXiv 2305.14739, whose
+    alpha is g - 1). Two ways to move away from the unconditional prompt: ``guidance`` g (classifier-free guidance)
+    makes the logits uncond + g * (cond - uncond), 1 is none and costs nothing; ``contrast_k`` k makes them
+    log p_cond - log p_uncond, over tokens with p_cond at least
     ``contrast_alpha`` times the k-th largest (CM3Leon's CD-K; its alpha is not known to us, 0.1 is the value of
     contrastive decoding's own paper, Li et al. 2022).
     Raises ConfigError if a value is out of range, or both ways are asked for.
@@ -62,7 +54,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
-    grounding: float = 1.0
+    context_aware: float = 1.0
     guidance: float = 1.0
     contrast_k: int | None = None
     contrast_alpha: float = 0.1
@@ -73,7 +65,7 @@ class Sampling:
             ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or above, or None"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
-            ("grounding", self.grounding, 0 <= self.grounding < math.inf, "0 or above"),
+            ("context_aware", self.context_aware, 0 <= self.context_aware < math.inf, "0 or above"),
             ("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or above"),
             ("contrast_k", self.contrast_k, self.contrast_k is None or self.contrast_k >= 1, "1 or above, or None"),
             ("contrast_alpha", self.contrast_alpha, 0 < self.contrast_alpha <= 1, "above 0 and at most 1"),
@@ -94,7 +86,7 @@ class Sampling:
 
 def guide(conditional: Tensor, other: Tensor, strength: Tensor) -> Tensor:
     """Away from another prompt's logits: other + g * (cond - other), with g (B,) of each row. Classifier-free guidance
-    if the other is the unconditional prompt, grounding if it is the main document alone."""
+    if the other is the unconditional prompt, context-aware decoding if it is the main document by itself."""
     return other + strength[:, None] * (conditional - other)
 
 
@@ -149,24 +141,24 @@ def temper(logits: Tensor, temperature: Tensor) -> Tensor:
     return below / temperature.where(temperature > 0, 1)[:, None]
 
 
-def shape(
+def filter_logits(
     conditional: Tensor,
     unconditional: Tensor | None,
-    alone: Tensor | None,
+    without_context: Tensor | None,
     allowed: Tensor,
     samplings: Sequence[Sampling],
 ) -> Tensor:
     """All filters in their order, each only if a row asks for it: what ``choose`` draws from, (B, V).
 
-    ``unconditional`` and ``alone`` (B, V) are the logits of those prompts; None if no row asks for them. In rows that
-    do not, ``unconditional`` may be anything, and ``alone`` is ``conditional``.
+    ``unconditional`` and ``without_context`` (B, V) are the logits of those prompts; None if no row asks for them. In
+    rows that do not, ``unconditional`` may be anything, and ``without_context`` is ``conditional``.
     """
 
     def each(values: Iterable[float]) -> Tensor:  # (B,)
         return torch.tensor(list(values), device=conditional.device)
 
-    if alone is not None:
-        conditional = guide(conditional, alone, each(s.grounding for s in samplings))
+    if without_context is not None:
+        conditional = guide(conditional, without_context, each(s.context_aware for s in samplings))
     scores = keep_allowed(conditional, allowed)
     if unconditional is not None:
         other = keep_allowed(unconditional, allowed)
@@ -197,158 +189,3 @@ def choose(logits: Tensor, uniform: Tensor, greedy: Tensor) -> Tensor:
     target = torch.minimum(uniform.double()[:, None] * total, total.nextafter(torch.zeros_like(total)))
     drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
     return logits.argmax(-1).where(greedy, drawn)
-
-
-# Constraints: which ids may come next.
-
-
-class Constraint(Protocol):
-    """Says which ids may come next, and when nothing more is needed. The engine works on a copy of it."""
-
-    @property
-    def max_steps(self) -> int:
-        """The most tokens that will be pushed."""
-
-    @property
-    def done(self) -> bool:
-        """True once nothing may be pushed any more."""
-
-    def allowed(self) -> np.ndarray:
-        """What may be pushed next: (V,) bool."""
-
-    def push(self, id: int) -> bool:
-        """Go on by one token; returns whether it belongs to the answer (a stop token does not).
-
-        Raises MarkupError if it is not allowed here.
-        """
-
-
-def _ids(vocabulary: Vocabulary, *special: int, text: bool = False, image: bool = False) -> np.ndarray:
-    """A set of ids as a (V,) bool array."""
-    members = np.zeros(vocabulary.size, dtype=bool)
-    members[vocabulary.text_start : vocabulary.image_start] = text
-    members[vocabulary.image_start :] = image
-    members[list(special)] = True
-    return members
-
-
-def _check(constraint: Constraint, vocabulary: Vocabulary, id: int) -> None:
-    if constraint.done:
-        raise MarkupError(f"found {vocabulary.name(id)} behind a complete {type(constraint).__name__}")
-    if not 0 <= id < vocabulary.size or not constraint.allowed()[id]:
-        raise MarkupError(f"found {vocabulary.name(id)}, which may not stand in this {type(constraint).__name__}")
-
-
-class TextSpan:
-    """At least one text id, at most ``max_tokens``, then one of ``stop_ids``, which is not part of the answer.
-
-    Raises ConfigError if there is no stop id or ``max_tokens`` is below 1.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, stop_ids: Collection[int], max_tokens: int) -> None:
-        if not stop_ids or max_tokens < 1:
-            raise ConfigError(
-                f"a text span has at least one stop id and one token, but stop_ids={stop_ids} and "
-                f"max_tokens={max_tokens} were given"
-            )
-        self.vocabulary, self.max_tokens = vocabulary, max_tokens
-        self.max_steps = max_tokens + 1
-        self.done = False
-        self._count = 0
-        self._content = _ids(vocabulary, text=True)
-        self._stop = _ids(vocabulary, *stop_ids)
-
-    def allowed(self) -> np.ndarray:
-        if self._count == 0:
-            return self._content
-        return self._stop if self._count == self.max_tokens else self._content | self._stop
-
-    def push(self, id: int) -> bool:
-        _check(self, self.vocabulary, id)
-        self._count += 1
-        self.done = bool(self._stop[id])
-        return not self.done
-
-
-class ImageSpan:
-    """Exactly ``count`` image codes; those at the places in ``given`` are the codes (from 0) that it says.
-
-    Raises ConfigError if ``count`` is below 1 or a place is outside the span.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, count: int, given: Mapping[int, int] | None = None) -> None:
-        if count < 1:
-            raise ConfigError(f"an image span has at least one code, but count={count} was given")
-        self.given = dict(given or {})
-        if not all(0 <= place < count for place in self.given):
-            raise ConfigError(f"a span of {count} codes has places 0 to {count - 1}, but {given} was given")
-        self.vocabulary = vocabulary
-        self.max_steps = count
-        self._pushed = 0
-        self._content = _ids(vocabulary, image=True)
-
-    @property
-    def done(self) -> bool:
-        return self._pushed == self.max_steps
-
-    def allowed(self) -> np.ndarray:
-        code = self.given.get(self._pushed)
-        return self._content if code is None else _ids(self.vocabulary, self.vocabulary.image_start + code)
-
-    def push(self, id: int) -> bool:
-        _check(self, self.vocabulary, id)
-        self._pushed += 1
-        return True
-
-
-class Fixed:
-    """The given ids and no others, such as ``<infill:1>`` between two spans; they are not part of the answer.
-
-    Raises ConfigError if there is none.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, ids: Sequence[int]) -> None:
-        if not ids:
-            raise ConfigError("fixed ids: at least one is needed, but none was given")
-        self.vocabulary, self.ids = vocabulary, tuple(ids)
-        self.max_steps = len(self.ids)
-        self._next = 0
-
-    @property
-    def done(self) -> bool:
-        return self._next == len(self.ids)
-
-    def allowed(self) -> np.ndarray:
-        return _ids(self.vocabulary, self.ids[self._next])
-
-    def push(self, id: int) -> bool:
-        _check(self, self.vocabulary, id)
-        self._next += 1
-        return False
-
-
-class Chain:
-    """One constraint after the other, as the gaps of one document are filled one after the other.
-
-    Raises ConfigError if there is none.
-    """
-
-    def __init__(self, *links: Constraint) -> None:
-        if not links:
-            raise ConfigError("a chain of constraints has at least one, but none was given")
-        self.links = links
-        self.max_steps = sum(link.max_steps for link in links)
-        self._current = 0
-
-    @property
-    def done(self) -> bool:
-        return self.links[-1].done
-
-    def allowed(self) -> np.ndarray:
-        return self.links[self._current].allowed()
-
-    def push(self, id: int) -> bool:
-        belongs = self.links[self._current].push(id)
-        if self.links[self._current].done and not self.done:
-            self._current += 1
-        return belongs
