@@ -216,12 +216,11 @@ def test_a_damaged_byte_of_a_model_is_said(
 ) -> None:
     shutil.copytree(models, tmp_path / "models")
     for file in sorted((tmp_path / "models").glob("*/*.*")):
-        if file.suffix not in (".safetensors", ".json") or file.name in ("run.json", "redundancy.json"):
+        if file.name not in ("config.json", "model.safetensors", "racm3.json", "tokenizer.json"):
             continue
         whole = file.read_bytes()
         file.write_bytes(bytes([whole[0] ^ 0x40]) + whole[1:])
         words = f"generate fox --models {tmp_path}/models --memory {places['memory']} --out {tmp_path}/out.png".split()
-        print(file, file=sys.stderr)
         status, line = said(words, capsys)
         assert status == 2, (file, line)
         file.write_bytes(whole)
