@@ -258,31 +258,20 @@ class MemoryIndex(OfMemory, name="memory index"):
 
 
 class MemoryExport(OfMemory, name="memory export"):
-    """Write the documents of a memory as WebDataset shards; those of another shape than a caption and a picture go to
-    OUT/interleaved/documents.jsonl. Both are read by racm3 memory create."""
+    """Write the documents of a memory as WebDataset shards, from which racm3 memory create makes an equal one.
 
-    out: Folder  # Where the files go.
+    OUT is written as a whole or stays as it was; an earlier export of the same memory is replaced.
+    """
+
+    out: Folder  # Where the files go: a folder that is new, empty, or holds an earlier export of this memory.
 
     def run(self) -> None:
-        from racm3.data import write_webdataset, writing_documents
-        from racm3.data.writing import is_pair
+        from racm3.memory.export import export
 
-        memory, others = self.open(), 0
-        with writing_documents(self.out / "interleaved") as write, progress() as report:
-
-            def pairs() -> Iterator[Item]:
-                nonlocal others
-                for item in counted(memory.items(), "exporting documents", report, len(memory)):
-                    if is_pair(item):
-                        yield item
-                    else:
-                        write(item)
-                        others += 1
-
-            shards = write_webdataset(pairs(), self.out)
-        print(f"wrote {len(memory) - others} documents to {len(shards)} shards in {self.out}")
-        if others:
-            print(f"wrote {others} documents of other shapes to {self.out / 'interleaved'}")
+        memory = self.open()
+        with telling("exporting documents", len(memory)) as report:
+            shards = export(memory, self.out, report)
+        print(f"wrote {len(memory)} documents to {len(shards)} shards in {self.out}")
 
 
 class MemoryReEmbed(OfMemory, name="memory re-embed"):

@@ -265,7 +265,8 @@ def lines(file: Path) -> Iterator[bytes | None]:
         encoding = encoding_of(stream.read(1000))
         stream.seek(0)
         if encoding != "utf-8-sig":
-            yield from _recoded(io.TextIOWrapper(stream, encoding, "surrogatepass", newline="\n"))
+            with io.TextIOWrapper(stream, encoding, "surrogatepass", newline="\n") as text:
+                yield from _recoded(text)
             return
         while line := stream.readline(MAX_LINE_BYTES + 1):
             too_long = len(line) > MAX_LINE_BYTES

@@ -29,7 +29,7 @@ import numpy as np
 from racm3.data import Item
 from racm3.document import Modality
 from racm3.errors import EncoderMismatchError, InputError, MemoryStoreError, unknown
-from racm3.memory.damage import UNREADABLE, told
+from racm3.memory.damage import UNREADABLE, no_panic, readable
 from racm3.memory.metadata_filter import Facts, Where
 from racm3.memory.rows import DOCUMENT, FACTS, About, check_facts, content_hash, item_of, metadata_json
 from racm3.memory.search import Ranking, View, recall
@@ -102,7 +102,8 @@ class Memory:
             if not storage_at(path).versions():
                 raise
         memory = cls.open(path)
-        if not memory.unfinished:
+        begun = memory._store.snapshot.version == 1  # broken off before it was marked
+        if not memory.unfinished and (len(memory) or not begun):
             raise MemoryStoreError(
                 f"the memory {memory.path} is there already, with {len(memory)} documents; add to it with "
                 "`racm3 memory add`, make it equal to the data with `racm3 memory sync`, or give a new path"
@@ -164,7 +165,8 @@ class Memory:
     @property
     def ids(self) -> Sequence[str]:
         """Ids in row order, as of the last `refresh`, `search` or change."""
-        return self._view.ids
+        with readable(self.path):
+            return self._view.ids
 
     @property
     def fingerprint(self) -> str:
@@ -182,7 +184,9 @@ class Memory:
     def vector_blocks(self) -> Iterator[np.ndarray]:
         """`vectors`, a block of rows at a time."""
         snapshot = self._view.snapshot
-        return (snapshot.vectors(fragment)[2] for fragment in snapshot.fragments)
+        with readable(self.path):
+            for fragment in snapshot.fragments:
+                yield snapshot.vectors(fragment)[2]
 
     def refresh(self) -> None:
         """See what other processes have changed. Raises EncoderMismatchError if they changed the encoder."""
@@ -270,24 +274,20 @@ class Memory:
 
         Raises MemoryStoreError if a document is not what was put in.
         """
-        return map(item_of, self._view.snapshot.scan(DOCUMENT, start=start))
+        with readable(self.path):
+            yield from map(item_of, self._view.snapshot.scan(DOCUMENT, start=start))
 
     def _reading(self, read: Callable[[View], T], *, refreshed: bool = True) -> T:
         """What ``read`` gives of the newest version; once more if another process has compacted the memory meanwhile
         and deleted what was being read."""
         try:
-            return read(self._newest() if refreshed else self._view)
+            with no_panic():
+                return read(self._newest() if refreshed else self._view)
         except UNREADABLE as error:
             if isinstance(error, InputError):
                 raise
-        try:
+        with readable(self.path):
             return read(self._newest())
-        except UNREADABLE as error:
-            if isinstance(error, InputError):
-                raise
-            raise MemoryStoreError(
-                f"the memory {self.path} cannot be read: {told(error)}; run `racm3 memory check` on it"
-            ) from error
 
     def info(self) -> Info:
         """How much there is, of what, and how it is searched."""
@@ -318,11 +318,13 @@ class Memory:
 
     def known(self, ids: Collection[str]) -> dict[str, str]:
         """Those ``ids`` that are here, and the origin of each."""
-        return {item_id: row["origin"] for item_id, row in self._store.snapshot.find(ids, ["origin"]).items()}
+        with readable(self.path):
+            return {item_id: row["origin"] for item_id, row in self._store.snapshot.find(ids, ["origin"]).items()}
 
     def facts(self, ids: Collection[str]) -> dict[str, Facts]:
         """What is known, without decoding them, of those ``ids`` that are here."""
-        return {item_id: _fact(row) for item_id, row in self._store.snapshot.find(ids, FACTS[1:]).items()}
+        with readable(self.path):
+            return {item_id: _fact(row) for item_id, row in self._store.snapshot.find(ids, FACTS[1:]).items()}
 
     def note(self, key: str) -> str | None:
         """What `set_note` has kept."""
@@ -337,7 +339,8 @@ class Memory:
 
     def unlike(self, items: Sequence[Item]) -> list[Item]:
         """Those of ``items`` that are not in the memory as they are: new, or with other content or metadata."""
-        known = self._store.snapshot.find([item.id for item in items], ["hash", "metadata"])
+        with readable(self.path):
+            known = self._store.snapshot.find([item.id for item in items], ["hash", "metadata"])
 
         def here(item: Item) -> bool:
             row = known.get(item.id)

@@ -66,8 +66,9 @@ def ingest(
                 "has changed with `racm3 memory sync`"
             )
         if new:
-            memory.add(new, encoder.embed([item.document for item in new]))
-        done.added += len(new)
+            added = memory.add_missing(new, encoder.embed([item.document for item in new]))
+            done.added += added
+            done.unchanged += len(new) - added
         done.unchanged += len(batch) - len(new)
         report(done.added + done.unchanged)
     memory.tidy()

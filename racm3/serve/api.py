@@ -24,7 +24,7 @@ from starlette.responses import StreamingResponse
 
 from racm3.attribution import PartAttribution
 from racm3.completion import BY_HAND, Completion, Partial, Request
-from racm3.document import Document, Image
+from racm3.document import Document, Image, Modality
 from racm3.errors import ConfigError, InputError, MemoryStoreError
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
@@ -32,8 +32,8 @@ from racm3.serve import picture_input as pictures
 from racm3.serve.engine_thread import Busy, EngineThread, Gone, Late
 from racm3.serve.guard import ApiError, Limits, error_body, too_many
 from racm3.serve.shapes import Attribution, Options, Source, Used
-from racm3.settings import Settings
-from racm3.util.config import RENAMED
+from racm3.settings import USUAL, Settings
+from racm3.util.config import RENAMED, from_dict, to_dict
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -192,10 +192,7 @@ class Api:
 
     def used(self, settings: Settings, options: Options, temperature: float) -> Used:
         return Used(
-            k=options.k,
-            contexts=settings.contexts,
-            samples=settings.samples,
-            seed=settings.seed,
+            **to_dict(settings) | {"k": options.k},
             context_aware=settings.image.context_aware,
             guidance=settings.image.guidance,
             temperature=temperature,
@@ -209,19 +206,16 @@ class Api:
         return sum(map(len, ids)) - pictures, pictures
 
 
-def settings_of(options: Options) -> Settings:
-    """The settings that options ask for; guidance and temperature are those of pictures."""
-    usual = Settings()
-    names = ("context_aware", "guidance", "temperature")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    return Settings(
-        k=options.k if options.retrieve else 0,
-        contexts=options.contexts,
-        samples=options.samples,
-        image=replace(usual.image, **given),
-        text=replace(usual.text, context_aware=given.get("context_aware", usual.text.context_aware)),
-        seed=options.seed or 0,
-    )
+def settings_of(options: Options, temperature_of: Modality = "image") -> Settings:
+    """The settings that options ask for. One given for a modality goes before one for all that is generated."""
+    table = options.model_dump(include=set(to_dict(USUAL)))
+    both: tuple[Modality, ...] = ("image", "text")
+    for name, modalities in (("context_aware", both), ("guidance", ("image",)), ("temperature", (temperature_of,))):
+        value = getattr(options, name)
+        for modality in modalities if value is not None else ():
+            if name not in getattr(options, modality).model_fields_set:
+                table[modality][name] = value
+    return from_dict(Settings, table | {"k": options.k if options.retrieve else 0, "seed": options.seed or 0})
 
 
 def image_path(item_id: str) -> str:

@@ -231,8 +231,8 @@ def test_a_damaged_byte_of_a_model_is_said(
     [
         ("memory search {memory} --text fox --hits 0", "--hits is 0; give 1 or more"),
         ("serve --port 99999", "--port is 99999; give 1 to 65535, or 0 for any that is free"),
-        ("generate fox --out {out_picture} --seed -1", "seed is -1"),
-        ("generate fox --out {out_picture} --k -1", "k is -1"),
+        ("generate fox --out {out_picture} --seed -1", "settings.seed is -1"),
+        ("generate fox --out {out_picture} --k -1", "settings.k is -1"),
         (
             "generate fox --out {out_picture} --set image.top_p=2",
             "sampling.top_p is 2.0; it must be above 0 and at most 1",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.memory_crash import crash, power_cuts
+from benchmarks.memory_crash import crash, faults, flips, power_cuts
 from racm3.data import Item
 from racm3.document import Document, Image
 from racm3.errors import InputError, MemoryStoreError
@@ -47,6 +48,15 @@ def test_nothing_is_lost_or_torn_or_read_wrong_by_kills(tmp_path: Path) -> None:
 
 def test_after_a_power_cut_the_last_good_version_opens(tmp_path: Path) -> None:
     assert power_cuts(tmp_path, cuts=10) == {"power_cuts": 10, "recovered": 10}
+
+
+def test_faults_take_nothing_and_make_readers_move_nothing() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # which other users can reach
+        assert faults(Path(folder), count=2) == {"faults": 2, "rolled_back_by_reader": 0, "enospc": 2, "enospc_lost": 0}
+
+
+def test_no_bit_that_is_flipped_is_passed_over(tmp_path: Path) -> None:
+    assert flips(tmp_path, count=20) == {"flips": 20, "flips_found": 20, "silent_wrong": 0}
 
 
 @pytest.mark.parametrize("pattern", ["_versions/*.manifest", "data/*.lance"])
