@@ -463,7 +463,7 @@ class Memory:
         dimension: int,
         embed: Callable[[list[Item]], np.ndarray],
         batch: int,
-        report: Callable[[int], None] = lambda done: None,
+        report: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Move the memory to another encoder. Until it is done, and if it is broken off, the old vectors are there.
 

@@ -134,6 +134,8 @@ class FSQ(nn.Module):
 
 
 class ResidualMLP(nn.Module):
+    """A step of the encoder, on each patch by itself."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -145,6 +147,8 @@ class ResidualMLP(nn.Module):
 
 
 class ResidualConv(nn.Module):
+    """A step of the decoder, on each patch and its neighbours."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)
