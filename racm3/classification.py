@@ -17,33 +17,47 @@ is a few ids, and to tell which example it stands with is all that can be learnt
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 import torch
 
-from racm3.document import Hole
+from racm3.document import Document, Hole, Image
+from racm3.errors import InputError
 from racm3.generator.engine import Engine
 from racm3.generator.prompt import build_prompt
-from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument
+from racm3.tokens.codec import Codec, image_codes, token_documents
+from racm3.tokens.markup import Markup
+from racm3.tokens.parts import ImageCodes, TextIds, TokenDocument
 
 By = Literal["picture", "label"]
 
 
 def compare(
     engine: Engine,
+    codec: Codec,
     markup: Markup,
-    pictures: Sequence[ImageCodes],
-    examples: Sequence[Sequence[TokenDocument]],
+    images: Sequence[Image],
+    examples: Mapping[str, Sequence[Image]],
     by: By = "picture",
 ) -> np.ndarray:
     """How probable each label is for each picture, from each shot by itself: (N, shots, L), sums of 1 over the labels.
 
-    ``examples``: for each label its documents, a text and a picture each, equally many. Raises PromptTooLongError.
+    ``examples``: pictures of each label, equally many. Raises InputError if they are not, or there are fewer than two
+    labels, PromptTooLongError.
     """
-    return (by_picture if by == "picture" else by_label)(engine, markup, pictures, examples)
+    counts = {label: len(shown) for label, shown in examples.items()}
+    if len(counts) < 2 or len(set(counts.values())) != 1 or 0 in counts.values():
+        raise InputError(f"give two labels or more, with equally many pictures of each, 1 or more; not {counts}")
+    shown = [
+        token_documents([Document.of(label, image) for image in own], codec.text, codec.image)
+        for label, own in examples.items()
+    ]
+    codes = image_codes(images, codec.image).tolist() if images else []
+    pictures = [ImageCodes(tuple(own)) for own in codes]
+    return (by_picture if by == "picture" else by_label)(engine, markup, pictures, shown)
 
 
 def by_picture(

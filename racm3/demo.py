@@ -30,7 +30,7 @@ from racm3.errors import InputError
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.ingest import ingest
+from racm3.retriever.ingest import memory_of
 from racm3.retriever.retriever import Hit
 from racm3.scenes.draw import Scene
 from racm3.scenes.world import World, counted
@@ -202,10 +202,7 @@ def build_memory(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
     if path.exists():
         Memory.open(path)  # raises if it is none
         shutil.rmtree(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    memory = Memory.create(path, encoder.fingerprint, encoder.dimension)
-    ingest(memory, encoder, items)
-    return memory
+    return memory_of(path, encoder, items)
 
 
 OnStep = Callable[[int, int], None]

@@ -22,6 +22,7 @@ import PIL.Image
 from racm3.errors import DocumentError, FormatError, ImageError
 
 Modality = Literal["text", "image"]
+MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; a bigger one is refused as a decompression bomb."""
@@ -390,7 +391,7 @@ class Hole:
     modality: Modality
 
     def __post_init__(self) -> None:
-        if self.modality not in ("text", "image"):
+        if self.modality not in MODALITIES:
             raise DocumentError(f"a hole is 'text' or 'image', but {self.modality!r} was given")
 
 

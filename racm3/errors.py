@@ -12,6 +12,7 @@
     ├── CacheLimitError       a generation job that needs more memory than there is
     ├── MarkupError           token ids that break the grammar of documents
     └── MemoryStoreError      a memory that is missing, damaged or locked
+        ├── DamagedDocumentError  a stored document that is not what was put in
         └── EncoderMismatchError  a memory made by another encoder than the one it is opened with
 
 Each message says what was given, what is allowed and what to do.
@@ -26,6 +27,7 @@ __all__ = [
     "CacheLimitError",
     "CheckpointError",
     "ConfigError",
+    "DamagedDocumentError",
     "DocumentError",
     "EncoderMismatchError",
     "FormatError",
@@ -82,6 +84,17 @@ class MarkupError(RACM3Error, ValueError):
 
 class MemoryStoreError(RACM3Error):
     """A memory that is missing, damaged or locked."""
+
+
+class DamagedDocumentError(MemoryStoreError):
+    """A stored document that is not what was put in, for the ``reason`` given."""
+
+    def __init__(self, item_id: str, reason: str) -> None:
+        super().__init__(
+            f"document {item_id!r} is damaged: {reason}; `racm3 memory check --repair` removes what is damaged, then "
+            "add or sync it again"
+        )
+        self.reason = reason
 
 
 class EncoderMismatchError(MemoryStoreError):

@@ -6,8 +6,10 @@ Each goes on where it was broken off: what is stored already is recognised befor
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from racm3.data import Item, Protected
 from racm3.document import modality_of
@@ -15,7 +17,7 @@ from racm3.errors import MemoryStoreError
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 
-__all__ = ["Changes", "Plan", "apply", "batches", "ingest", "plan_sync", "re_embed", "sync"]
+__all__ = ["Changes", "Plan", "apply", "batches", "ingest", "memory_of", "plan_sync", "re_embed", "sync"]
 
 DOCUMENTS_AT_ONCE = 512
 PIXELS_AT_ONCE = 2**26
@@ -41,11 +43,18 @@ class Changes:
         return ", ".join(done) or "nothing to do"
 
 
-def ingest(memory: Memory, encoder: Encoder, items: Iterable[Item], kinds: Sequence[str] = ()) -> Changes:
+def ingest(
+    memory: Memory,
+    encoder: Encoder,
+    items: Iterable[Item],
+    kinds: Sequence[str] = (),
+    report: Callable[[int], None] = lambda done: None,
+) -> Changes:
     """Embed the items and add them to the memory; those that are there already are passed over, unembedded.
 
-    ``kinds``: what the source is, in words; the memory keeps it for `plan_sync`. Raises EncoderMismatchError if another
-    encoder made the memory, MemoryStoreError if it holds an item's id with other content.
+    ``kinds``: what the source is, in words; the memory keeps it for `plan_sync`. ``report`` is told how many items are
+    stored. Raises EncoderMismatchError if another encoder made the memory, MemoryStoreError if it holds an item's id
+    with other content.
     """
     memory.check_encoder(encoder.fingerprint)
     done = Changes()
@@ -57,13 +66,34 @@ def ingest(memory: Memory, encoder: Encoder, items: Iterable[Item], kinds: Seque
                 "has changed with `racm3 memory sync`"
             )
         if new:
-            memory.add(new, encoder.embed([item.document for item in new]))
-        done.added += len(new)
+            added = memory.add_missing(new, encoder.embed([item.document for item in new]))
+            done.added += added
+            done.unchanged += len(new) - added
         done.unchanged += len(batch) - len(new)
+        report(done.added + done.unchanged)
     memory.tidy()
     if kinds:
         memory.set_note(KINDS, json.dumps(sorted({*_kinds_of(memory), *kinds})))
     return done
+
+
+def memory_of(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
+    """The memory at ``path``; if nothing is there it is made of ``items``, whole or not at all.
+
+    What a kill left half made, in ``path``.part, is completed. Raises MemoryStoreError if something else is there,
+    EncoderMismatchError if another encoder made it.
+    """
+    if not path.exists():
+        part = path.with_name(f"{path.name}.part")
+        try:
+            memory = Memory.open(part, encoder.fingerprint)
+        except MemoryStoreError:  # there is none yet, or one that is of no use
+            shutil.rmtree(part, ignore_errors=True)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            memory = Memory.create(part, encoder.fingerprint, encoder.dimension)
+        ingest(memory, encoder, items)
+        part.rename(path)
+    return Memory.open(path, encoder.fingerprint)
 
 
 @dataclass
@@ -157,10 +187,16 @@ def _kinds_of(memory: Memory) -> set[str]:
     return set(json.loads(memory.note(KINDS) or "[]"))
 
 
-def apply(plan: Plan, memory: Memory, encoder: Encoder, items: Iterable[Item]) -> Changes:
+def apply(
+    plan: Plan,
+    memory: Memory,
+    encoder: Encoder,
+    items: Iterable[Item],
+    report: Callable[[int], None] = lambda done: None,
+) -> Changes:
     """Do what was planned. ``items`` are those of the plan, from the beginning; they are not read if few have changed.
 
-    Raises EncoderMismatchError if another encoder made the memory.
+    ``report`` is told how many items are stored. Raises EncoderMismatchError if another encoder made the memory.
     """
     memory.check_encoder(encoder.fingerprint)
     done, stay, seen = Changes(unchanged=plan.unchanged), set(plan.protected), set[str]()
@@ -172,6 +208,7 @@ def apply(plan: Plan, memory: Memory, encoder: Encoder, items: Iterable[Item]) -
             memory.put(fresh, encoder.embed([item.document for item in fresh]))
             done.replaced += replaced
             done.added += len(fresh) - replaced
+        report(len(seen))
     gone = [item_id for item_id in memory.known(plan.removed) if item_id not in seen]
     memory.remove(gone)
     done.removed = len(gone)

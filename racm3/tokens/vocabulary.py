@@ -10,11 +10,13 @@ Where this order changes, every trained generator becomes useless: a test freeze
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from racm3.document import Modality
 from racm3.errors import ConfigError, MarkupError
 
 __all__ = ["MAX_MASKS", "Vocabulary"]
@@ -85,6 +87,27 @@ class Vocabulary:
 
     def is_image(self, ids: Ids) -> Ids:
         return (ids >= self.image_start) & (ids < self.size)
+
+    def id_set(self, *ids: int, modality: Modality | None = None) -> np.ndarray:
+        """A set of ids as a (V,) bool array, not writable: the given ones, and all text ids or all image codes."""
+        members = np.zeros(self.size, dtype=bool)
+        if modality == "text":
+            members[self.text_start : self.image_start] = True
+        elif modality == "image":
+            members[self.image_start :] = True
+        members[list(ids)] = True
+        members.setflags(write=False)
+        return members
+
+    def modalities(self, ids: np.ndarray) -> tuple[Modality, ...]:
+        """The modalities that a set of ids, (V,) bool, reaches into; special tokens count as text."""
+        found: list[Modality] = ["text"] if ids[: self.image_start].any() else []
+        return (*found, "image") if ids[self.image_start :].any() else tuple(found)
+
+    def reach(self, modalities: Collection[Modality]) -> slice:
+        """The ids of one or both modalities, the special tokens among those of text."""
+        first = 0 if "text" in modalities else self.image_start
+        return slice(first, self.size if "image" in modalities else self.image_start)
 
     def name(self, id: int) -> str:
         """What an id means, for messages."""

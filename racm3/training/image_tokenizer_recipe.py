@@ -28,8 +28,8 @@ class ImageTokenizerRun:
 
     ``perceptual_weight`` > 0 adds the difference that the layers of ``perceptual`` see, an encoder folder or "scenes",
     the shipped one. ``adversarial_weight`` > 0 trains a critic from the first step, and the decoder against it from
-    step ``adversarial_start``, once there is something to refine. ``start`` is an image tokenizer folder to go on from,
-    or "scenes". ``decoder_only`` keeps the encoder, and so every code ever written, and trains the decoder alone.
+    step ``adversarial_start``, once there is something to refine. ``init_from`` is an image tokenizer folder to go on
+    from, or "scenes". ``decoder_only`` keeps the encoder, and so every code ever written, and trains the decoder alone.
     """
 
     model: FSQConfig = FSQConfig()
@@ -41,7 +41,7 @@ class ImageTokenizerRun:
     perceptual: str | None = None
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
-    start: str | None = None
+    init_from: str | None = None
     decoder_only: bool = False
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ def train_image_tokenizer(
     pictures: np.ndarray,
     run: ImageTokenizerRun,
     folder: Path,
-    start: FSQImageTokenizer | None = None,
+    initial: FSQImageTokenizer | None = None,
     perceptual: PerceptualLoss | None = None,
 ) -> FSQImageTokenizer:
     """Train on (N, H, W, 3) uint8 pictures of the configured size and save to ``folder``.
@@ -97,7 +97,7 @@ def train_image_tokenizer(
     Beside the weights goes ``codes.json``, the use of the codebook by at most ``CODE_USE_PICTURES`` of the pictures.
     """
     torch.manual_seed(run.loop.seed)
-    tokenizer = start or FSQImageTokenizer(run.model)
+    tokenizer = initial or FSQImageTokenizer(run.model)
     if run.decoder_only:
         tokenizer.encoder.requires_grad_(False)
     critic = Critic() if run.adversarial_weight else None

@@ -29,7 +29,7 @@ from racm3.training.checkpoint import Checkpoints
 from racm3.training.distributed import Processes, connect, scalar, shard
 from racm3.training.journal import Journal, write_run
 from racm3.training.optimiser import OptimiserConfig, build_optimisers, lr_factor, set_learning_rates
-from racm3.util.config import to_dict
+from racm3.util.config import dotted, to_dict
 
 T = TypeVar("T")
 Metrics = dict[str, tuple[Tensor | float, Tensor | float]]
@@ -273,15 +273,8 @@ def _check(recipe: Recipe, config: LoopConfig, processes: Processes) -> None:
 
 def _identity(settings: Mapping[str, Any], made_of: Mapping[str, str]) -> dict[str, Any]:
     """What must be the same for a run to go on, by dotted name."""
-    dotted = _dotted(settings) | _dotted({"made_of": made_of})
-    return {name: value for name, value in dotted.items() if name not in MAY_CHANGE}
-
-
-def _dotted(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in table.items():
-        result |= _dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return result
+    named = dotted(settings) | dotted({"made_of": made_of})
+    return {name: value for name, value in named.items() if name not in MAY_CHANGE}
 
 
 class _Clock:

@@ -16,6 +16,7 @@ from racm3.retriever import ingest as module
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.ingest import Changes, apply, ingest, plan_sync, re_embed, sync
 from racm3.retriever.retriever import Retriever
+from racm3.retriever.strategy import RelevanceRedundancy
 from tests.retriever.conftest import TOWER, bpe, picture
 
 ITEMS = [Item(f"d{i}", Document.of(f"fox number {i}", picture(i)), {"i": i}, f"file{i}") for i in range(10)]
@@ -155,7 +156,9 @@ def test_re_embedding_keeps_every_document(memory: Memory, encoder: Encoder, oth
         reader.search(encoder.embed([ITEMS[0].document]), 1)
     ingest(memory, other, ITEMS)  # it can be added to, compacted, and moved back
     memory.compact()
-    assert [hit.id for hit in Retriever(memory, other, 1.1).retrieve([ITEMS[1].document], k=1)[0]] == ["d1"]
+    assert [
+        hit.id for hit in Retriever(memory, other, RelevanceRedundancy(1.1)).retrieve([ITEMS[1].document], k=1)[0]
+    ] == ["d1"]
     re_embed(memory, encoder)
     holds(memory, ITEMS, encoder)
 

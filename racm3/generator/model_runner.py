@@ -1,4 +1,4 @@
-"""Reader: the generator's forward pass for decoding, on weights laid out for it once.
+"""ModelRunner: the generator's forward pass for decoding, on weights laid out for it once.
 
 The same arithmetic as ``model.py``, which trains and is the twin that tests compare with. Prompts are read in operators
 of torch. On a CPU with a C compiler, steps of one token a row are one call of ``step.c`` (``native.py``); elsewhere
@@ -23,19 +23,20 @@ head, F width of the MLP.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from racm3.document import MODALITIES, Modality
 from racm3.errors import ConfigError
 from racm3.generator import native
-from racm3.generator.kv_cache import Cache, Rows
+from racm3.generator.kv_cache import BatchCache, Cache, PromptCache
 from racm3.generator.model import Generator
 
-__all__ = ["Reader", "Weights"]
+__all__ = ["ModelRunner", "Weights"]
 
 Weights = Literal["float32", "bfloat16", "int8"]
 """How weights are held; ``int8`` with one scale an output. Less to read makes steps faster, of ``step.c`` at least."""
@@ -90,7 +91,7 @@ def _int8(weight: Tensor) -> Matrix:
     return lambda x: torch.mm(x.bfloat16(), transposed.bfloat16()).float() * scale
 
 
-class Reader:
+class ModelRunner:
     """Reads tokens into caches with a copy of ``generator``'s weights, as they are when it is made.
 
     ``boundary`` is the id at which the output projection is cut in two. Raises ConfigError if ``weights`` is unknown.
@@ -135,7 +136,7 @@ class Reader:
                     (_native(qkv, weights), _native(out, weights), gated, _native(down, weights), scale)
                 )
         angles = torch.view_as_real(self.angles).flatten(1)
-        self.stepper = native.Stepper(c, native_layers, angles) if compiled else None
+        self.native = native.NativeRunner(c, native_layers, angles) if compiled else None
         head = state["lm_head.weight"] * (state["model.norm.weight"] * root)
         parts = head[:boundary], head[boundary:]
         self.native_heads = [_native(part, weights) for part in parts] if compiled else []
@@ -145,11 +146,12 @@ class Reader:
             torch.tensor(math.sqrt(width * c.norm_eps), device=self.device) for width in (c.width, c.head_dim)
         ]
 
-    def read(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
-        """Read ids (N,) behind what the caches hold, each taking its next ``cache.pending``; their states (N, D)."""
+    def forward(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
+        """Read ids (N,) behind what the caches hold, ``cache.pending`` for each; their hidden states (N, D)."""
         c = self.config
-        if self.stepper is not None and (rows_only := [cache for cache in caches if isinstance(cache, Rows)]) == caches:
-            x = self.stepper(self.embedding[ids].float(), rows_only)
+        rows_only = [cache for cache in caches if isinstance(cache, BatchCache)]
+        if self.native is not None and len(rows_only) == len(caches):
+            x = self.native(self.embedding[ids].float(), rows_only)
             for cache in caches:
                 cache.advance()
             return x
@@ -189,15 +191,19 @@ class Reader:
             cache.advance()
         return x[:count]
 
-    def logits(self, states: Tensor, text: bool, image: bool) -> Tensor:
-        """Scores of the next token: (N, D) -> (N, V'), of the ids below the boundary, from it on, or both."""
-        wanted = [i for i, each in enumerate((text, image)) if each]
+    def prompt_cache(self, tokens: int, after: PromptCache | None = None) -> PromptCache:
+        """A cache for ``tokens`` in all, which begins with a copy of what ``after`` holds."""
+        return PromptCache(self.config, tokens, self.cache_dtype, self.device, after)
+
+    def logits(self, hidden_states: Tensor, modalities: Collection[Modality]) -> Tensor:
+        """Scores of the next token: (N, D) -> (N, V'), of the ids of one or both modalities (``Vocabulary.reach``)."""
+        wanted = [i for i, modality in enumerate(MODALITIES) if modality in modalities]
         if self.native_heads:
             floor = self.config.width * self.config.norm_eps
-            parts = [self.native_heads[i].normed(states, floor) for i in wanted]
+            parts = [self.native_heads[i].normed(hidden_states, floor) for i in wanted]
         else:
-            unit = _unit(states if len(states) > 1 else states.repeat(2, 1), self.floors[0])
-            parts = [self.heads[i](unit)[: len(states)] for i in wanted]
+            unit = _unit(hidden_states if len(hidden_states) > 1 else hidden_states.repeat(2, 1), self.floors[0])
+            parts = [self.heads[i](unit)[: len(hidden_states)] for i in wanted]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -1,40 +1,31 @@
-"""Filters against slow, obvious versions; constraints against what they promise."""
+"""Filters against slow, obvious versions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from racm3.errors import ConfigError, MarkupError
-from racm3.generator import decoding
-from racm3.generator.decoding import (
-    Chain,
-    Constraint,
-    Fixed,
-    ImageSpan,
+from racm3.errors import ConfigError
+from racm3.generator import sampling as sampling_module
+from racm3.generator.sampling import (
     Sampling,
-    TextSpan,
     choose,
     contrast,
+    filter_logits,
     guide,
     keep_allowed,
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    shape,
     temper,
 )
-from racm3.tokens.vocabulary import Vocabulary
 
-V = Vocabulary(text_size=5, image_size=4)
 seeds = st.integers(0, 2**31)
 
 
@@ -76,7 +67,7 @@ def test_top_p(candidates: int, seed: int, p: list[float]) -> None:
 
     logits = random_logits(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "CANDIDATES", candidates)
+        patch.setattr(sampling_module, "CANDIDATES", candidates)
         filtered = keep_top_p(logits, torch.tensor(p))
     assert kept(filtered) == [slow(row, least) for row, least in zip(logits, p, strict=True)]
     assert torch.equal(filtered[filtered.isfinite()], logits[filtered.isfinite()])
@@ -118,13 +109,13 @@ def test_contrast(seed: int, k: list[int], alpha: float) -> None:
                 assert score == -math.inf
 
 
-def test_shape_is_the_filters_one_after_the_other_each_row_on_its_own() -> None:
+def test_the_filters_come_one_after_the_other_each_row_on_its_own() -> None:
     samplings = [
         Sampling(),
         Sampling(temperature=0.5, top_k=3, min_p=0.2),
         Sampling(guidance=2.0, top_p=0.6),
         Sampling(temperature=2.0, contrast_k=2, contrast_alpha=0.3),
-        Sampling(grounding=3.0, guidance=2.0),
+        Sampling(context_aware=3.0, guidance=2.0),
     ]
     random = torch.Generator().manual_seed(3)
     own, other, alone = torch.randn(3, 5, 11, generator=random, dtype=torch.float64)
@@ -142,10 +133,10 @@ def test_shape_is_the_filters_one_after_the_other_each_row_on_its_own() -> None:
         contrast(a[3:4], b[3:4], one(2), one(0.3)) / 2,
         keep_allowed(2 * (3 * own[4:] - 2 * alone[4:]) - other[4:], allowed[4:]),
     ]
-    found = shape(own, other, alone, allowed, samplings)
+    found = filter_logits(own, other, alone, allowed, samplings)
     assert torch.allclose(found.softmax(-1), torch.cat(expected).softmax(-1), atol=1e-6)
-    assert torch.allclose(shape(own[:2], None, None, allowed[:2], samplings[:2]), found[:2])
-    assert torch.equal(shape(own[:4], other[:4], None, allowed[:4], samplings[:4]), found[:4])
+    assert torch.allclose(filter_logits(own[:2], None, None, allowed[:2], samplings[:2]), found[:2])
+    assert torch.equal(filter_logits(own[:4], other[:4], None, allowed[:4], samplings[:4]), found[:4])
 
 
 def test_guide() -> None:
@@ -214,98 +205,3 @@ def test_choose_draws_each_token_as_often_as_it_should() -> None:
 def test_sampling_out_of_range(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Sampling(**change)
-
-
-def allowed_ids(constraint: Constraint) -> list[int]:
-    allowed = constraint.allowed()
-    assert allowed.dtype == np.bool_
-    assert allowed.shape == (V.size,)
-    return allowed.nonzero()[0].tolist()
-
-
-TEXT = list(range(V.text_start, V.image_start))
-CODES = list(range(V.image_start, V.size))
-
-
-def test_text_span() -> None:
-    span = TextSpan(V, [V.end, V.image], max_tokens=2)
-    assert span.max_steps == 3
-    assert allowed_ids(span) == TEXT  # at least one
-    assert span.push(TEXT[0])
-    assert allowed_ids(span) == sorted([V.end, V.image, *TEXT])
-    assert span.push(TEXT[1])
-    assert allowed_ids(span) == [V.end, V.image]  # at most two
-    assert not span.done
-    assert not span.push(V.image)  # not part of the answer
-    assert span.done
-
-
-def test_image_span() -> None:
-    span = ImageSpan(V, 3)
-    for _ in range(3):
-        assert not span.done
-        assert allowed_ids(span) == CODES
-        assert span.push(CODES[0])
-    assert span.done
-
-
-def test_an_image_span_with_given_codes() -> None:
-    span = ImageSpan(V, 3, {1: 2})
-    assert allowed_ids(span) == CODES
-    span.push(CODES[0])
-    assert allowed_ids(span) == [CODES[2]]
-    assert span.push(CODES[2])
-    assert allowed_ids(span) == CODES
-    with pytest.raises(ConfigError, match="places 0 to 2"):
-        ImageSpan(V, 3, {3: 0})
-
-
-def test_chain() -> None:
-    """A row of two codes, the next sentinel, another row."""
-    chain = Chain(ImageSpan(V, 2), Fixed(V, [V.infill(1)]), ImageSpan(V, 1))
-    assert chain.max_steps == 4
-    belong = []
-    for allowed, id in [(CODES, CODES[3]), (CODES, CODES[0]), ([V.infill(1)], V.infill(1)), (CODES, CODES[1])]:
-        assert not chain.done
-        assert allowed_ids(chain) == allowed
-        belong.append(chain.push(id))
-    assert chain.done
-    assert belong == [True, True, False, True]
-
-
-MAKERS: list[Callable[[], Constraint]] = [
-    lambda: TextSpan(V, [V.end, V.eos], 4),
-    lambda: ImageSpan(V, 5),
-    lambda: Chain(TextSpan(V, [V.infill(1)], 3), ImageSpan(V, 2), Fixed(V, [V.eos])),
-]
-
-
-@pytest.mark.parametrize("maker", MAKERS)
-@given(random=st.randoms(use_true_random=False))
-def test_any_way_through_ends_in_time_and_refuses_the_rest(maker: Callable[[], Constraint], random: Any) -> None:
-    constraint = maker()
-    steps = 0
-    while not constraint.done:
-        allowed = allowed_ids(constraint)
-        with pytest.raises(MarkupError, match="may not stand"):
-            constraint.push(random.choice(sorted(set(range(-1, V.size + 1)) - set(allowed))))
-        constraint.push(random.choice(allowed))
-        steps += 1
-    assert steps <= constraint.max_steps
-    with pytest.raises(MarkupError, match="behind a complete"):
-        constraint.push(TEXT[0])
-
-
-@pytest.mark.parametrize(
-    "maker",
-    [
-        lambda: TextSpan(V, [], 3),
-        lambda: TextSpan(V, [V.end], 0),
-        lambda: ImageSpan(V, 0),
-        lambda: Fixed(V, []),
-        lambda: Chain(),
-    ],
-)
-def test_constraints_of_nothing(maker: Callable[[], Constraint]) -> None:
-    with pytest.raises(ConfigError, match="at least one"):
-        maker()

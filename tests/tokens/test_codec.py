@@ -6,8 +6,8 @@ import torch
 
 from racm3.document import Document, Hole, Image
 from racm3.errors import DocumentError
-from racm3.tokens import documents as documents_module
-from racm3.tokens.documents import TokenCache, token_documents
+from racm3.tokens import codec as codec_module
+from racm3.tokens.codec import Codec, token_documents
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.tokens.text_tokenizer import TextTokenizer
 
@@ -29,16 +29,16 @@ def test_a_cache_gives_what_it_is_a_cache_of(monkeypatch: pytest.MonkeyPatch) ->
         return encode(given)
 
     monkeypatch.setattr(image, "encode", counting)
-    monkeypatch.setattr(documents_module, "KEPT", len(every))
-    cache = TokenCache(text, image)
-    assert cache([*every, *every]) == [*expected, *expected]
+    monkeypatch.setattr(codec_module, "KEPT", len(every))
+    codec = Codec(text, image)
+    assert codec.encode([*every, *every]) == [*expected, *expected]
     again = [Document.of("a fox", Image(p.copy())) for p in pixels]
-    assert cache(again) == expected[2:7]
+    assert codec.encode(again) == expected[2:7]
     assert encoded == [7]  # each picture once
 
-    monkeypatch.setattr(documents_module, "KEPT", 2)
-    assert cache(every) == expected
-    assert cache(every[:3]) == expected[:3]  # forgotten but for the last two
+    monkeypatch.setattr(codec_module, "KEPT", 2)
+    assert codec.encode(every) == expected
+    assert codec.encode(every[:3]) == expected[:3]  # forgotten but for the last two
     assert encoded == [7, 1]
     with pytest.raises(DocumentError, match="holes"):
-        cache([Document.of(Hole("image"))])
+        codec.encode([Document.of(Hole("image"))])
