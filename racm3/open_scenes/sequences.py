@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -45,11 +45,11 @@ class Kinds:
     is no source. ``two``: two entities, a source each. ``three``: three of them.
     """
 
-    twice: float = 0.3
-    distracted: float = 0.22
-    once: float = 0.08
+    twice: float = 0.18
+    distracted: float = 0.25
+    once: float = 0.15
     nothing: float = 0.05
-    two: float = 0.35
+    two: float = 0.37
     three: float = 0.0
     caption: float = 0.15
     region: float = 0.12
@@ -62,6 +62,15 @@ class Kinds:
     @property
     def of_sources(self) -> tuple[float, ...]:
         return self.twice, self.distracted, self.once, self.nothing, self.two, self.three
+
+    def towards(self, other: Kinds, share: float) -> Kinds:
+        """A mixture of both: these at share 0, the others at 1."""
+        pairs = zip(asdict(self).items(), asdict(other).values(), strict=True)
+        return Kinds(**{name: one + (two - one) * share for (name, one), two in pairs})
+
+
+FIRST = Kinds(twice=0.0, distracted=0.1, once=0.75, nothing=0.03, two=0.12, caption=0.08, region=0.06)
+"""What a run begins with: with one source a sequence takes half of the time and teaches as much of copying."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +107,21 @@ class Planner:
     def __init__(self, world: World, kinds: Kinds, step_px: int, wordings: Sequence[str] = TRAINED) -> None:
         self.world, self.kinds, self.step_px, self.wordings = world, kinds, step_px, wordings
 
-    def plan(self, rng: np.random.Generator, task: str | None = None, sources: str | None = None) -> Plan:
+    def plan(
+        self,
+        rng: np.random.Generator,
+        task: str | None = None,
+        sources: str | None = None,
+        kinds: Kinds | None = None,
+    ) -> Plan:
         """A sequence of the given kinds, or of kinds drawn by their shares."""
+        kinds = kinds or self.kinds
         names = ("twice", "distracted", "once", "nothing", "two", "three")
-        sources = sources or names[rng.choice(len(names), p=np.array(self.kinds.of_sources) / sum(self.kinds.of_sources))]
+        sources = sources or names[rng.choice(len(names), p=np.array(kinds.of_sources) / sum(kinds.of_sources))]
         if task is None:
-            dice = rng.random() - self.kinds.caption
-            task = "caption" if dice < 0 else "region" if dice < self.kinds.region else "draw"
-            if task == "region" and rng.random() < self.kinds.wordless:
+            dice = rng.random() - kinds.caption
+            task = "caption" if dice < 0 else "region" if dice < kinds.region else "draw"
+            if task == "region" and rng.random() < kinds.wordless:
                 task = "wordless"
         count = {"two": 2, "three": 3}.get(sources, 1)
         spare, *shown = self.world.others(count + 1, rng)
@@ -190,7 +206,10 @@ class OpenBatches:
         sequences: int = 8,
         weights: Weights | None = None,
         seed: int = 0,
+        first: Kinds | None = None,
+        first_steps: int = 0,
     ) -> None:
+        self.first, self.first_steps = first or planner.kinds, first_steps
         self.planner, self.text, self.image, self.markup = planner, text, image, markup
         self.sequences, self.weights, self.seed = sequences, weights or Weights(), seed
 
@@ -199,7 +218,9 @@ class OpenBatches:
         if parts > self.sequences:
             raise ConfigError(f"a step has {self.sequences} sequences, too few for {parts} parts; raise sequences")
         rng = np.random.default_rng((self.seed, step))
-        plans = [self.planner.plan(rng) for _ in range(self.sequences)]
+        share = min(1.0, step / self.first_steps) if self.first_steps else 1.0
+        kinds = self.first.towards(self.planner.kinds, share)
+        plans = [self.planner.plan(rng, kinds=kinds) for _ in range(self.sequences)]
         drawn = self.sequences_of(plans, rng)
         normaliser = float(sum(weights[1:].sum(dtype=np.float64) for _, weights in drawn))
         return packed(drawn[part::parts], self.markup, normaliser)

@@ -20,7 +20,7 @@ from torch import Tensor
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.open_scenes.codes import DigitGenerator, attend_back, plain
-from racm3.open_scenes.sequences import Kinds, OpenBatches, Plan, Planner, Weights, packed, without_sources
+from racm3.open_scenes.sequences import FIRST, Kinds, OpenBatches, Plan, Planner, Weights, packed, without_sources
 from racm3.open_scenes.world import World
 from racm3.tokens.image import FSQImageTokenizer
 from racm3.tokens.markup import Markup
@@ -37,7 +37,8 @@ MEASURED = 40
 
 @dataclass(frozen=True)
 class OpenRun:
-    """One training run. ``look_back``: distances of the heads that begin by looking back, 0 of them for none."""
+    """One training run. ``look_back``: distances of the heads that begin by looking back, 0 of them for none. The kinds
+    of sequences begin as ``first`` and become ``kinds`` in the course of ``first_steps``."""
 
     model: ShapeConfig = ShapeConfig(
         width=192, layers=6, heads=6, kv_heads=6, head_dim=32, mlp_width=512, context_tokens=1536, rope_theta=2000.0
@@ -47,6 +48,8 @@ class OpenRun:
     )
     loop: LoopConfig = LoopConfig(steps=4000)
     kinds: Kinds = Kinds()
+    first: Kinds = FIRST
+    first_steps: int = 1600
     weights: Weights = Weights()
     sequences: int = 8
     look_back: tuple[int, ...] = (1, 15, 16)
@@ -71,7 +74,8 @@ def train_open(
     generator.train_fast(compile=run.compile, recompute_layers=False)
     planner = Planner(world or World.of("seen"), run.kinds, image.config.patch_px)
     batches = OpenBatches(
-        planner, text, image, markup, sequences=run.sequences, weights=run.weights, seed=run.loop.seed
+        planner, text, image, markup, sequences=run.sequences, weights=run.weights, seed=run.loop.seed,
+        first=run.first, first_steps=run.first_steps,
     )
 
     def batch(step: int, part: int, parts: int) -> Batch:
