@@ -23,7 +23,7 @@ from racm3.generator.model import INIT_STD, Generator, GeneratorConfig
 from racm3.tokens.image import FSQ
 from racm3.tokens.vocabulary import Vocabulary
 
-__all__ = ["DigitGenerator", "attend_back", "plain"]
+__all__ = ["DigitGenerator", "attend_back", "from_plain", "plain"]
 
 
 class DigitTable(nn.Module):
@@ -93,6 +93,22 @@ def plain(generator: DigitGenerator) -> Generator:
     weights["model.embed_tokens.weight"] = weights["lm_head.weight"] = generator.model.embed_tokens.weight
     result.load_state_dict(weights)
     return result.eval()
+
+
+@torch.no_grad()
+def from_plain(trained: Generator, vocabulary: Vocabulary, levels: tuple[int, ...]) -> DigitGenerator:
+    """The inverse of ``plain``, to go on from: the digits' rows are those that explain most of the table."""
+    result = DigitGenerator(trained.config, vocabulary, levels)
+    table = result.model.embed_tokens
+    rows = trained.model.embed_tokens.weight
+    codes = rows[vocabulary.image_start :]
+    table.digits.copy_(torch.linalg.lstsq(table.chosen, codes, driver="gelsd").solution)
+    table.own.copy_(rows)
+    table.own[vocabulary.image_start :] = codes - table.chosen @ table.digits
+    weights = {name: value for name, value in trained.state_dict().items() if "embed_tokens" not in name}
+    weights.pop("lm_head.weight", None)
+    result.load_state_dict(weights, strict=False)
+    return result
 
 
 @torch.no_grad()

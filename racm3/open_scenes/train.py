@@ -19,7 +19,7 @@ from torch import Tensor
 
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
-from racm3.open_scenes.codes import DigitGenerator, attend_back, plain
+from racm3.open_scenes.codes import DigitGenerator, attend_back, from_plain, plain
 from racm3.open_scenes.sequences import FIRST, Kinds, OpenBatches, Plan, Planner, Weights, packed, without_sources
 from racm3.open_scenes.world import World
 from racm3.tokens.image import FSQImageTokenizer
@@ -61,16 +61,27 @@ class OpenRun:
 
 
 def train_open(
-    run: OpenRun, folder: Path, text: TextTokenizer, image: FSQImageTokenizer, world: World | None = None
+    run: OpenRun,
+    folder: Path,
+    text: TextTokenizer,
+    image: FSQImageTokenizer,
+    world: World | None = None,
+    start: Generator | None = None,
 ) -> Generator:
-    """Train and save to ``folder``; the same call resumes. Every ``loop.look_every`` steps it measures and draws."""
+    """Train and save to ``folder``; the same call resumes. Every ``loop.look_every`` steps it measures and draws.
+
+    ``start`` is a generator to go on from, of the same tokenizers.
+    """
     vocabulary = Vocabulary(text.size, image.codebook_size)
     markup = Markup(vocabulary, image.grid[0] * image.grid[1])
     torch.manual_seed(run.loop.seed)
     config = GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model))
-    generator = DigitGenerator(config, vocabulary, image.config.levels)
-    if run.look_back:
-        attend_back(generator, run.look_back)
+    if start is not None:
+        generator = from_plain(start, vocabulary, image.config.levels)
+    else:
+        generator = DigitGenerator(config, vocabulary, image.config.levels)
+        if run.look_back:
+            attend_back(generator, run.look_back)
     generator.train_fast(compile=run.compile, recompute_layers=False)
     planner = Planner(world or World.of("seen"), run.kinds, image.config.patch_px)
     batches = OpenBatches(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from racm3.generator.model import GeneratorConfig, rotate
-from racm3.open_scenes.codes import DigitGenerator, attend_back, plain
+from racm3.open_scenes.codes import DigitGenerator, attend_back, from_plain, plain
 from racm3.tokens.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=50, image_size=60)
@@ -28,6 +28,15 @@ def test_the_plain_generator_is_the_same_function() -> None:
     ordinary = plain(trained)
     assert type(ordinary) is not DigitGenerator
     assert torch.equal(ordinary.logits(ordinary(ids)), trained.logits(trained(ids)))
+
+
+def test_training_goes_on_from_a_plain_generator() -> None:
+    ordinary = plain(generator())
+    again = from_plain(ordinary, VOCABULARY, LEVELS)
+    ids = torch.randint(VOCABULARY.size, (2, 40))
+    assert torch.allclose(ordinary.logits(ordinary(ids)), again.logits(again(ids)), atol=1e-5)
+    codes = ordinary.model.embed_tokens.weight[VOCABULARY.image_start :]
+    assert again.model.embed_tokens.own[VOCABULARY.image_start :].norm() < 0.8 * codes.norm()
 
 
 def test_every_parameter_is_trained_once() -> None:
