@@ -10,6 +10,7 @@ foreign trials differ in the cut-outs alone; vanilla is asked the same without d
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 
 from racm3.document import Document, Hole, Image
-from racm3.open_scenes.art import Cutout
-from racm3.open_scenes.caption import describe, facts
+from racm3.open_scenes.art import Art, Cutout, load_art
+from racm3.open_scenes.caption import HELD_OUT, TRAINED, WHERE, describe, facts
+from racm3.open_scenes.foreign import drawn as drawn_by_code
 from racm3.open_scenes.judge import GroundJudge, Seen, box_mask, candidates, find
-from racm3.open_scenes.scene import PICTURE_PX, Scene, draw, position
+from racm3.open_scenes.scene import PICTURE_PX, POSITIONS, Scene, draw, position
 from racm3.open_scenes.sequences import Kinds, Plan, Planner
 from racm3.open_scenes.world import World
 from racm3.pipeline import RACM3, Settings
@@ -112,16 +114,10 @@ def judge(picture: np.ndarray, trial: Trial, world: World, others: Sequence[Cuto
 def _in_place(seen: Seen, asked: tuple[int, int, int, int]) -> bool:
     """Whether the middle of what was found is in the third that was asked for, or half a third beside it."""
     third = PICTURE_PX / 3
-    row, column = divmod(_number(asked), 3)
+    row, column = divmod(POSITIONS.index(position(asked)), 3)
     left, top, width, height = seen.box
     across, down = left + width / 2, top + height / 2
     return abs(across - (column + 0.5) * third) <= third / 2 + CELLS and abs(down - (row + 0.5) * third) <= third / 2 + CELLS
-
-
-def _number(box: tuple[int, int, int, int]) -> int:
-    from racm3.open_scenes.scene import POSITIONS
-
-    return POSITIONS.index(position(box))
 
 
 def shares(verdicts: Sequence[Verdict]) -> dict[str, float]:
@@ -133,3 +129,92 @@ def shares(verdicts: Sequence[Verdict]) -> dict[str, float]:
         "ground": float(np.mean([one.ground for one in verdicts])),
         "all": float(np.mean([one.all_right for one in verdicts])),
     }
+
+
+def swapped(verdicts: Sequence[Verdict]) -> float:
+    """Share of two-entity trials in which both are there and neither is where it was asked for."""
+    return float(np.mean([all(one.entities) and not any(one.places) for one in verdicts]))
+
+
+@dataclass(frozen=True)
+class Read:
+    """What of a picture a caption tells: the name, the place, the background."""
+
+    named: bool
+    place: bool
+    ground: bool
+
+
+def read(caption: str, trial: Trial, art: Art) -> Read:
+    """Compare a caption with what a picture of one entity shows; any name and any phrase of the place will do."""
+    words = f" {re.sub('[^a-z ]', ' ', caption.lower())} "
+    (one,) = trial.scene.placed
+    names = art.by_id[one.cutout].names
+    phrases = [(phrase, place) for place, some in WHERE.items() for phrase in (*some, place)]
+    found = [place for phrase, place in sorted(phrases, key=lambda pair: -len(pair[0])) if f" {phrase} " in words]
+    ground = re.sub("^(an?|the) ", "", trial.scene.ground.name)
+    return Read(
+        any(f" {name} " in words for name in names),
+        (found[0] if found else "centre") == position(one.box(art)),
+        f" {ground} " in words,
+    )
+
+
+def captions(model: RACM3, some: Sequence[Trial], art: Art, settings: Settings, documents: bool = True) -> list[str]:
+    """What a model says of the true pictures."""
+    asked = [Document.of(Hole("text"), Image(draw(trial.scene, art))) for trial in some]
+    given = [trial.documents if documents else () for trial in some]
+    return [done.document.text or "" for done in model.complete(asked, settings, retrieved=given)]
+
+
+def hidden(trial: Trial, art: Art) -> np.ndarray:
+    """The pixels around the entities, (H, W) bool: what is to be filled in."""
+    boxes = [one.box(art) for one in trial.scene.placed]
+    return np.any([box_mask((left - 2, top - 2, w + 4, h + 4), PICTURE_PX) for left, top, w, h in boxes], axis=0)
+
+
+def filled(model: RACM3, some: Sequence[Trial], art: Art, settings: Settings) -> list[np.ndarray]:
+    """The true pictures, the region of the entities drawn anew from caption and documents."""
+    asked = [Document.of(trial.caption, Image(draw(trial.scene, art), hidden(trial, art))) for trial in some]
+    done = model.complete(asked, settings, retrieved=[trial.documents for trial in some])
+    return [one.document.images[0].pixels for one in done]
+
+
+def examine(model: RACM3, settings: Settings, count: int = 40, foreign: Art | None = None) -> dict[str, float]:
+    """The values of the quick evaluation that a generator alone decides, from the documents that a memory should give.
+
+    Shares of ``count`` trials each. ``foreign``: an art set that nothing was trained on; the drawn one if none is given.
+    """
+    grounds = GroundJudge(PICTURE_PX)
+    every = load_art().cutouts
+    novel, seen = World.of("novel", "seen"), World.of("seen")
+    apart = World(foreign or drawn_by_code(), novel.grounds)
+    values: dict[str, float] = {}
+
+    def verdicts(pictures: Sequence[np.ndarray], some: Sequence[Trial], world: World) -> list[Verdict]:
+        others = world.art.cutouts if world is apart else every
+        pairs = zip(pictures, some, strict=True)
+        return [judge(picture, trial, world, others, grounds, number) for number, (picture, trial) in enumerate(pairs)]
+
+    for name, world in (("novel", novel), ("seen", seen), ("foreign", apart)):
+        some = trials(world, "twice", count)
+        own = shares(verdicts(drawn(model, some, settings), some, world))
+        best = shares(verdicts(ceiling(model, some, world), some, world))
+        values |= {f"{name}_{key}": value for key, value in own.items()}
+        values |= {f"{name}_{key}_ceiling": value for key, value in best.items()}
+        said = [read(text, trial, world.art) for text, trial in zip(captions(model, some, world.art, settings), some, strict=True)]
+        values[f"caption_{name}"] = float(np.mean([one.named for one in said]))
+        values[f"caption_position_{name}"] = float(np.mean([one.place for one in said]))
+        values[f"caption_ground_{name}"] = float(np.mean([one.ground for one in said]))
+        values[f"infill_{name}"] = shares(verdicts(filled(model, some, world.art, settings), some, world))["entity"]
+    some = trials(novel, "twice", count)
+    values["nothing_read"] = shares(verdicts(drawn(model, some, settings, documents=False), some, novel))["entity"]
+    values["foreign_share"] = values["foreign_entity"] / max(values["foreign_entity_ceiling"], 1e-9)
+    both = trials(novel, "two", count)
+    pair = verdicts(drawn(model, both, settings), both, novel)
+    values |= {"two_both": shares(pair)["every"], "two_swapped": swapped(pair)}
+    values["two_both_ceiling"] = shares(verdicts(ceiling(model, both, novel), both, novel))["every"]
+    for wording in (*TRAINED, *HELD_OUT):
+        some = trials(novel, "twice", max(count // 2, 1), wording)
+        values[f"wording_{wording}"] = shares(verdicts(drawn(model, some, settings), some, novel))["entity"]
+    return values
