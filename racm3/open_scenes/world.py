@@ -97,8 +97,9 @@ class World:
             corner.append(place)
         return Placed(cutout.id, corner[0], corner[1], size, mirrored, tint)
 
-    def middles(self, count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
-        """Where the middles of as many entities may be, so that they mostly do not cover one another."""
+    def middles(self, count: int, rng: np.random.Generator, jitter_px: float = 4.0) -> list[tuple[float, float]]:
+        """Where the middles of as many entities may be, so that they mostly do not cover one another: about in the
+        middle of a third of the picture each."""
         third = PICTURE_PX / 3
         if count == 1:
             cells = [(rng.integers(3), rng.integers(3))]
@@ -109,7 +110,7 @@ class World:
         else:
             cells = [(0, 0), (2, 0), (0, 2), (2, 2)][:count]
         order = rng.permutation(len(cells))
-        return [tuple((np.array(cells[i]) + 0.5) * third + rng.normal(0, 4, 2)) for i in order]
+        return [tuple((np.array(cells[i]) + 0.5) * third + jitter_px * rng.normal(0, 1, 2)) for i in order]
 
     def scene(self, rng: np.random.Generator, count: int | None = None) -> Scene:
         """A picture of one to four entities."""
