@@ -38,6 +38,10 @@ SAME_SECOND_SHARE = 0.5
 """Of the second sources of an entity: the same size, too, and the same phase; the others differ in all."""
 
 
+NEAR_CODES = 2
+"""Rows and columns around an entity in which the background counts as much as it does."""
+
+
 @dataclass(frozen=True)
 class Kinds:
     """Shares of what the sources of a sequence are, and of what is asked.
@@ -76,10 +80,15 @@ FIRST = Kinds(twice=0.0, distracted=0.1, once=0.75, nothing=0.03, two=0.12, capt
 
 @dataclass(frozen=True)
 class Weights:
-    """Of tokens in the loss. What is copied counts; what is chance (backgrounds) and what was read (sources) little."""
+    """Of tokens in the loss. What is copied counts; what is chance (backgrounds) and what was read (sources) little.
+
+    A weight that depends on what a code shows is a bias: with 1 for an entity and .12 for all of the background, entities
+    are drawn everywhere (docs/log-open.md). So the background around an entity counts as much, and only that far away
+    counts less, where it is no question which of the two comes.
+    """
 
     entity: float = 1.0
-    ground: float = 0.12
+    ground: float = 0.3
     source: float = 0.06
     words: float = 0.1
     caption: float = 1.5
@@ -270,9 +279,8 @@ class OpenBatches:
             ids, shows = without_words(ids, v), shows[keep]
         weights = np.full(len(ids), own.words, np.float32)
         codes = shows >= 0
-        # Half of the background's codes count, twice as much: logits that nobody needs are not made.
-        ground = 2 * own.ground * (rng.random(len(ids)) < 0.5)
-        weights[codes] = np.where(shows > 0.02, own.entity * np.clip(0.3 + 1.4 * shows, 0, 1), ground)[codes]
+        near = around(shows[codes].reshape(self.image.grid) > 0.02, NEAR_CODES).ravel()
+        weights[codes] = np.where(near, own.entity, own.ground)
         spans: list[tuple[int, int]] = []
         if plan.task == "caption":
             spans = part_spans(ids, v, "text")
@@ -314,6 +322,14 @@ class OpenBatches:
             return top, left, bottom - top, right - left
         height, width = (int(rng.integers(rows // 4, 3 * rows // 4 + 1)) for _ in range(2))
         return int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1)), height, width
+
+
+def around(shown: np.ndarray, codes: int) -> np.ndarray:
+    """What is at most so many rows and columns from where something is shown, (rows, columns) bool."""
+    wide = np.pad(shown, codes)
+    rows, columns = shown.shape
+    steps = range(2 * codes + 1)
+    return np.any([wide[down : down + rows, across : across + columns] for down in steps for across in steps], axis=0)
 
 
 def masked_order(length: int, spans: Sequence[tuple[int, int]]) -> np.ndarray:

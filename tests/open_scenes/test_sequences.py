@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from racm3.errors import ConfigError
-from racm3.open_scenes.sequences import Kinds, OpenBatches, Planner, masked_order
+from racm3.open_scenes.sequences import Kinds, OpenBatches, Planner, around, masked_order
 from racm3.open_scenes.world import World
 from racm3.tokens.image import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import Markup
@@ -66,9 +66,19 @@ def test_the_entity_counts_more_than_the_background_and_the_sources() -> None:
     ((ids, weights),) = made.sequences_of([plan], np.random.default_rng(0))
     main = made.drawn([plan.main])[0]
     of_main = weights[-len(main.ids) - 1 : -1]
-    assert of_main[main.shows > 0.9].min() == 1.0
-    assert of_main[(main.shows >= 0) & (main.shows < 0.02)].mean() < 0.3
+    grid = main.shows[main.shows >= 0].reshape(16, 16)
+    near = around(grid > 0.02, 2)
+    of_codes = of_main[main.shows >= 0].reshape(16, 16)
+    assert of_codes[near].min() == 1.0  # an entity and the background around it: else entities are drawn everywhere
+    assert of_codes[~near].max() == np.float32(made.weights.ground)
     assert len(ids) == len(weights)
+
+
+def test_around() -> None:
+    shown = np.zeros((5, 6), bool)
+    shown[0, 3] = True
+    assert around(shown, 1).sum() == 6
+    assert around(shown, 0).sum() == 1
 
 
 def test_masked_order_says_where_each_token_stood() -> None:
