@@ -105,7 +105,7 @@ def load_art() -> Art:
 
 
 def read_folder(folder: Path, files: Sequence[tuple[Path, str]], name: str) -> Art:
-    """A foreign art set: pictures with an alpha channel in ``folder``, with a name each, from wherever they were fetched.
+    """A foreign art set: pictures with an alpha channel in ``folder``, each with a name, from where they were fetched.
 
     Raises SourceError if there is none.
     """

@@ -27,7 +27,7 @@ __all__ = ["DigitGenerator", "attend_back", "from_plain", "plain"]
 
 
 class DigitTable(nn.Module):
-    """The table of a vocabulary whose last ids are FSQ codes; it takes the place of ``nn.Embedding`` and ``nn.Linear``."""
+    """The table of a vocabulary whose last ids are FSQ codes; it replaces ``nn.Embedding`` and ``nn.Linear``."""
 
     chosen: Tensor
 
@@ -129,8 +129,9 @@ def attend_back(generator: DigitGenerator, distances: tuple[int, ...], strength:
     size = float(generator.model.embed_tokens.weight[table.text_size :].square().mean().sqrt())
     seen = 4 * INIT_STD / size  # of the constant after the norm
     for head, distance in enumerate(distances):
-        rows = slice(head * config.head_dim, head * config.head_dim + pairs), slice(
-            head * config.head_dim + pairs, (head + 1) * config.head_dim
+        rows = (
+            slice(head * config.head_dim, head * config.head_dim + pairs),
+            slice(head * config.head_dim + pairs, (head + 1) * config.head_dim),
         )
         for weight, turn in ((attention.k_proj.weight, 0.0), (attention.q_proj.weight, float(distance))):
             first, second = torch.zeros(pairs), torch.zeros(pairs)

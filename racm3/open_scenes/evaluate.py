@@ -92,21 +92,23 @@ def drawn(model: RACM3, some: Sequence[Trial], settings: Settings, documents: bo
 
 def ceiling(model: RACM3, some: Sequence[Trial], art: World) -> list[np.ndarray]:
     """The true pictures, as the image tokenizer keeps them."""
-    pixels = torch.from_numpy(np.stack([draw(trial.scene, art.art) for trial in some])).permute(0, 3, 1, 2).float() / 255
+    pixels = (
+        torch.from_numpy(np.stack([draw(trial.scene, art.art) for trial in some])).permute(0, 3, 1, 2).float() / 255
+    )
     kept = model.image.decode(model.image.encode(pixels)).permute(0, 2, 3, 1)
     return list((kept * 255).round().to(torch.uint8).numpy())
 
 
-def judge(picture: np.ndarray, trial: Trial, world: World, others: Sequence[Cutout], grounds: GroundJudge, seed: int) -> Verdict:
+def judge(
+    picture: np.ndarray, trial: Trial, world: World, others: Sequence[Cutout], grounds: GroundJudge, seed: int
+) -> Verdict:
     """Compare a picture with what was asked."""
     true = trial.scene.cutouts(world.art)
     found = find(picture, candidates(true, others, seed), trial.variants)
     own, rest = found[: len(true)], found[len(true) :]
     best = min(one.missing for one in rest)
     entities = tuple(one.missing < best and one.missing < 0.6 for one in own)
-    places = tuple(
-        _in_place(seen, placed.box(world.art)) for seen, placed in zip(own, trial.scene.placed, strict=True)
-    )
+    places = tuple(_in_place(seen, placed.box(world.art)) for seen, placed in zip(own, trial.scene.placed, strict=True))
     hidden = np.any([box_mask(one.box, PICTURE_PX) for one in own], axis=0)
     return Verdict(entities, places, grounds(picture, hidden) == trial.scene.ground.name)
 
@@ -117,7 +119,10 @@ def _in_place(seen: Seen, asked: tuple[int, int, int, int]) -> bool:
     row, column = divmod(POSITIONS.index(position(asked)), 3)
     left, top, width, height = seen.box
     across, down = left + width / 2, top + height / 2
-    return abs(across - (column + 0.5) * third) <= third / 2 + CELLS and abs(down - (row + 0.5) * third) <= third / 2 + CELLS
+    return (
+        abs(across - (column + 0.5) * third) <= third / 2 + CELLS
+        and abs(down - (row + 0.5) * third) <= third / 2 + CELLS
+    )
 
 
 def shares(verdicts: Sequence[Verdict]) -> dict[str, float]:
@@ -183,7 +188,7 @@ def filled(model: RACM3, some: Sequence[Trial], art: Art, settings: Settings) ->
 def examine(model: RACM3, settings: Settings, count: int = 40, foreign: Art | None = None) -> dict[str, float]:
     """The values of the quick evaluation that a generator alone decides, from the documents that a memory should give.
 
-    Shares of ``count`` trials each. ``foreign``: an art set that nothing was trained on; the drawn one if none is given.
+    Shares of ``count`` trials each. ``foreign``: an art set that nothing was trained on; by default the drawn one.
     """
     grounds = GroundJudge(PICTURE_PX)
     every = load_art().cutouts
@@ -202,7 +207,10 @@ def examine(model: RACM3, settings: Settings, count: int = 40, foreign: Art | No
         best = shares(verdicts(ceiling(model, some, world), some, world))
         values |= {f"{name}_{key}": value for key, value in own.items()}
         values |= {f"{name}_{key}_ceiling": value for key, value in best.items()}
-        said = [read(text, trial, world.art) for text, trial in zip(captions(model, some, world.art, settings), some, strict=True)]
+        said = [
+            read(text, trial, world.art)
+            for text, trial in zip(captions(model, some, world.art, settings), some, strict=True)
+        ]
         values[f"caption_{name}"] = float(np.mean([one.named for one in said]))
         values[f"caption_position_{name}"] = float(np.mean([one.place for one in said]))
         values[f"caption_ground_{name}"] = float(np.mean([one.ground for one in said]))

@@ -120,7 +120,9 @@ def _hill(rng: np.random.Generator, picture: np.ndarray, height: float, colour: 
     x = np.linspace(0, 1, size_px)
     edge = height + 0.05 * np.sin(2 * np.pi * (x * rng.uniform(0.4, 1.6) + rng.random()))
     rows = np.arange(size_px)[:, None] / size_px
-    ground = np.array(colour, np.float32) * (1 - 0.3 * (rows[..., None] - height)) + 5 * _noise(rng, size_px, 24)[..., None]
+    ground = (
+        np.array(colour, np.float32) * (1 - 0.3 * (rows[..., None] - height)) + 5 * _noise(rng, size_px, 24)[..., None]
+    )
     return np.where((rows > edge)[..., None], ground, picture)
 
 
@@ -202,7 +204,9 @@ def _bricks(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _bubbles(rng: np.random.Generator, n: int) -> np.ndarray:
-    return _scattered(rng, _ramp(rng, n, (200, 226, 246), (236, 214, 240)), 26, (0.02, 0.09), rng.uniform(170, 250, (6, 3)))
+    return _scattered(
+        rng, _ramp(rng, n, (200, 226, 246), (236, 214, 240)), 26, (0.02, 0.09), rng.uniform(170, 250, (6, 3))
+    )
 
 
 def _lights(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -212,7 +216,9 @@ def _lights(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _confetti(rng: np.random.Generator, n: int) -> np.ndarray:
-    return _scattered(rng, _ramp(rng, n, (250, 248, 240), (244, 240, 236)), 40, (0.01, 0.025), rng.uniform(40, 250, (9, 3)))
+    return _scattered(
+        rng, _ramp(rng, n, (250, 248, 240), (244, 240, 236)), 40, (0.01, 0.025), rng.uniform(40, 250, (9, 3))
+    )
 
 
 def _wooden(rng: np.random.Generator, n: int) -> np.ndarray:

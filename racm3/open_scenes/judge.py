@@ -1,7 +1,7 @@
 """Judges: which cut-out a picture shows, where, and on what, found by comparing pixels with true renders.
 
-They are instruments, not part of the method, and nothing is learnt: a cut-out is laid at every place of the picture, and
-what counts is how much of that which sets it apart from the ground around it is really there,
+They are instruments, not part of the method, and nothing is learnt: a cut-out is laid at every place of the picture,
+and what counts is how much of that which sets it apart from the ground around it is really there,
 
     missing(place) = sum alpha |picture - cut-out|^2 / sum alpha |ground around - cut-out|^2
 
@@ -118,7 +118,9 @@ class _Spectra:
     def around(self, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
         """Mean colour of the frame around a box at each place."""
         inner, few = self._in_box(rows, columns, rows + height, columns + width)
-        outer, many = self._in_box(rows - RING_PX, columns - RING_PX, rows + height + RING_PX, columns + width + RING_PX)
+        outer, many = self._in_box(
+            rows - RING_PX, columns - RING_PX, rows + height + RING_PX, columns + width + RING_PX
+        )
         return (outer - inner) / (many - few).clamp(min=1)
 
 

@@ -58,7 +58,13 @@ UKUI, GNOME = "ukui-wallpapers/usr/share/backgrounds", "gnome-backgrounds/usr/sh
 PLASMA = "plasma-workspace-wallpapers/usr/share/wallpapers"
 
 BACKGROUNDS = (  # file, name, author, licence, split
-    (f"{LOMIRI}/Bridge_by_Sander_Klootwijk.jpg", "a beach under a blue sky", "Sander Klootwijk", "CC-BY-SA-4.0", "seen"),
+    (
+        f"{LOMIRI}/Bridge_by_Sander_Klootwijk.jpg",
+        "a beach under a blue sky",
+        "Sander Klootwijk",
+        "CC-BY-SA-4.0",
+        "seen",
+    ),
     (f"{LOMIRI}/Dragonfly_by_Bolly.jpg", "green leaves", "Bolly", "CC-BY-SA-4.0", "seen"),
     (f"{LOMIRI}/Picture_1A_by_freespace.jpg", "paint brushes", 'Trevor "Freespace"', "CC-BY-4.0", "seen"),
     (f"{LOMIRI}/Wine_by_Jakkub_Mede.jpg", "a living room", "Jakub Mede", "CC-BY-4.0", "seen"),
@@ -72,7 +78,13 @@ BACKGROUNDS = (  # file, name, author, licence, split
     (f"{LOMIRI_20}/Fossa_by_Jasper_Roks.jpg", "dark red folds", "Jasper Roks", "CC-BY-SA-3.0", "seen"),
     (f"{LOMIRI_20}/Infinite-Sea_by_Aury88.jpg", "the Milky Way", "Aury88", "CC-BY-SA-3.0", "seen"),
     (f"{LOMIRI_20}/Kleiber_by_Lukas_Baubkus.jpg", "a tree trunk", "Lukas Baubkus", "CC-BY-SA-3.0", "novel"),
-    (f"{LOMIRI_20}/Painting-Colors_by__herobrine7gamer.jpg", "slanted stripes", "HEROBRINE7GAMER", "CC-BY-SA-3.0", "seen"),
+    (
+        f"{LOMIRI_20}/Painting-Colors_by__herobrine7gamer.jpg",
+        "slanted stripes",
+        "HEROBRINE7GAMER",
+        "CC-BY-SA-3.0",
+        "seen",
+    ),
     (f"{UKUI}/2004default.jpg", "pink ribbons", KYLIN, "CC-BY-SA-3.0", "seen"),
     (f"{UKUI}/city.png", "blue blocks", KYLIN, "CC-BY-SA-3.0", "seen"),
     (f"{UKUI}/desert.png", "teal paper", KYLIN, "CC-BY-SA-3.0", "seen"),
@@ -91,7 +103,13 @@ BACKGROUNDS = (  # file, name, author, licence, split
     (f"{PLASMA}/Honeywave/contents/images/5120x2880.jpg", "dripping honey", "Ken Vermette", "CC-BY-SA-4.0", "seen"),
     (f"{PLASMA}/Shell/contents/images/5120x2880.jpg", "a violet shell", "Lucas Andrade", "CC-BY-SA-4.0", "novel"),
     (f"{PLASMA}/MilkyWay/contents/images/5120x2880.png", "golden dust", "ruvkr", "CC-BY-SA-4.0", "seen"),
-    (f"{PLASMA}/SafeLanding/contents/images/5120x2880.jpg", "a fairy-tale valley", "Louis Durrant", "CC-BY-SA-4.0", "seen"),
+    (
+        f"{PLASMA}/SafeLanding/contents/images/5120x2880.jpg",
+        "a fairy-tale valley",
+        "Louis Durrant",
+        "CC-BY-SA-4.0",
+        "seen",
+    ),
 )
 
 
@@ -165,7 +183,9 @@ def clipart(packages: Path) -> Iterator[Cutout]:
     """The coloured cut-outs of Open Clip Art."""
     pictures = packages / "openclipart-png/usr/share/openclipart/png"
     drawings = packages / "openclipart-svg/usr/share/openclipart/svg"
-    facts = {file: _facts(drawings / file.relative_to(pictures).with_suffix(".svg")) for file in _clipart_files(pictures)}
+    facts = {
+        file: _facts(drawings / file.relative_to(pictures).with_suffix(".svg")) for file in _clipart_files(pictures)
+    }
     often = Counter(title for title, *_ in facts.values())
     seen: list[np.ndarray] = []
     for file, (title, author, keywords, free) in facts.items():
@@ -227,7 +247,7 @@ def _is_colourful_cutout(picture: PIL.Image.Image) -> bool:
 
 
 def write_art(cutouts: Iterator[Cutout], out: Path) -> None:
-    """Write a zip of WebP files for each set, and ``art.json``: concepts with names, group, split, and their pictures."""
+    """Write a zip of WebP files for each set, and ``art.json``: concepts with names, group, split and pictures."""
     by_name: dict[str, list[Cutout]] = defaultdict(list)
     for cutout in cutouts:
         same = [one for one in by_name[cutout.names[0]] if one.set == cutout.set]
@@ -248,7 +268,9 @@ def write_art(cutouts: Iterator[Cutout], out: Path) -> None:
             file = f"{concept.replace(' ', '-')}-{number}.webp" if number else f"{concept.replace(' ', '-')}.webp"
             entry = zipfile.ZipInfo(file, (2026, 1, 1, 0, 0, 0))
             zips[one.set].writestr(entry, data.getvalue())
-            pictures.append({"set": one.set, "file": file, "source": one.source} | ({"author": one.author} if one.author else {}))
+            pictures.append(
+                {"set": one.set, "file": file, "source": one.source} | ({"author": one.author} if one.author else {})
+            )
         keywords = list(dict.fromkeys(word for one in by_name[concept] for word in one.keywords))[:6]
         row = {"name": concept, "also": all_names[concept][1:], "keywords": keywords, "group": group}
         rows.append(row | {"split": "novel" if is_novel(group) else "seen", "pictures": pictures})

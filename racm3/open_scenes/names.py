@@ -7,6 +7,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 NOVEL_SHARE = 0.2
 """Share of the groups of near twins that nothing is trained on."""
 
@@ -63,6 +65,13 @@ def groups(named: Sequence[Iterable[str]]) -> list[str]:
             one, two = sorted((root(heads[0]), root(other)))
             parent[two] = one
     return [root(min({head(name) for name in names} - {""})) for names in named]
+
+
+def made_up(rng: np.random.Generator) -> str:
+    """A word that means nothing, of two or three syllables."""
+    consonants, vowels = "b d f g k l m n p r s t v w z bl dr gr st tr".split(), "aeiou"
+    syllables = int(rng.integers(2, 4))
+    return "".join(consonants[rng.integers(len(consonants))] + vowels[rng.integers(5)] for _ in range(syllables))
 
 
 def is_novel(group: str) -> bool:

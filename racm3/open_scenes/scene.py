@@ -110,6 +110,9 @@ def apply_style(picture: np.ndarray, style: str) -> np.ndarray:
     if style == "sepia":
         return np.clip(grey[..., None] * np.array([1.05, 0.86, 0.62], np.float32) + 10, 0, 255).astype(np.uint8)
     if style == "sketch":
-        across, down = np.abs(np.diff(grey, axis=1, prepend=grey[:, :1])), np.abs(np.diff(grey, axis=0, prepend=grey[:1]))
+        across, down = (
+            np.abs(np.diff(grey, axis=1, prepend=grey[:, :1])),
+            np.abs(np.diff(grey, axis=0, prepend=grey[:1])),
+        )
         grey = np.clip(255 - 2.0 * (across + down), 40, 255)
     return np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)

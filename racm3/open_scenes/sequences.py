@@ -2,8 +2,8 @@
 
 No picture comes twice, so nothing can be learnt by heart: what the main picture shows has to be read from the documents
 before it. The main entity has the size of one of its sources and the same place on the grid of the codes (their phases
-are equal), for only then do its codes stand there; any other source of it may differ. It stands exactly where its caption
-says, so that where it begins is no chance: else the likeliest picture is an empty one.
+are equal), for only then do its codes stand there; any other source of it may differ. It stands exactly where its
+caption says, so that where it begins is no chance: else the likeliest picture is an empty one.
 
 T tokens of a sequence, S sequences of a step, N codes of a picture, E entities.
 """
@@ -20,6 +20,7 @@ import torch
 from racm3.errors import ConfigError
 from racm3.open_scenes.art import Cutout
 from racm3.open_scenes.caption import TRAINED, describe, facts
+from racm3.open_scenes.names import made_up
 from racm3.open_scenes.scene import PICTURE_PX, Placed, Scene, draw_masked
 from racm3.open_scenes.world import MORE_PX, ONE_PX, TWO_PX, World
 from racm3.tokens.image import ImageTokenizer
@@ -38,6 +39,11 @@ SAME_SECOND_SHARE = 0.5
 """Of the second sources of an entity: the same size, too, and the same phase; the others differ in all."""
 
 
+SOURCES = ("twice", "distracted", "once", "nothing", "two", "three", "labels", "style")
+
+TRAINED_STYLES = ("grey", "negative", "sketch", "mosaic")
+"""Sepia is held out."""
+
 NEAR_CODES = 2
 """Rows and columns around an entity in which the background counts as much as it does."""
 
@@ -47,15 +53,19 @@ class Kinds:
     """Shares of what the sources of a sequence are, and of what is asked.
 
     ``twice``: one entity, shown by both. ``distracted``: by one of two. ``once``: by the only one. ``nothing``: there
-    is no source. ``two``: two entities, a source each. ``three``: three of them.
+    is no source. ``two``: two entities, a source each. ``three``: three of them. ``labels``: two entities whose
+    captions are made-up words, and the main picture's is asked for. ``style``: of two, one or both in a style that the main
+    caption names.
     """
 
-    twice: float = 0.18
-    distracted: float = 0.25
-    once: float = 0.15
+    twice: float = 0.15
+    distracted: float = 0.22
+    once: float = 0.13
     nothing: float = 0.05
-    two: float = 0.37
+    two: float = 0.32
     three: float = 0.0
+    labels: float = 0.08
+    style: float = 0.05
     caption: float = 0.15
     region: float = 0.12
     wordless: float = 0.3
@@ -66,7 +76,7 @@ class Kinds:
 
     @property
     def of_sources(self) -> tuple[float, ...]:
-        return self.twice, self.distracted, self.once, self.nothing, self.two, self.three
+        return tuple(getattr(self, name) for name in SOURCES)
 
     def towards(self, other: Kinds, share: float) -> Kinds:
         """A mixture of both: these at share 0, the others at 1."""
@@ -74,7 +84,9 @@ class Kinds:
         return Kinds(**{name: one + (two - one) * share for (name, one), two in pairs})
 
 
-FIRST = Kinds(twice=0.0, distracted=0.1, once=0.75, nothing=0.03, two=0.12, caption=0.08, region=0.06)
+FIRST = Kinds(
+    twice=0.0, distracted=0.1, once=0.75, nothing=0.03, two=0.12, labels=0.0, style=0.0, caption=0.08, region=0.06
+)
 """What a run begins with: with one source a sequence takes half of the time and teaches as much of copying."""
 
 
@@ -82,8 +94,8 @@ FIRST = Kinds(twice=0.0, distracted=0.1, once=0.75, nothing=0.03, two=0.12, capt
 class Weights:
     """Of tokens in the loss. What is copied counts; what is chance (backgrounds) and what was read (sources) little.
 
-    A weight that depends on what a code shows is a bias: with 1 for an entity and .12 for all of the background, entities
-    are drawn everywhere (docs/log-open.md). So the background around an entity counts as much, and only that far away
+    A weight that depends on what a code shows is a bias: with 1 for an entity and .12 for all of the background,
+    entities are drawn everywhere (docs/log-open.md). So the background around an entity counts as much, and only that far away
     counts less, where it is no question which of the two comes.
     """
 
@@ -126,8 +138,11 @@ class Planner:
     ) -> Plan:
         """A sequence of the given kinds, or of kinds drawn by their shares."""
         kinds = kinds or self.kinds
-        names = ("twice", "distracted", "once", "nothing", "two", "three")
-        sources = sources or names[rng.choice(len(names), p=np.array(kinds.of_sources) / sum(kinds.of_sources))]
+        sources = sources or SOURCES[rng.choice(len(SOURCES), p=np.array(kinds.of_sources) / sum(kinds.of_sources))]
+        if sources == "labels":
+            return self._labelled(rng)
+        if sources == "style":
+            return self._styled(rng)
         if task is None:
             dice = rng.random() - kinds.caption
             task = "caption" if dice < 0 else "region" if dice < kinds.region else "draw"
@@ -159,6 +174,41 @@ class Planner:
         main = Scene(self.world.ground(rng), tuple(placed[i] for i in back))
         return Plan(tuple(documents[i] for i in order), self._told(main, called, rng, places=0.95), task)
 
+    def _labelled(self, rng: np.random.Generator) -> Plan:
+        """Two entities, a made-up word each, and another picture of one of them, whose word is asked for."""
+        cutouts = self.world.others(2, rng)
+        words = [made_up(rng), made_up(rng)]
+        scenes = []
+        for cutout in cutouts:
+            (middle,) = self.world.middles(1, rng)
+            scenes.append(Scene(self.world.ground(rng), (self.world.placed(cutout, rng, middle=middle),)))
+        main = self._again(scenes[0].placed[0], rng)
+        order = rng.permutation(2)
+        return Plan(tuple(Told(scenes[i], words[i]) for i in order), Told(main, words[0]), "caption")
+
+    def _styled(self, rng: np.random.Generator) -> Plan:
+        """Another entity in a style, one in that style or plain, and then the latter in the style."""
+        style = TRAINED_STYLES[rng.integers(len(TRAINED_STYLES))]
+        cutouts = self.world.others(2, rng)
+        called = self._called(cutouts, rng)
+        own, other = (self._source(cutout, int(rng.integers(*ONE_PX)), called, rng).scene for cutout in cutouts)
+        own = replace(own, style=style if rng.random() < 0.5 else "plain")
+        other = replace(other, style=style)
+        shown = own.placed[[one.cutout for one in own.placed].index(cutouts[0].id)]
+        main = replace(self._again(shown, rng), style=style)
+        documents = [self._told(scene, called, rng) for scene in (own, other)]
+        order = rng.permutation(2)
+        return Plan(tuple(documents[i] for i in order), self._told(main, called, rng, places=0.95))
+
+    def _again(self, shown: Placed, rng: np.random.Generator) -> Scene:
+        """What is shown, elsewhere at the same phase, on another background."""
+        (middle,) = self.world.middles(1, rng, jitter_px=0.0)
+        placed = self.world.placed(
+            self.world.art.by_id[shown.cutout], rng, size=shown.size, middle=middle, phase=(shown.left, shown.top),
+            step=self.step_px, mirrored=shown.mirrored, tint=shown.tint,
+        )  # fmt: skip
+        return Scene(self.world.ground(rng), (placed,))
+
     def _source(self, cutout: Cutout, size: int, called: dict[str, str], rng: np.random.Generator) -> Told:
         """A picture of the cut-out at a size, now and then beside another one."""
         cutouts = [cutout]
@@ -167,7 +217,9 @@ class Planner:
         sizes = [size, *(int(rng.integers(*TWO_PX)) for _ in cutouts[1:])]
         middles = self.world.middles(len(cutouts), rng)
         placed = [self.world.placed(c, rng, size=s, middle=m) for c, s, m in zip(cutouts, sizes, middles, strict=True)]
-        return self._told(Scene(self.world.ground(rng), tuple(placed[i] for i in rng.permutation(len(placed)))), called, rng)
+        return self._told(
+            Scene(self.world.ground(rng), tuple(placed[i] for i in rng.permutation(len(placed)))), called, rng
+        )
 
     def _second(self, cutout: Cutout, first: Placed, called: dict[str, str], rng: np.random.Generator) -> Told:
         """Another picture of the cut-out: as the first but elsewhere, or different in all that can differ."""
@@ -239,9 +291,7 @@ class OpenBatches:
         """Ids (T,) and weights (T,) of each."""
         told = [document for plan in plans for document in (*plan.sources, plan.main)]
         documents = iter(self.drawn(told))
-        return [
-            self._sequence(plan, [next(documents) for _ in range(len(plan.sources) + 1)], rng) for plan in plans
-        ]
+        return [self._sequence(plan, [next(documents) for _ in range(len(plan.sources) + 1)], rng) for plan in plans]
 
     def drawn(self, told: Sequence[Told]) -> list[Drawn]:
         """Documents as tokens, all pictures encoded at once."""

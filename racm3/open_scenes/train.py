@@ -2,8 +2,8 @@
 
     loss = sum of weight x nats of each token / sum of weights
 
-The weights are ``sequences.Weights``. The learning rate keeps its peak until the last part of the run, so that a run can
-be made longer: keep a checkpoint of before the decay.
+The weights are ``sequences.Weights``. The learning rate keeps its peak until the last part of the run, so that a run
+can be made longer: keep a checkpoint of before the decay.
 """
 
 from __future__ import annotations
@@ -85,8 +85,15 @@ def train_open(
     generator.train_fast(compile=run.compile, recompute_layers=False)
     planner = Planner(world or World.of("seen"), run.kinds, image.config.patch_px)
     batches = OpenBatches(
-        planner, text, image, markup, sequences=run.sequences, weights=run.weights, seed=run.loop.seed,
-        first=run.first, first_steps=run.first_steps,
+        planner,
+        text,
+        image,
+        markup,
+        sequences=run.sequences,
+        weights=run.weights,
+        seed=run.loop.seed,
+        first=run.first,
+        first_steps=run.first_steps,
     )
 
     def batch(step: int, part: int, parts: int) -> Batch:
@@ -183,9 +190,13 @@ def draw_look(
         *sources, (words, own) = documents
         prompt = build_prompt(sources, [words, Hole("image")], markup, 1)  # type: ignore[list-item]
         constraint = answer_constraint(prompt.spans, markup.vocabulary)
-        jobs += [Job(prompt.ids, constraint, Sampling(temperature=t, top_p=p), seed=1) for t, p in ((1.0, 0.9), (0.01, 1.0))]
+        jobs += [
+            Job(prompt.ids, constraint, Sampling(temperature=t, top_p=p), seed=1) for t, p in ((1.0, 0.9), (0.01, 1.0))
+        ]
         columns.append([np.array(document[1].codes) for document in sources] + [np.array(own.codes)])  # type: ignore[union-attr]
-    drawn = [np.array(done.tokens) - markup.vocabulary.image_start for done in Engine(generator, markup.vocabulary).run(jobs)]
+    drawn = [
+        np.array(done.tokens) - markup.vocabulary.image_start for done in Engine(generator, markup.vocabulary).run(jobs)
+    ]
     codes = [code for i, column in enumerate(columns) for code in (*column, *drawn[2 * i : 2 * i + 2])]
     pixels = image.decode(torch.from_numpy(np.stack(codes))).permute(0, 2, 3, 1)
     tiles = (pixels * 255).round().to(torch.uint8).numpy()
@@ -203,5 +214,10 @@ def learn_words(world: World, ids: int = 2048, captions: int = 30_000, seed: int
     planner = Planner(world, Kinds(), 6)
     rng = np.random.default_rng(seed)
     names = [name for one in world.art.cutouts for name in one.names]
-    texts = (document.caption for _ in range(captions // 3) for plan in [planner.plan(rng)] for document in (*plan.sources, plan.main))
+    texts = (
+        document.caption
+        for _ in range(captions // 3)
+        for plan in [planner.plan(rng)]
+        for document in (*plan.sources, plan.main)
+    )
     return TextTokenizer.train((*texts, *names), ids)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from racm3.errors import ConfigError
+from racm3.open_scenes.caption import STYLE_PHRASES
 from racm3.open_scenes.sequences import Kinds, OpenBatches, Planner, around, masked_order
 from racm3.open_scenes.world import World
 from racm3.tokens.image import FSQConfig, FSQImageTokenizer
@@ -16,9 +17,10 @@ from racm3.tokens.text import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
 PATCH = 6
+KINDS = Kinds()
 
 
-def batches(kinds: Kinds = Kinds(), sequences: int = 4) -> OpenBatches:
+def batches(kinds: Kinds = KINDS, sequences: int = 4) -> OpenBatches:
     torch.manual_seed(0)
     image = FSQImageTokenizer(FSQConfig(96, PATCH, (4, 4, 3), encoder_width=16, decoder_width=16)).eval()
     text = TextTokenizer.train(["a fox on the left"], 256)
@@ -56,12 +58,16 @@ def test_the_main_entity_has_the_size_and_the_phase_of_a_source() -> None:
             plan = planner.plan(rng, sources=sources)
             shown = [one for document in plan.sources for one in document.scene.placed]
             for own in plan.main.scene.placed:
-                same = [one for one in shown if (one.cutout, one.size, one.mirrored) == (own.cutout, own.size, own.mirrored)]
+                same = [
+                    one for one in shown if (one.cutout, one.size, one.mirrored) == (own.cutout, own.size, own.mirrored)
+                ]
                 assert any((one.left - own.left) % PATCH == (one.top - own.top) % PATCH == 0 for one in same)
 
 
 def test_the_entity_counts_more_than_the_background_and_the_sources() -> None:
-    made = batches(Kinds(twice=1, distracted=0, once=0, nothing=0, two=0, caption=0, region=0), sequences=1)
+    made = batches(
+        Kinds(twice=1, distracted=0, once=0, nothing=0, two=0, labels=0, style=0, caption=0, region=0), sequences=1
+    )
     plan = made.planner.plan(np.random.default_rng(0))
     ((ids, weights),) = made.sequences_of([plan], np.random.default_rng(0))
     main = made.drawn([plan.main])[0]
@@ -72,6 +78,30 @@ def test_the_entity_counts_more_than_the_background_and_the_sources() -> None:
     assert of_codes[near].min() == 1.0  # an entity and the background around it: else entities are drawn everywhere
     assert of_codes[~near].max() == np.float32(made.weights.ground)
     assert len(ids) == len(weights)
+
+
+def test_labels_are_new_words_that_only_the_sources_tell() -> None:
+    rng = np.random.default_rng(0)
+    planner = Planner(World.of("seen"), Kinds(), PATCH)
+    words = set()
+    for _ in range(20):
+        plan = planner.plan(rng, sources="labels")
+        shown = {source.scene.placed[0].cutout: source.caption for source in plan.sources}
+        assert plan.task == "caption"
+        assert plan.main.caption == shown[plan.main.scene.placed[0].cutout]
+        words.add(plan.main.caption)
+    assert len(words) == 20
+
+
+def test_a_style_is_named_and_shown_and_sepia_is_held_out() -> None:
+    rng = np.random.default_rng(0)
+    planner = Planner(World.of("seen"), Kinds(), PATCH, ("plain",))
+    for _ in range(20):
+        plan = planner.plan(rng, sources="style")
+        style = plan.main.scene.style
+        assert style not in ("plain", "sepia")
+        assert STYLE_PHRASES[style] in plan.main.caption
+        assert any(source.scene.style == style for source in plan.sources)
 
 
 def test_around() -> None:
