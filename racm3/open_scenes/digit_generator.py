@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from racm3.generator.model import INIT_STD, Generator, GeneratorConfig
-from racm3.tokens.image import FSQ
+from racm3.tokens.image_tokenizer import FSQ
 from racm3.tokens.vocabulary import Vocabulary
 
 __all__ = ["DigitGenerator", "attend_back", "from_plain", "plain"]
@@ -99,7 +100,7 @@ def plain(generator: DigitGenerator) -> Generator:
 def from_plain(trained: Generator, vocabulary: Vocabulary, levels: tuple[int, ...]) -> DigitGenerator:
     """The inverse of ``plain``, to go on from: the digits' rows are those that explain most of the table."""
     result = DigitGenerator(trained.config, vocabulary, levels)
-    table = result.model.embed_tokens
+    table: Any = result.model.embed_tokens
     rows = trained.model.embed_tokens.weight
     codes = rows[vocabulary.image_start :]
     table.digits.copy_(torch.linalg.lstsq(table.chosen, codes, driver="gelsd").solution)
@@ -119,11 +120,12 @@ def attend_back(generator: DigitGenerator, distances: tuple[int, ...], strength:
     All tokens get the same number in one place of their embedding; the heads' queries and keys begin as a constant that
     is read from it, turned against each other by the distance. Only the beginning is set; all of it is trained.
     """
-    config, attention = generator.config, generator.model.layers[0].self_attn
+    config = generator.config
+    attention: Any = generator.model.layers[0].self_attn
     pairs = config.head_dim // 2
     fast = max(1, pairs // 2)  # the pairs of the rotary positions that turn fast enough to tell neighbours apart
     angles = 1 / config.rope_theta ** (torch.arange(fast) / pairs)
-    table = generator.model.embed_tokens
+    table: Any = generator.model.embed_tokens
     table.own[:, 0] = 4 * INIT_STD
     table.digits[:, 0] = 0
     size = float(generator.model.embed_tokens.weight[table.text_size :].square().mean().sqrt())
