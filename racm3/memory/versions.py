@@ -64,7 +64,9 @@ class Versions:
         try:
             if not storage.versions():
                 what = "is no memory" if storage.exists() else "does not exist"
-                raise MemoryStoreError(f"the memory {storage} {what}; check the path, or make it with Memory.create")
+                raise MemoryStoreError(
+                    f"the memory {storage} {what}; check the path, or make it with racm3 memory create"
+                )
         except OSError as error:
             raise unreadable(storage, error) from error
         store = cls(storage)

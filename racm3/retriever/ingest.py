@@ -17,7 +17,18 @@ from racm3.errors import MemoryStoreError
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 
-__all__ = ["Changes", "Plan", "apply", "batches", "ingest", "memory_of", "plan_sync", "re_embed", "sync"]
+__all__ = [
+    "Changes",
+    "Plan",
+    "apply",
+    "batches",
+    "ingest",
+    "memory_of",
+    "plan_sync",
+    "re_embed",
+    "remember_kinds",
+    "sync",
+]
 
 DOCUMENTS_AT_ONCE = 512
 PIXELS_AT_ONCE = 2**26
@@ -72,9 +83,14 @@ def ingest(
         done.unchanged += len(batch) - len(new)
         report(done.added + done.unchanged)
     memory.tidy()
-    if kinds:
-        memory.set_note(KINDS, json.dumps(sorted({*_kinds_of(memory), *kinds})))
+    remember_kinds(memory, kinds)
     return done
+
+
+def remember_kinds(memory: Memory, kinds: Iterable[str]) -> None:
+    """Have the memory keep what it was made of, beside what it was made of before."""
+    if known := {*_kinds_of(memory), *kinds}:
+        memory.set_note(KINDS, json.dumps(sorted(known)))
 
 
 def memory_of(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:

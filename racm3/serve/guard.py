@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from racm3.errors import ConfigError
+from racm3.errors import ConfigError, values
 
 __all__ = ["LIMITS", "ApiError", "Guard", "Limits", "Tokens", "error_body", "is_loopback"]
 
@@ -56,7 +56,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 0 or self.queue < 1 or self.timeout_s <= 0:
-            raise ConfigError(f"limits are 0 or above, queue and timeout_s above 0; given {self}")
+            raise ConfigError(f"limits are 0 or above, queue and timeout_s above 0; given {values(self, *vars(self))}")
 
 
 LIMITS = Limits()

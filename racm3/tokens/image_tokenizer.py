@@ -95,9 +95,9 @@ class FSQConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
-        if self.image_size_px % self.patch_px or self.patch_px not in (2, 4, 8, 16):
+        if self.image_size_px % self.patch_px or self.patch_px not in (2, 4, 6, 8, 16):
             given = f"{self.patch_px} and {self.image_size_px}"
-            raise ConfigError(f"patch_px is 2, 4, 8 or 16 and divides image_size_px; {given} were given")
+            raise ConfigError(f"patch_px is 2, 4, 6, 8 or 16 and divides image_size_px; {given} were given")
         if not self.levels or min(self.levels) < 2:
             raise ConfigError(f"levels are at least one number >= 2 each, not {self.levels}")
 
