@@ -31,6 +31,7 @@ SMOKE = (
     "tests/generator/test_model.py",
     "tests/generator/test_prompt.py",
     "tests/memory/test_memory.py",
+    "tests/open_scenes/test_judge.py",
     "tests/retriever/test_retriever.py",
     "tests/retriever/test_strategy.py",
     "tests/scale/test_memory_plan.py",

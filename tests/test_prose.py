@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MOST_LINES = 150
 GENERATED = {"cli.md", "results.md"}
-HISTORY = {"log.md"}  # names commands and files as they were
+HISTORY = {"log.md", "log-open.md"}  # names commands and files as they were
 PAGES = {"README.md": README} | {
     f"docs/{path.name}": path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").glob("*.md"))
