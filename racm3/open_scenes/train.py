@@ -112,7 +112,7 @@ def train_open(
         seen: dict[str, float] = {}
         for split in ("seen", "novel"):
             for kind in ("twice", "two"):
-                numbers = measure(now, World.of(split), text, image, markup, kind)  # type: ignore[arg-type]
+                numbers = measure(now, World.of(split), text, image, markup, kind)
                 seen |= {f"{split}_{kind}_{name}": value for name, value in numbers.items()}
         return seen
 
@@ -188,7 +188,7 @@ def draw_look(
     for plan in some:
         documents = [markup.from_ids(one.ids) for one in batches.drawn([*plan.sources, plan.main])]
         *sources, (words, own) = documents
-        prompt = build_prompt(sources, [words, Hole("image")], markup, 1)  # type: ignore[list-item]
+        prompt = build_prompt(sources, [words, Hole("image")], markup, 1)
         constraint = answer_constraint(prompt.spans, markup.vocabulary)
         jobs += [
             Job(prompt.ids, constraint, Sampling(temperature=t, top_p=p), seed=1) for t, p in ((1.0, 0.9), (0.01, 1.0))
