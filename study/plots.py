@@ -51,7 +51,7 @@ def plot_sizes(results: Results, file: Path) -> bool:
 
 
 def plot_shots(results: Results, file: Path) -> bool:
-    """Share right by the number of contexts, ours with intervals beside the talk's."""
+    """Share right by the number of contexts, ours with intervals beside the paper's."""
     lines: dict[str, Line] = {}
     every = results["one-shot"]["rows"]
     for by, model in dict.fromkeys((row["by"], row["model"]) for row in every):

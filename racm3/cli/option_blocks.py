@@ -157,6 +157,7 @@ class OfMemory(Verb):
     folder: FolderArgument  # The memory, a folder or s3://bucket/name.
 
     def open(self) -> racm3.Memory:
+        """The memory; raises MemoryStoreError if there is none."""
         return racm3.Memory.open(self.folder)
 
 
@@ -179,6 +180,7 @@ class Embedding(OfMemory):
 
 
 def load_encoder(folder: Path) -> Encoder:
+    """Open an encoder; transformers is imported only now."""
     from racm3.retriever.encoder import Encoder
 
     return Encoder.from_pretrained(folder)

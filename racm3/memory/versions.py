@@ -235,6 +235,7 @@ class Versions:
 
 
 def manifest_of(version: int) -> str:
+    """The name of a version's manifest, as Lance numbers them."""
     return f"_versions/{2**64 - 1 - version:020d}.manifest"
 
 

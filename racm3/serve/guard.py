@@ -108,6 +108,7 @@ class Tokens:
 
     @classmethod
     def load(cls, file: Path) -> Tokens:
+        """Read a token file. Raises ConfigError at a line that is none."""
         scopes: dict[str, Grant] = {}
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -190,6 +191,7 @@ class Guard:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request: its head is checked, its body read within the limits, its time taken."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -101,7 +101,7 @@ class ShapeConfig:
 class GeneratorRun:
     """One training run.
 
-    ``alpha`` weighs the loss of the retrieved documents (0.1 is the talk's best). ``retrieved_shares[k]`` is the share
+    ``alpha`` weighs the loss of the retrieved documents (0.1 is the paper's best). ``retrieved_shares[k]`` is the share
     of sequences with k retrieved documents (uniform over 0, 1, 2 in the paper, second-hand); ``(1,)`` is the vanilla
     CM3. In ``rename_share`` of the sequences with retrieved documents, the image codes and the rare text ids that the
     main document shares with them are renamed at random (ours): they mean nothing by themselves and can only be copied,

@@ -105,12 +105,12 @@ def train_image_tokenizer(
     model = nn.ModuleDict({"tokenizer": tokenizer} | ({"critic": critic} if critic else {}))
     data = torch.from_numpy(pictures)
 
-    def batch(step: int, part: int, parts: int) -> Batch:
+    def batch(step: int, _part: int, _parts: int) -> Batch:
         rows = np.random.default_rng((run.loop.seed, step)).integers(len(data), size=run.batch_size)
         adversarial_weight = run.adversarial_weight if step >= run.adversarial_start else 0.0
         return Batch((data[torch.from_numpy(rows)], adversarial_weight), [f"picture {row}" for row in rows])
 
-    def loss_of(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+    def loss_of(batch: Batch, _normaliser: float) -> tuple[Tensor, Metrics]:
         pixels, adversarial_weight = batch.content
         target = pixels.to(next(model.parameters()).device).permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
         digits = tokenizer.digits(target)
