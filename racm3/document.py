@@ -98,13 +98,13 @@ class Text:
         if not isinstance(self.text, str):
             raise DocumentError(f"a Text part holds a string, but {type(self.text).__name__} was given")
         if not self.text.strip():
-            raise DocumentError("the text is empty; give at least one visible character, or use Hole('text')")
+            raise DocumentError("the text is empty; give at least one visible character")
         if self.hidden is not None:
             start, end = self.hidden
             if not 0 <= start <= end <= len(self.text):
                 raise DocumentError(f"hidden is {self.hidden}; it lies within the text's {len(self.text)} characters")
             if not "".join(self.around).strip():
-                raise DocumentError("all of the text is hidden; use Hole('text') instead")
+                raise DocumentError("all of the text is hidden; leave some of it, or ask for a whole text")
 
     @property
     def around(self) -> tuple[str, str]:

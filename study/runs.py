@@ -25,7 +25,7 @@ import PIL.Image
 from racm3.data import write_webdataset
 from racm3.errors import ConfigError, unknown
 from racm3.evaluation.protocol import weights_digest
-from racm3.evaluation.scenes_protocol import Protocol, about_scenes, progress, world_memory
+from racm3.evaluation.scenes_protocol import Protocol, about_scenes, world_memory
 from racm3.model_folder import SCENES, SHIPPED, ModelFolder
 from racm3.pipeline import RACM3
 from racm3.presets import preset
@@ -37,6 +37,7 @@ from racm3.training.models import prepared_model
 from racm3.training.prepared_cache import Cache
 from racm3.util.config import dotted, override, to_dict
 from racm3.util.files import write_whole
+from racm3.util.progress import progress
 from study.experiments import EXPERIMENTS, Lab, Sheet, examine_generator
 
 __all__ = ["EXPERIMENTS", "NAMES", "SIZES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]
@@ -66,6 +67,7 @@ class Variant:
     skip: bool = True
 
     def run(self, seed: int, more: Sequence[str] = ()) -> GeneratorRun:
+        """The training of one seed, with further settings."""
         usual = override(preset(self.preset).generator, SHORT)
         return override(override(usual, self.set), [f"loop.seed={seed}", *more])
 
@@ -74,7 +76,7 @@ SMALL = ("model.width=128", "model.layers=4", "model.head_dim=32", "model.mlp_wi
 MEDIUM = ("model.width=160", "model.layers=5", "model.head_dim=40", "model.mlp_width=432")
 
 DROPPED = "query_dropout=0.2"
-"""As in the talk; the presets of the world ask whole queries."""
+"""As in the paper; the presets of the world ask whole queries."""
 
 VARIANTS: dict[str, Variant] = {
     "alpha-0.1": Variant(set=(*SMALL, DROPPED, "alpha=0.1")),
@@ -124,6 +126,7 @@ class Study:
     train: tuple[str, ...] = ()
 
     def file(self, name: str) -> Path:
+        """Where the result of an experiment or training lies."""
         return self.results / f"{name.replace(':', '.')}.json"
 
 

@@ -12,9 +12,9 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the network
 os.environ["RACM3_TRACEBACK"] = "1"  # a command that meets a defect raises it
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import pytest
+import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)  # tensors here are tiny: more threads wait longer than they compute, and sum in another order
 settings.register_profile("racm3", deadline=None, print_blob=True)  # no deadline: a busy machine is not a defect

@@ -35,7 +35,7 @@ class Ingesting(Embedding):
 
     @contextmanager
     def reading(
-        self, sources: Sequence[Source], skip: Callable[[Skipped], None] = lambda skipped: None
+        self, sources: Sequence[Source], skip: Callable[[Skipped], None] = lambda _: None
     ) -> Iterator[list[Iterator[Item]]]:
         """The items of each source, of which the first are shown; what is skipped is listed, and given to ``skip``."""
         from racm3.data.skip_report import with_samples
@@ -168,7 +168,7 @@ class MemorySync(Ingesting, name="memory sync"):
         if plan.reasons and not self.yes:
             raise InputError(f"nothing was changed: sync {plan}. {'; '.join(plan.reasons)}. Add --yes if that is meant")
         with telling("syncing documents") as stored:
-            done = apply(plan, memory, encoder, source.read(report=lambda skipped: None), stored)
+            done = apply(plan, memory, encoder, source.read(report=lambda _: None), stored)
         print(f"{done}; {memory.path} holds {len(memory)} documents")
 
 
@@ -266,7 +266,7 @@ class MemoryExport(OfMemory, name="memory export"):
     out: Folder  # Where the files go: a folder that is new, empty, or holds an earlier export of this memory.
 
     def run(self) -> None:
-        from racm3.memory.export import export
+        from racm3.memory.memory_export import export
 
         memory = self.open()
         with telling("exporting documents", len(memory)) as report:
@@ -298,7 +298,7 @@ class MemoryNeighbours(OnCluster, name="memory neighbours"):
     k: int = 2  # Neighbours of each query.
     # One draw of both queries for each: the share of the query that is dropped.
     dropouts: tuple[float, ...] = (0.0, 0.2)
-    seed: int = 0  # Of what is dropped.
+    seed: int = 0  # Of the query dropout.
 
     def run(self) -> None:
         from racm3.retriever.corpus_neighbours import memory_neighbours

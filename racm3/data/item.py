@@ -86,6 +86,7 @@ class Protected:
         self._scopes: dict[str, str] = {}
 
     def add(self, skipped: Skipped) -> None:
+        """Note a skipped item."""
         if skipped.item_id is not None:
             self._ids.add(skipped.item_id)
         if skipped.scope is not None:

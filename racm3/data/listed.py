@@ -76,6 +76,8 @@ class Line:
 
 
 def read_jsonl(file: Path, root: Path) -> Iterator[Draft | Skipped]:
+    """The items of a .jsonl file of pictures, texts or documents; paths in it are relative to ``root``."""
+
     def rows() -> Iterator[tuple[int, Callable[[], Record]]]:
         for number, line in enumerate(lines(file), start=1):
             if line is None or line.strip():

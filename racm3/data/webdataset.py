@@ -117,6 +117,7 @@ def id_prefix(file: Path, root: Path) -> str:
 
 
 def sample_item(sample: Sample, item_id: str, shard: str) -> Item:
+    """The item of a sample. Raises SourceError if the sample is broken."""
     if sample.problem:
         raise SourceError(sample.problem)
     if RECORD in sample.members:

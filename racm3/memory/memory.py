@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +29,7 @@ from racm3.document import Modality
 from racm3.errors import EncoderMismatchError, InputError, MemoryStoreError, unknown
 from racm3.memory.damage import UNREADABLE, no_panic, readable
 from racm3.memory.metadata_filter import Facts, Where
+from racm3.memory.re_embedding import UNIT_TOLERANCE, change_encoder
 from racm3.memory.rows import DOCUMENT, FACTS, About, check_facts, content_hash, item_of, metadata_json
 from racm3.memory.search import Ranking, View, recall
 from racm3.memory.snapshot import Snapshot
@@ -46,7 +45,6 @@ EXACT_UP_TO = 1_000_000
 vector are 2 GB then)."""
 UNINDEXED = 0.1
 """The share of documents outside the index from which it is brought up to date."""
-UNIT_TOLERANCE = 1e-3
 GROWTH = 8
 """How many times more of a ranking is looked at, again and again, where conditions leave too little."""
 SELF_CHECK = "racm3.self_check"
@@ -463,7 +461,7 @@ class Memory:
         dimension: int,
         embed: Callable[[list[Item]], np.ndarray],
         batch: int,
-        report: Callable[[int], None] = lambda done: None,
+        report: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Move the memory to another encoder. Until it is done, and if it is broken off, the old vectors are there.
 
@@ -471,29 +469,7 @@ class Memory:
         same call goes on where another was broken off; ``report`` is told how many documents are done.
         """
         with self.writing():
-            snapshot = self._store.snapshot
-            ids = [row["id"] for row in snapshot.scan(["id"])]
-            scratch = self._store.storage.scratch()
-            part = scratch / f"re-embed-{fingerprint}-{snapshot.version}.f32"
-            for old in scratch.glob("re-embed-*.f32"):
-                if old != part:
-                    old.unlink()
-            done = _sound_rows(part, dimension)
-            with part.open("ab") as file:
-                file.truncate(done * 4 * dimension)
-                items = map(item_of, snapshot.scan(DOCUMENT, start=done))
-                while some := list(islice(items, batch)):
-                    file.write(np.ascontiguousarray(embed(some), np.float32).tobytes())
-                    file.flush()
-                    os.fsync(file.fileno())
-                    done += len(some)
-                    report(done)
-            row_of = {item_id: row for row, item_id in enumerate(ids)}
-            made = np.memmap(part, np.float32, "r", shape=(len(ids), dimension)) if ids else np.zeros((0, dimension))
-            self._store.set_vectors(
-                About(0, fingerprint, dimension), lambda asked: np.array(made[[row_of.get(i, 0) for i in asked]])
-            )
-            part.unlink()
+            change_encoder(self._store, About(0, fingerprint, dimension), embed, batch, report)
             self._encoder = fingerprint
         self.refresh()
 
@@ -509,16 +485,6 @@ def _fact(row: dict[str, Any]) -> Facts:
     parts = json.loads(row["parts"])
     modalities: frozenset[Modality] = frozenset("text" if isinstance(part, str) else "image" for part in parts)
     return Facts(row["id"], json.loads(row["metadata"]), modalities, row["origin"])
-
-
-def _sound_rows(file: Path, dimension: int) -> int:
-    """How many rows (D,) of unit norm a file of vectors begins with; a power cut may have spoilt the last ones."""
-    if not file.exists():
-        return 0
-    rows = np.fromfile(file, np.float32)
-    rows = rows[: len(rows) // dimension * dimension].reshape(-1, dimension)
-    spoilt = ~(np.abs(np.linalg.norm(rows, axis=1) - 1) < UNIT_TOLERANCE)
-    return int(spoilt.argmax()) if spoilt.any() else len(rows)
 
 
 def _facts(snapshot: Snapshot, addresses: np.ndarray) -> list[Facts]:

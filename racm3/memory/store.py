@@ -74,7 +74,7 @@ class Store(Versions):
         with faults_told(storage):
             if storage.exists():
                 raise MemoryStoreError(
-                    f"there is already something at {storage}; open it with Memory.open, or give a new path"
+                    f"there is already something at {storage}; add to it with racm3 memory add, or give a new path"
                 )
             empty = schema_of(About(FORMAT, encoder, dimension)).empty_table()
             lance.write_dataset(empty, str(storage), mode="create", storage_options=storage.options)

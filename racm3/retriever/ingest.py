@@ -59,7 +59,7 @@ def ingest(
     encoder: Encoder,
     items: Iterable[Item],
     kinds: Sequence[str] = (),
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> Changes:
     """Embed the items and add them to the memory; those that are there already are passed over, unembedded.
 
@@ -208,7 +208,7 @@ def apply(
     memory: Memory,
     encoder: Encoder,
     items: Iterable[Item],
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> Changes:
     """Do what was planned. ``items`` are those of the plan, from the beginning; they are not read if few have changed.
 
@@ -258,7 +258,7 @@ def sync(
     return apply(plan, memory, encoder, held)
 
 
-def re_embed(memory: Memory, encoder: Encoder, report: Callable[[int], None] = lambda done: None) -> None:
+def re_embed(memory: Memory, encoder: Encoder, report: Callable[[int], None] = lambda _: None) -> None:
     """Move the memory to ``encoder``: the same documents with its vectors. Until it is done, the old ones are there."""
     memory.re_embed(
         encoder.fingerprint,

@@ -34,8 +34,8 @@ def embed(
     encoder: Path,
     sources: Sequence[Source],
     workers: Workers,
-    skip: Callable[[Skipped], None] = lambda skipped: None,
-    report: Callable[[int], None] = lambda done: None,
+    skip: Callable[[Skipped], None] = lambda _: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> Changes:
     """Embed the documents of ``sources`` with the encoder in the folder ``encoder`` and add them, as `remember` does.
 

@@ -86,6 +86,7 @@ class Api:
     # Requests --------------------------------------------------------------------------------------------------------
 
     def check_model(self, name: str | None) -> None:
+        """Raises ApiError if a request names another model."""
         if name not in (None, self.name):
             raise ApiError(
                 404, f"there is no model {name!r}; this server has {self.name!r}", "model_not_found", "model"
@@ -110,6 +111,7 @@ class Api:
         ]
 
     def check_policy(self, stage: Literal["request", "answer", "memory"], document: Document) -> None:
+        """Raises ApiError if the policy gives a reason to refuse the document."""
         reason = self.policy(stage, document) if self.policy is not None else None
         if reason is not None:
             raise ApiError(400, reason, "content_policy_violation")
@@ -153,6 +155,7 @@ class Api:
         options: Options,
         n: int,
     ) -> list[Completion]:
+        """The completions of a request; it is cancelled if its client goes away."""
         async for event in self.partials(http, request, options, n=n):
             if isinstance(event, list):
                 return event
@@ -161,6 +164,7 @@ class Api:
     # Answers ---------------------------------------------------------------------------------------------------------
 
     def sources(self, done: Completion) -> list[Source]:
+        """The documents that were read, as answers name them."""
         return [
             Source(
                 id=hit.id,
@@ -191,6 +195,7 @@ class Api:
         )
 
     def used(self, settings: Settings, options: Options, temperature: float) -> Used:
+        """All settings that reproduce an answer."""
         return Used(
             **to_dict(settings) | {"k": options.k},
             context_aware=settings.image.context_aware,
@@ -224,6 +229,7 @@ def image_path(item_id: str) -> str:
 
 
 def base64_png(picture: PIL.Image.Image) -> str:
+    """A picture as the base64 of a PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -39,6 +39,7 @@ MOST_PAIRS = 400
 
 
 def routes(api: Api) -> APIRouter:
+    """The routes of chat completions and classification."""
     router = APIRouter(prefix="/v1", tags=["documents"])
 
     @router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)

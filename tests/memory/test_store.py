@@ -16,6 +16,7 @@ from racm3.data import Item
 from racm3.document import Document, Image
 from racm3.errors import InputError, MemoryStoreError
 from racm3.memory import storage, store
+from racm3.memory.check import Checked, check
 from racm3.memory.memory import Memory
 from tests.memory.test_memory import D, items, unit
 
@@ -240,9 +241,10 @@ def test_many_small_changes_leave_few_fragments_and_versions(tmp_path: Path, mon
 # Older memories ----------------------------------------------------------------------------------------------------
 
 
-def test_a_memory_written_by_an_older_version_opens(tmp_path: Path) -> None:
-    """tests/memory/data/format1 was written by racm3 0.1.0 with pylance 14; it must open for ever."""
-    path = shutil.copytree(FORMAT1, tmp_path / "old")
+@pytest.mark.parametrize("written", [FORMAT1, FORMAT1.with_name("format1_checksums")], ids=lambda path: path.name)
+def test_a_memory_written_by_an_older_version_opens(tmp_path: Path, written: Path) -> None:
+    """Both were written by racm3 0.1.0 with pylance 14, the second with checksums; they must open for ever."""
+    path = shutil.copytree(written, tmp_path / "old")
     memory = Memory.open(path, "encoder-a")
     pictures = [Image(np.full((2, 3, 3), [i, 2 * i, 255 - i], np.uint8)) for i in range(5)]
     expected = [
@@ -256,3 +258,4 @@ def test_a_memory_written_by_an_older_version_opens(tmp_path: Path) -> None:
     memory.remove(["a"])
     memory.compact()
     assert sorted(Memory.open(path).ids) == ["b", "狐"]
+    assert check(path) == Checked(2)

@@ -21,7 +21,7 @@ MARKER = ".racm3-export.json"
 """Says that a folder is an export, of which memory, and which files are its own."""
 
 
-def export(memory: Memory, out: str | Path, report: Callable[[int], None] = lambda done: None) -> list[Path]:
+def export(memory: Memory, out: str | Path, report: Callable[[int], None] = lambda _: None) -> list[Path]:
     """Write all documents to ``out`` as shards (`racm3.data.exported`), from which `racm3 memory create` makes an equal
     memory; the shards.
 
