@@ -12,9 +12,9 @@ import html
 import json
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from string import Template
@@ -33,7 +33,8 @@ from racm3.retriever.encoder import Encoder
 from racm3.retriever.ingest import memory_of
 from racm3.retriever.retriever import Hit
 from racm3.scenes.draw import Scene
-from racm3.scenes.world import World, counted
+from racm3.scenes.world import World
+from racm3.util.progress import counted, progress
 
 WORDS_TO_PICTURE, PICTURE_TO_WORDS, HIDDEN_REGION = "words to picture", "picture to words", "hidden region"
 TASKS = {
@@ -153,12 +154,12 @@ def demo(
     vanilla = RACM3.from_pretrained(models, generator="vanilla")
     asked = list(requests(world))
     documents = [request.asked for request in asked]
-    with progress("memory: documents", "racm3: steps", "vanilla: steps") as (on_document, on_step, on_vanilla_step):
+    with progress() as report:
         total = world.memory * (len(world.seen) + len(world.novel))
-        items = counted(world.items("memory"), total, on_document)
+        items = counted(world.items("memory"), "memory: documents", report, total)
         memory = build_memory(out / "memory", model.encoder, items)
-        answers = model.complete(documents, settings, memory=memory, on_step=on_step)
-        without = vanilla.complete(documents, settings, on_step=on_vanilla_step)
+        answers = model.complete(documents, settings, memory=memory, on_step=partial(report, "racm3: steps"))
+        without = vanilla.complete(documents, settings, on_step=partial(report, "vanilla: steps"))
     rows = tuple(Row(*row) for row in zip(asked, answers, without, strict=True))
     page, sheet = out / "index.html", out / "sheet.png"
     page.write_text(write_page(rows, len(memory), _facts(world, settings), _models(model, vanilla)), encoding="utf-8")
@@ -203,31 +204,6 @@ def build_memory(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
         Memory.open(path)  # raises if it is none
         shutil.rmtree(path)
     return memory_of(path, encoder, items)
-
-
-OnStep = Callable[[int, int], None]
-"""Called with how much is done, and how much there is."""
-
-
-@contextmanager
-def progress(*names: str) -> Iterator[list[OnStep]]:
-    """A bar a name on stderr, with the time that each still takes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn("remaining"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-
-        def bar(name: str) -> OnStep:
-            task = bars.add_task(name, total=None, start=False)
-
-            def show(done: int, total: int) -> None:
-                bars.start_task(task)
-                bars.update(task, completed=done, total=total)
-
-            return show
-
-        yield [bar(name) for name in names]
 
 
 # Page ------------------------------------------------------------------------------------------------------------

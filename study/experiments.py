@@ -33,10 +33,10 @@ from racm3.evaluation.scenes_protocol import (
     caption_scores,
     draw_all,
     through_tokenizer,
+    within,
 )
 from racm3.evaluation.scenes_tasks import (
     SHOTS,
-    Steps,
     Task,
     Tests,
     all_tasks,
@@ -54,6 +54,7 @@ from racm3.retriever.strategy import Relevance, Strategy
 from racm3.scenes.caption import describe
 from racm3.scenes.draw import Scene, draw
 from racm3.scenes.judges import Judge
+from racm3.util.progress import Report
 from racm3.util.registry import Registry
 
 __all__ = ["EXPERIMENTS", "Found", "Lab", "Sheet", "examine_generator"]
@@ -73,7 +74,7 @@ class Lab:
     vanilla: RACM3
     judge: Judge
     protocol: Protocol
-    on_step: Steps = lambda *_: None
+    on_step: Report = lambda *_: None
 
     @property
     def memory(self) -> Memory:
@@ -90,9 +91,8 @@ class Lab:
         scenes = self.protocol.world.scenes(SPLITS[entities])
         return [(scene, caption) for _, scene, caption in islice(scenes, self.protocol.n)]
 
-    def named(self, what: str) -> Steps:
-        """``on_step``, told what it is of."""
-        return lambda name, done, total: self.on_step(f"{what}: {name}", done, total)
+    def named(self, what: str) -> Report:
+        return within(self.on_step, what)
 
 
 @dataclass(frozen=True)

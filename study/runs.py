@@ -25,7 +25,7 @@ import PIL.Image
 from racm3.data import write_webdataset
 from racm3.errors import ConfigError, unknown
 from racm3.evaluation.protocol import weights_digest
-from racm3.evaluation.scenes_protocol import Protocol, about_scenes, progress, world_memory
+from racm3.evaluation.scenes_protocol import Protocol, about_scenes, world_memory
 from racm3.model_folder import SCENES, SHIPPED, ModelFolder
 from racm3.pipeline import RACM3
 from racm3.presets import preset
@@ -37,6 +37,7 @@ from racm3.training.models import prepared_model
 from racm3.training.prepared_cache import Cache
 from racm3.util.config import dotted, override, to_dict
 from racm3.util.files import write_whole
+from racm3.util.progress import progress
 from study.experiments import EXPERIMENTS, Lab, Sheet, examine_generator
 
 __all__ = ["EXPERIMENTS", "NAMES", "SIZES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]

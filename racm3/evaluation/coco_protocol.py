@@ -34,7 +34,6 @@ from racm3.evaluation.clipscore import clip_score
 from racm3.evaluation.features import Features
 from racm3.evaluation.frechet import Moments, frechet_distance
 from racm3.evaluation.protocol import about_code, about_memory, check_comparable, digest_of_ids, weights_digest
-from racm3.evaluation.scenes_protocol import Steps, progress
 from racm3.evaluation.words import words
 from racm3.generator.sampling import Sampling
 from racm3.memory.memory import Memory
@@ -42,6 +41,7 @@ from racm3.model_folder import ModelFolder
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.util.config import to_dict
 from racm3.util.files import write_whole
+from racm3.util.progress import Report, progress
 
 __all__ = ["CocoProtocol", "Picture", "evaluate_coco", "read_karpathy"]
 
@@ -225,7 +225,7 @@ def _drawing(
     protocol: CocoProtocol,
     network: Features | None,
     out: Path,
-    on_step: Steps,
+    on_step: Report,
 ) -> dict[str, Scores]:
     """Scores of what is drawn, and of the best retrieved pictures instead, if any are retrieved."""
     folder = out / "drawn"
@@ -261,7 +261,7 @@ def _drawing(
 
 
 def _captioning(
-    model: RACM3, captioned: Sequence[Picture], protocol: CocoProtocol, out: Path, on_step: Steps
+    model: RACM3, captioned: Sequence[Picture], protocol: CocoProtocol, out: Path, on_step: Report
 ) -> dict[str, Scores]:
     requests = [(one.id, partial(_to_caption, one)) for one in captioned]
     records = _answers(

@@ -23,8 +23,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -53,10 +52,11 @@ from racm3.scenes.caption import FORMS, describe, read, read_place
 from racm3.scenes.draw import SCENE_PX, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.judges import Judge, Verdict
-from racm3.scenes.world import World, counted
+from racm3.scenes.world import World
 from racm3.tokens.codec import image_codes
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.util.config import to_dict
+from racm3.util.progress import Report, counted, progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -76,9 +76,6 @@ NOTE = (
 FD_SCALE = 100
 """Of distances between unit vectors, which are small numbers (ours)."""
 FD_RESAMPLES = 100
-
-Steps = Callable[[str, int, int], None]
-"""Called with what is being done, how many steps of it are done, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def evaluate_scenes(
             for name, split in SPLITS.items()
         }
         for name, own in tests.items():
-            results[name] = examine(own, retrieval, vanilla, judge, protocol, _within(on_step, name))
+            results[name] = examine(own, retrieval, vanilla, judge, protocol, within(on_step, name))
         rows, world = {"retrieval": retrieval, "vanilla": vanilla}, protocol.world
         results["tasks"] = examine_tasks(tests, rows, judge, world, protocol.filling, protocol.trials, on_step)
         about = about_scenes(protocol, retrieval, folder, SHIPPED)
@@ -160,20 +157,20 @@ def about_scenes(protocol: Protocol, model: RACM3, folder: Path, weights: Sequen
     )
 
 
-def world_memory(path: Path, world: World, encoder: Encoder, on_step: Steps = lambda *_: None) -> Memory:
+def world_memory(path: Path, world: World, encoder: Encoder, on_step: Report = lambda *_: None) -> Memory:
     """The memory of a world: made if it is not there, completed if documents are missing.
 
     Raises MemoryStoreError if there are other documents in it, EncoderMismatchError if another encoder made it.
     """
     expected = {id_ for id_, _, _ in world.scenes("memory")}
-    memory = memory_of(path, encoder, counted(world.items("memory"), len(expected), partial(on_step, "memory")))
+    memory = memory_of(path, encoder, counted(world.items("memory"), "memory", on_step, len(expected)))
     if not expected.issuperset(memory.ids):
         raise MemoryStoreError(
             f"the memory {path} holds {len(memory)} documents, and not the {len(expected)} of {world}; "
             "give the path of that one, or one where nothing is yet"
         )
     if len(memory) < len(expected):
-        ingest(memory, encoder, counted(world.items("memory"), len(expected), partial(on_step, "memory")))
+        ingest(memory, encoder, counted(world.items("memory"), "memory", on_step, len(expected)))
     return memory
 
 
@@ -183,7 +180,7 @@ def examine(
     vanilla: RACM3,
     judge: Judge,
     protocol: Protocol,
-    on_step: Steps = lambda *_: None,
+    on_step: Report = lambda *_: None,
 ) -> dict[str, Any]:
     """One row of shares for each of ``ROWS``, and "caption", of scenes with their captions.
 
@@ -199,7 +196,7 @@ def examine(
 
 
 def draw_all(
-    tests: Tests, retrieval: RACM3, vanilla: RACM3, settings: Settings, on_step: Steps = lambda *_: None
+    tests: Tests, retrieval: RACM3, vanilla: RACM3, settings: Settings, on_step: Report = lambda *_: None
 ) -> dict[str, list[Image]]:
     """The pictures of each of ``ROWS`` for the captions of scenes."""
     requests = [Document.of(caption, Hole("image")) for _, caption in tests]
@@ -216,7 +213,7 @@ def draw_all(
 
 
 def caption_all(
-    tests: Tests, retrieval: RACM3, vanilla: RACM3, settings: Settings, on_step: Steps = lambda *_: None
+    tests: Tests, retrieval: RACM3, vanilla: RACM3, settings: Settings, on_step: Report = lambda *_: None
 ) -> dict[str, list[str]]:
     """The captions of scenes' pictures: "retrieval", "vanilla", and "returned", those of the best-ranked document."""
     requests = [Document.of(Hole("text"), Image(draw(scene))) for scene, _ in tests]
@@ -385,23 +382,6 @@ def _task_tables(results: dict[str, Any]) -> list[RenderableType]:
     return [filled, shots]
 
 
-def _within(on_step: Steps, split: str) -> Steps:
-    """``on_step``, told which split it is."""
-    return lambda what, done, total: on_step(f"{split}: {what}", done, total)
-
-
-@contextmanager
-def progress() -> Iterator[Steps]:
-    """One bar on stderr for each thing done."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    with Progress(console=Console(stderr=True)) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def on_step(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield on_step
+def within(on_step: Report, name: str) -> Report:
+    """``on_step``, told what it is a part of."""
+    return lambda what, done, total: on_step(f"{name}: {what}", done, total)

@@ -11,8 +11,6 @@ import glob
 import hashlib
 import json
 import shutil
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +33,7 @@ from racm3.training.arrays import Growing, Sequences
 from racm3.training.distributed import connect
 from racm3.training.prepared_cache import Cache, reused
 from racm3.util.files import unfinished
+from racm3.util.progress import telling
 from racm3.util.s3 import is_remote, matching
 
 BATCH = 256
@@ -208,11 +207,10 @@ def _find(vectors: Path, k: int, strategy: Strategy, file: Path) -> None:
     """Write (N, R, K) rows of every document's neighbours, -1 where there are fewer."""
     table, asked = (np.load(vectors / name, mmap_mode="c") for name in ("whole.npy", "queries.npy"))
     part = file.with_suffix(".part")
-    with Growing(part, np.int32, (asked.shape[1], k)) as found:
+    with Growing(part, np.int32, (asked.shape[1], k)) as found, telling("neighbours", len(table)) as report:
         for first in range(len(found), len(table), PART):
             found.append(document_neighbours(asked[first : first + PART], table, first, k, strategy))
-            print(f"\rneighbours: {len(found)} of {len(table)} documents", end="", file=sys.stderr)
-    print(file=sys.stderr)
+            report(len(found))
     part.rename(file)
 
 
@@ -221,14 +219,12 @@ def _batches(path: Path, what: str, done: int = 0, total: int = 0) -> Iterator[l
 
     Raises SourceError if there is none at all.
     """
-    items, first, started = islice(read(path), done, None), done, time.monotonic()
-    while batch := [item.document for item in islice(items, BATCH)]:
-        yield batch
-        done += len(batch)
-        rate = (done - first) / (time.monotonic() - started)
-        left = f" of {total}, {(total - done) / rate / 60:.1f} min left" if total else ""
-        print(f"\r{what}: {done} documents{left}, {rate:.0f}/s", end="", file=sys.stderr)
-    print(file=sys.stderr)
+    items = islice(read(path), done, None)
+    with telling(what, total or None) as report:
+        while batch := [item.document for item in islice(items, BATCH)]:
+            yield batch
+            done += len(batch)
+            report(done)
     if not done:
         raise SourceError(f"{path} holds no readable document; see the warnings above")
 
