@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from racm3.generator.sampling import Sampling as Sampling
     from racm3.memory.memory import Memory as Memory
     from racm3.pipeline import RACM3 as RACM3
-    from racm3.pipeline import Settings as Settings
+    from racm3.settings import Settings as Settings
 
 __version__ = "0.1.0"
 
@@ -32,7 +32,7 @@ _HOMES = {
     "Memory": "racm3.memory.memory",
     "RACM3Error": "racm3.errors",
     "Sampling": "racm3.generator.sampling",
-    "Settings": "racm3.pipeline",
+    "Settings": "racm3.settings",
     "Text": "racm3.document",
 }
 __all__ = [*_HOMES, "__version__"]

@@ -5,7 +5,7 @@ equally probable beforehand, so by the rule of Bayes the shares of these probabi
 
     <doc> <text> X <image> c c c ... </doc> <doc> <text> X <image> | c c c ...
 
-By label, the protocol of the talk: behind an example of each of two labels, how probable is each as the text of the
+By label, the protocol of the paper: behind an example of each of two labels, how probable is each as the text of the
 picture? Of more than two labels every pair has a context, and these are averaged:
 
     <doc> <text> Y <image> ... </doc> <doc> <text> X <image> ... </doc> <doc> <text> <mask:0> <image> ... | X
@@ -63,6 +63,7 @@ def compare(
 def by_picture(
     engine: Engine, markup: Markup, pictures: Sequence[ImageCodes], examples: Sequence[Sequence[TokenDocument]]
 ) -> np.ndarray:
+    """(pictures, shots, labels) probabilities of each label: how probable the picture is behind its example."""
     contexts = [document for shot in zip(*examples, strict=True) for document in shot]  # shot by shot, label by label
     prompts = [build_prompt([one], [_label(one), Hole("image")], markup, 1).ids for one in contexts]
     asked = [[markup.vocabulary.image_start + code for code in picture.codes] for picture in pictures]
@@ -74,6 +75,7 @@ def by_picture(
 def by_label(
     engine: Engine, markup: Markup, pictures: Sequence[ImageCodes], examples: Sequence[Sequence[TokenDocument]]
 ) -> np.ndarray:
+    """(pictures, shots, labels) probabilities of each label as the picture's text, behind examples of two labels."""
     v, labels, shots = markup.vocabulary, len(examples), len(examples[0])
     fillings = [[*(v.text_start + id_ for id_ in _label(own[0]).ids), v.eos] for own in examples]
     places, prompts, asked = [], [], []

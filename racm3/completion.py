@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from racm3.attribution import PartAttribution
 from racm3.document import Document, Part
 from racm3.generator.prompt import Answer
 from racm3.retriever.retriever import Hit
 from racm3.settings import USUAL, Settings
-
-if TYPE_CHECKING:
-    from racm3.pipeline import RACM3
 
 __all__ = ["BY_HAND", "Completion", "Partial", "Request"]
 
@@ -41,6 +38,13 @@ class Request:
     answer: int | None = None
 
 
+class Attributing(Protocol):
+    """The model that made a completion, for what is computed afterwards."""
+
+    def attribute(self, done: Completion, answer: Answer) -> PartAttribution:
+        """The attribution of one generated part."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """The document with its open parts filled, the sources it was given, and the request, which reproduces it."""
@@ -49,7 +53,7 @@ class Completion:
     sources: tuple[Hit, ...]
     request: Request
     answers: tuple[Answer, ...]
-    model: RACM3 = field(repr=False, compare=False)
+    model: Attributing = field(repr=False, compare=False)
 
     @property
     def answer(self) -> Part:

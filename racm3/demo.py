@@ -11,7 +11,6 @@ import base64
 import html
 import json
 import shutil
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +20,6 @@ from string import Template
 
 import numpy as np
 import PIL.Image
-from PIL import ImageDraw, ImageFont
 
 from racm3 import __version__
 from racm3.data import Item
@@ -34,6 +32,7 @@ from racm3.retriever.ingest import memory_of
 from racm3.retriever.retriever import Hit
 from racm3.scenes.draw import Scene
 from racm3.scenes.world import World
+from racm3.util.contact_sheet import Tile, sheet
 from racm3.util.progress import counted, progress
 
 WORDS_TO_PICTURE, PICTURE_TO_WORDS, HIDDEN_REGION = "words to picture", "picture to words", "hidden region"
@@ -161,10 +160,10 @@ def demo(
         answers = model.complete(documents, settings, memory=memory, on_step=partial(report, "racm3: steps"))
         without = vanilla.complete(documents, settings, on_step=partial(report, "vanilla: steps"))
     rows = tuple(Row(*row) for row in zip(asked, answers, without, strict=True))
-    page, sheet = out / "index.html", out / "sheet.png"
+    page, picture = out / "index.html", out / "sheet.png"
     page.write_text(write_page(rows, len(memory), _facts(world, settings), _models(model, vanilla)), encoding="utf-8")
-    draw_sheet(rows).save(sheet)
-    return Demo(rows, out / "memory", page, sheet)
+    draw_sheet(rows).save(picture)
+    return Demo(rows, out / "memory", page, picture)
 
 
 # Requests --------------------------------------------------------------------------------------------------------
@@ -270,40 +269,14 @@ def _models(model: RACM3, vanilla: RACM3) -> str:
 # Contact sheet ---------------------------------------------------------------------------------------------------
 
 TILE_PX = 128
-GAP_PX = 12
-WORDS_PX = 75  # below a picture
-FONT_PX = 12
-LINE_PX = 15
-LETTERS = 20  # that fit beside one another in a tile
-PAPER, INK, QUIET, MARK = "#ffffff", "#1f2328", "#636a73", "#9a3412"
 
 
 def draw_sheet(rows: Sequence[Row]) -> PIL.Image.Image:
     """All rows as one picture: a line of tiles each, sources at its end."""
-    columns = max((len(row.cells) + len(row.sources) for row in rows), default=1)
-    title_px = FONT_PX + GAP_PX
-    row_px = 2 * title_px + TILE_PX + WORDS_PX
-    sheet = PIL.Image.new("RGB", (GAP_PX + columns * (TILE_PX + GAP_PX), GAP_PX + row_px * len(rows)), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
-    for number, row in enumerate(rows):
-        top = GAP_PX + number * row_px
-        unseen = f"  ({UNSEEN})" if row.request.novel else ""
-        colour = MARK if row.request.novel else INK
-        pen.text((GAP_PX, top), f"{row.request.task}: {row.request.title}{unseen}", fill=colour, font=font)
-        for column, cell in enumerate([*row.cells, *row.sources]):
-            left = GAP_PX + column * (TILE_PX + GAP_PX)
-            pen.text((left, top + title_px), cell.head, fill=QUIET, font=font)
-            _draw_cell(sheet, cell, left, top + 2 * title_px - GAP_PX // 2)
-    return sheet
-
-
-def _draw_cell(sheet: PIL.Image.Image, cell: Cell, left: int, top: int) -> None:
-    """The picture of a cell as a tile, and its words below, or in the tile's place if there is no picture."""
-    if cell.image is not None:
-        tile = cell.image.pil.resize((TILE_PX, TILE_PX), PIL.Image.Resampling.LANCZOS)
-        sheet.paste(tile, (left, top))
-        top += TILE_PX
-    lines = textwrap.wrap(cell.words, LETTERS)
-    lines = lines if cell.image is None else lines[: WORDS_PX // LINE_PX]
-    font = ImageFont.load_default(FONT_PX)
-    ImageDraw.Draw(sheet).multiline_text((left, top + 2), "\n".join(lines), fill=INK, font=font, spacing=2)
+    tiles = [[Tile(cell.image, cell.words, cell.head) for cell in (*row.cells, *row.sources)] for row in rows]
+    novel = {number for number, row in enumerate(rows) if row.request.novel}
+    titles = [
+        f"{row.request.task}: {row.request.title}{f'  ({UNSEEN})' if number in novel else ''}"
+        for number, row in enumerate(rows)
+    ]
+    return sheet(tiles, TILE_PX, titles, novel, enlarge=True)

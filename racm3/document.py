@@ -9,6 +9,7 @@ A request is a document with holes; the answer is the same document with the hol
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +26,9 @@ MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; a bigger one is refused as a decompression bomb."""
+
+MOST_PIXELS = {"WEBP": 56_000_000, "AVIF": 50_000_000, "HEIF": 50_000_000, "JPEG2000": 32_000_000}
+"""The same for formats whose decoders take more memory: no picture takes more than 1 GB."""
 
 FORMATS = (
     *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PSD", "ICO", "CUR", "ICNS", "DDS", "DIB"),
@@ -94,13 +98,13 @@ class Text:
         if not isinstance(self.text, str):
             raise DocumentError(f"a Text part holds a string, but {type(self.text).__name__} was given")
         if not self.text.strip():
-            raise DocumentError("the text is empty; give at least one visible character, or use Hole('text')")
+            raise DocumentError("the text is empty; give at least one visible character")
         if self.hidden is not None:
             start, end = self.hidden
             if not 0 <= start <= end <= len(self.text):
                 raise DocumentError(f"hidden is {self.hidden}; it lies within the text's {len(self.text)} characters")
             if not "".join(self.around).strip():
-                raise DocumentError("all of the text is hidden; use Hole('text') instead")
+                raise DocumentError("all of the text is hidden; leave some of it, or ask for a whole text")
 
     @property
     def around(self) -> tuple[str, str]:
@@ -143,11 +147,11 @@ class Image:
         taken, transparency is laid on white, CMYK and palettes become RGB as Pillow converts them (colour profiles are
         ignored). Grey of more than 8 bits is scaled: 16 bits by 1/256, 12 by 1/16; integers of 32 bits that lie within
         0 to 255 are taken as they are, within 0 to 65,535 as 16 bits; floats within 0 to 1 are times 255, else as the
-        integers. A JPEG of more than ``MAX_PIXELS`` pixels is scaled down while it is decoded.
+        integers. A JPEG or JPEG 2000 of too many pixels is scaled down while it is decoded.
 
         Raises ImageError if there is no such file, it is truncated, its values do not say what is black and what is
-        white, or it has more than ``MAX_PIXELS`` pixels, which is known before it is decoded; FormatError if it is a
-        picture of a format that is not among ``FORMATS``.
+        white, or it has more than ``MAX_PIXELS`` pixels (``MOST_PIXELS`` of some formats), which is known before it is
+        decoded; FormatError if it is a picture of a format that is not among ``FORMATS``.
         """
         from PIL import UnidentifiedImageError
 
@@ -256,10 +260,10 @@ def _unidentified(source: object, name: str) -> ImageError:
 
 def _rgb(picture: PIL.Image.Image, name: str) -> np.ndarray:
     """(H, W, 3) uint8: the first frame, upright, on white."""
-    _scale_down(picture)
-    if picture.width * picture.height > MAX_PIXELS:
-        size = f"{picture.width} x {picture.height}"
-        raise ImageError(f"{name} has {size} pixels; at most {MAX_PIXELS:,} are read")
+    most = min(MAX_PIXELS, MOST_PIXELS.get(picture.format or "", MAX_PIXELS))
+    width, height = _scaled_down(picture, most)
+    if width * height > most:
+        raise ImageError(f"{name} has {width} x {height} pixels; at most {most:,} are read")
     stored = _Stored.of(picture)
     picture.load()
     convert = _conversion(picture, stored, name)
@@ -273,15 +277,22 @@ def _rgb(picture: PIL.Image.Image, name: str) -> np.ndarray:
     return pixels if upright is None else np.ascontiguousarray(upright(pixels))
 
 
-def _scale_down(picture: PIL.Image.Image) -> None:
-    """Have a JPEG of too many pixels decoded at 1/2, 1/4 or 1/8 of its size."""
-    import PIL.JpegImagePlugin
+def _scaled_down(picture: PIL.Image.Image, most: int) -> tuple[int, int]:
+    """The width and height that a picture will be decoded at: a JPEG of too many pixels at 1/2, 1/4 or 1/8."""
+    from PIL import Jpeg2KImagePlugin, JpegImagePlugin
 
-    if isinstance(picture, PIL.JpegImagePlugin.JpegImageFile):
-        width, height = picture.size
-        fits = (scale for scale in (1, 2, 4, 8) if -(-width // scale) * -(-height // scale) <= MAX_PIXELS)
-        if (scale := next(fits, 8)) > 1:
-            picture.draft(None, (max(1, width // scale), max(1, height // scale)))
+    def at(scale: int) -> tuple[int, int]:
+        return -(-picture.width // scale), -(-picture.height // scale)
+
+    if not isinstance(picture, (JpegImagePlugin.JpegImageFile, Jpeg2KImagePlugin.Jpeg2KImageFile)):
+        return picture.size
+    scale = next((scale for scale in (1, 2, 4) if math.prod(at(scale)) <= most), 8)
+    size = at(scale)
+    if scale > 1 and isinstance(picture, JpegImagePlugin.JpegImageFile):
+        picture.draft(None, (max(1, picture.width // scale), max(1, picture.height // scale)))
+    elif scale > 1 and isinstance(picture, Jpeg2KImagePlugin.Jpeg2KImageFile):
+        picture.reduce = scale.bit_length() - 1
+    return size
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ __all__ = [
     "RACM3Error",
     "SourceError",
     "unknown",
+    "values",
 ]
 
 
@@ -103,6 +104,11 @@ class EncoderMismatchError(MemoryStoreError):
 
 class PromptTooLongError(InputError):
     """A prompt and its answer that exceed the generator's context."""
+
+
+def values(config: object, *names: str) -> str:
+    """The fields that a message is about: ``steps=0, threads=1``."""
+    return ", ".join(f"{name}={getattr(config, name)}" for name in names)
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ def scenes() -> Runs:
     On one otherwise idle core that multiplies bfloat16 in hardware (AMX), with a C++ compiler: about 9 minutes for the
     image tokenizer, 23 for the encoder, and 21 to 25 for the generator's 2,100 steps of 3,840 tokens.
 
-    Alpha is 0.3 and queries are asked whole, where the talk has 0.1 and drops a fifth of them: with captions of a
+    Alpha is 0.3 and queries are asked whole, where the paper has 0.1 and drops a fifth of them: with captions of a
     handful of words copying is then learnt in fewer steps (`docs/results.md`, *Trainings*).
     """
     return Runs(
@@ -170,26 +170,31 @@ def paper(layers: int, width: int, heads: int, mlp_width: int) -> Runs:
 
 @PRESETS.register("paper-125m")
 def paper_125m() -> Runs:
+    """The paper's 125M."""
     return paper(layers=12, width=768, heads=12, mlp_width=2048)
 
 
 @PRESETS.register("paper-350m")
 def paper_350m() -> Runs:
+    """The paper's 350M."""
     return paper(layers=24, width=1024, heads=16, mlp_width=2816)
 
 
 @PRESETS.register("paper-760m")
 def paper_760m() -> Runs:
+    """The paper's 760M."""
     return paper(layers=24, width=1536, heads=16, mlp_width=4096)
 
 
 @PRESETS.register("paper-1.3b")
 def paper_1_3b() -> Runs:
+    """The paper's 1.3B."""
     return paper(layers=24, width=2048, heads=32, mlp_width=5504)
 
 
 @PRESETS.register("paper-2.7b")
 def paper_2_7b() -> Runs:
+    """The paper's 2.7B."""
     return paper(layers=32, width=2560, heads=32, mlp_width=6912)
 
 

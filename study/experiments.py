@@ -92,6 +92,7 @@ class Lab:
         return [(scene, caption) for _, scene, caption in islice(scenes, self.protocol.n)]
 
     def named(self, what: str) -> Report:
+        """``on_step``, told what it is of."""
         return within(self.on_step, what)
 
 

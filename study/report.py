@@ -185,7 +185,7 @@ SECTIONS = (
         "One-shot classification, and averages of several contexts",
         'Two novel entities named "animal X" and "animal Y", one example of each a context; the predictions of '
         "several contexts are averaged. *picture*: which example makes the third picture more probable behind its "
-        "label; *label*, as in the talk: which label is more probable before the third picture. Chance is 50 %.",
+        "label; *label*, as in the paper: which label is more probable before the third picture. Chance is 50 %.",
     ),
     (
         "two-entities",
@@ -249,7 +249,7 @@ def write_report(docs: Path) -> Path:
         NOTE,
         "",
     ]
-    page += ["## The talk's claims", "", *claims_table(results), ""]
+    page += ["## The paper's claims", "", *claims_table(results), ""]
     foreign = [(name, name, result["about"]) for name, result in results.items() if name not in NAMES]
     for name, title, about in (*SECTIONS, *foreign):
         page += [f"## {title}", "", about, ""]

@@ -67,6 +67,7 @@ class Variant:
     skip: bool = True
 
     def run(self, seed: int, more: Sequence[str] = ()) -> GeneratorRun:
+        """The training of one seed, with further settings."""
         usual = override(preset(self.preset).generator, SHORT)
         return override(override(usual, self.set), [f"loop.seed={seed}", *more])
 
@@ -75,7 +76,7 @@ SMALL = ("model.width=128", "model.layers=4", "model.head_dim=32", "model.mlp_wi
 MEDIUM = ("model.width=160", "model.layers=5", "model.head_dim=40", "model.mlp_width=432")
 
 DROPPED = "query_dropout=0.2"
-"""As in the talk; the presets of the world ask whole queries."""
+"""As in the paper; the presets of the world ask whole queries."""
 
 VARIANTS: dict[str, Variant] = {
     "alpha-0.1": Variant(set=(*SMALL, DROPPED, "alpha=0.1")),
@@ -125,6 +126,7 @@ class Study:
     train: tuple[str, ...] = ()
 
     def file(self, name: str) -> Path:
+        """Where the result of an experiment or training lies."""
         return self.results / f"{name.replace(':', '.')}.json"
 
 

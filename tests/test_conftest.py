@@ -1,4 +1,4 @@
-"""The settings for all tests are tested: where CI is set, a test that is skipped fails."""
+"""The settings for all tests are tested: skipping where CI is set, and the choice of smoke tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.conftest import SMOKE
 
 ROOT = Path(__file__).parent.parent
 SKIPPING = """
@@ -35,3 +37,11 @@ def test_what_is_skipped_fails_in_ci(tmp_path: Path) -> None:
     assert failed == {"test_skips", "test_lacks", "test_whole.py"}
     assert "skipped, which CI does not allow: no compiler" in told
     assert re.search(r"2 failed, 1 passed, 1 skipped, 1 xfailed, 1 error", told)
+
+
+def test_smoke_tests_are_there_and_of_every_room() -> None:
+    for chosen in SMOKE:
+        file, _, name = chosen.partition("::")
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8") if name else (ROOT / file).exists(), chosen
+    rooms = {path.parent.name for path in ROOT.glob("tests/*/test_*.py")}
+    assert rooms == {chosen.split("/")[1] for chosen in SMOKE if chosen.count("/") == 2}

@@ -408,8 +408,11 @@ def test_bands_change_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert Image.open(picture) == whole
 
 
-def test_a_jpeg_of_too_many_pixels_is_scaled_down_while_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(PIL.Image.fromarray(pixels(64, 48)).resize((480, 640)), "JPEG")
+@pytest.mark.parametrize("format", ["JPEG", "JPEG2000"])
+def test_a_jpeg_of_too_many_pixels_is_scaled_down_while_it_is_decoded(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(PIL.Image.fromarray(pixels(64, 48)).resize((480, 640)), format)
     monkeypatch.setattr(document, "MAX_PIXELS", 20_000)
     assert Image.open(data).pixels.shape == (160, 120, 3)
     monkeypatch.setattr(document, "MAX_PIXELS", 200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from racm3.memory.memory import Memory
 from racm3.model_folder import ModelFolder
 from racm3.pipeline import RACM3, Completion, Request, Settings, query_of
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.retriever import Retriever
+from racm3.retriever.retriever import Hit, Retriever
 from racm3.tokens.codec import image_codes, token_documents
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import Markup, TokenDocument
@@ -473,6 +474,28 @@ def test_sources_are_what_the_retriever_finds(model: RACM3) -> None:
     assert [hit.origin for hit in done.sources] == ["test", "test"]
 
 
+def test_a_retriever_of_ones_own(model: RACM3) -> None:
+    """It is asked for all requests together, and replaces the one of the memory."""
+    asked: list[tuple[list[Document], int]] = []
+
+    class Newest:
+        def retrieve(self, queries: Sequence[Document], k: int) -> list[list[Hit]]:
+            asked.append((list(queries), k))
+            return [[Hit(f"new-{i}", 0.5, Document.of("a boat", picture(i)), {}, "own") for i in range(k)]] * len(
+                queries
+            )
+
+    own = RACM3(model.generator, model.text, model.image, model.markup, model.encoder, model.memory, Newest())
+    documents = [EVERY_KIND["caption to image"], EVERY_KIND["image to caption"]]
+    for done in own.complete(documents, SETTINGS):
+        assert [hit.id for hit in done.sources] == ["new-0", "new-1"]
+    assert asked == [(documents, 2)]
+    by_hand = [[Document.of("a boat", picture(i)) for i in range(2)]]
+    assert same(own.complete(documents[:1], SETTINGS)[0], model.complete(documents[:1], SETTINGS, retrieved=by_hand)[0])
+    found = own.complete(documents[:1], SETTINGS, memory=model.memory)[0]  # a memory given goes before it
+    assert same(found, model.complete(documents[:1], SETTINGS)[0])
+
+
 def test_documents_given_by_hand_are_read_as_retrieved_ones(model: RACM3) -> None:
     (found,) = model.complete([EVERY_KIND["caption to image"]], SETTINGS)
     by_hand = [[hit.document for hit in found.sources]]
@@ -580,7 +603,7 @@ def test_a_memory_made_by_another_encoder(models: Path, model: RACM3, tmp_path: 
 
 @pytest.mark.parametrize("fields", [{"k": -1}, {"samples": 0}, {"max_text_tokens": 0}, {"seed": -1}])
 def test_settings_out_of_range(fields: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(fields))} >= "):
+    with pytest.raises(ConfigError, match=rf"settings.{next(iter(fields))} is -?\d; it must be"):
         Settings(**fields)  # type: ignore[arg-type]
 
 

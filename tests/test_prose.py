@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from racm3 import cli
+from racm3.cli.command_line import VERBS
 from racm3.evaluation.protocol import weights_digest
 from racm3.model_folder import SCENES
 
@@ -60,19 +59,6 @@ def tree(page: str) -> list[str]:
     return paths
 
 
-def stub(verbs: cli.Verbs) -> dict[str, Any]:
-    """The same commands with the same options, doing nothing."""
-
-    def nothing(verb: Callable[..., int | None]) -> Callable[..., int]:
-        @functools.wraps(verb)
-        def parsed(*_: object, **__: object) -> int:
-            return 0
-
-        return parsed
-
-    return {name: nothing(verb) if callable(verb) else stub(verb) for name, verb in verbs.items()}
-
-
 SAMPLE = """
 ```sh
 racm3 generate "a fox" \\
@@ -108,7 +94,8 @@ def test_the_readme_is_short() -> None:
     ("page", "words"), [(page, words) for page, text in PAGES.items() for words in commands(text, "racm3")]
 )
 def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "VERBS", stub(cli.VERBS))
+    for verb in VERBS.values():
+        monkeypatch.setattr(verb, "run", lambda _: 0)
     assert cli.main(words) == 0, page
 
 

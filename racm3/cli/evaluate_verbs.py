@@ -10,6 +10,7 @@ from tyro.conf import arg
 
 from racm3.cli.option_types import FileArgument, Folder, Models, OptionalFile, OptionalFolder, Overrides
 from racm3.cli.verb import Verb
+from racm3.util.files import new_folder
 
 
 class EvaluateScenes(Verb, name="evaluate scenes"):
@@ -101,5 +102,7 @@ class Export(Verb, name="export"):
         from racm3.export import export_transformers
         from racm3.model_folder import ModelFolder
 
-        export_transformers(ModelFolder.open(self.models, self.generator), self.out)
+        models = ModelFolder.open(self.models, self.generator)
+        with new_folder(self.out) as folder:
+            export_transformers(models, folder)
         print(f"wrote {self.out}")

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
 
 from racm3.errors import RACM3Error
+from racm3.util.one_line import one_line
 
 __all__ = ["complain", "failure"]
 
 FAILED, REFUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
+GIVEN_WRONG = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+OF_PYTHON = re.compile(r"(\b\w+Error: )?\[Errno -?\d+\] ")
+"""What Python puts before the words of the operating system."""
+OF_RUST = re.compile(r"\(os error (\d+)\)")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -26,7 +32,8 @@ def failure(error: BaseException) -> int:
     if isinstance(error, (SystemExit, GeneratorExit)):
         raise error
     if isinstance(error, RACM3Error):
-        return complain(str(error), REFUSED)
+        full = isinstance(error.__cause__, OSError) and number_of(error.__cause__) in NO_SPACE
+        return complain(str(error), FAILED if full else REFUSED)
     if isinstance(error, KeyboardInterrupt):
         return complain(str(error) or "interrupted", INTERRUPTED)
     if isinstance(error, ModuleNotFoundError):
@@ -37,7 +44,7 @@ def failure(error: BaseException) -> int:
     if isinstance(error, OSError):
         return _of_the_system(error)
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
-        return complain(f"there is not enough memory: {error or 'ask for less at once'}", FAILED)
+        return complain(f"there is not enough memory: {str(error) or 'ask for less at once'}", FAILED)
     if os.environ.get("RACM3_TRACEBACK"):
         raise error
     with tempfile.NamedTemporaryFile("w", prefix="racm3-", suffix=".txt", delete=False, encoding="utf-8") as file:
@@ -48,17 +55,28 @@ def failure(error: BaseException) -> int:
 def _of_the_system(error: OSError) -> int:
     what = error.filename if error.filename2 is None else f"{error.filename} -> {error.filename2}"
     where = f" {what}" if what else ""
-    if error.errno in NO_SPACE:
+    number = number_of(error)
+    if number in NO_SPACE:
         return complain(f"there is no space left to write{where}; free some, then give the same command again", FAILED)
-    if error.errno in FORBIDDEN:
-        return complain(f"this user may not use{where} ({error.strerror}); change its permissions, or name another", 2)
-    return complain(f"{what}: {error.strerror}" if what else str(error), FAILED)
+    if number in FORBIDDEN:
+        return complain(
+            f"this user may not use{where} ({os.strerror(number or 0)}); change its permissions, or name another", 2
+        )
+    status = REFUSED if error.errno in GIVEN_WRONG else FAILED
+    return complain(f"{what} cannot be used: {error.strerror}" if what else str(error), status)
+
+
+def number_of(error: OSError) -> int | None:
+    """The operating system's number of an error, which Lance's have in their text."""
+    inside = OF_RUST.search(str(error))
+    return int(inside[1]) if inside else error.errno
 
 
 def complain(message: str, status: int) -> int:
     """Print an error as one line, and return the status."""
+    line = one_line(" ".join(OF_PYTHON.sub("", message).split()))
     try:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
     except OSError:  # stderr is closed or full, and there is nobody left to tell
         pass
     return status

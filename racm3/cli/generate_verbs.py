@@ -136,7 +136,7 @@ class Serve(Verb, name="serve"):
     token_file: OptionalFile = None
     # Hosts whose pictures may be given by their https URL; none by default.
     fetch_from: Annotated[tuple[str, ...], arg(metavar="[HOST ...]")] = ()
-    policy: OptionalText = None  # What looks at every request and answer, as MODULE:FUNCTION.
+    policy: OptionalText = None  # A function that checks every request and answer, as MODULE:FUNCTION.
     # Limits of racm3.serve.guard.Limits that replace the usual ones, such as queue=100 timeout_s=20.
     set: Overrides = ()
 
@@ -160,6 +160,7 @@ class Serve(Verb, name="serve"):
 
 
 def print_sources(done: Completion) -> None:
+    """A line for each document that was read."""
     from racm3.demo import source_line
 
     for hit in done.sources:

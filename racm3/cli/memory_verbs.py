@@ -35,7 +35,7 @@ class Ingesting(Embedding):
 
     @contextmanager
     def reading(
-        self, sources: Sequence[Source], skip: Callable[[Skipped], None] = lambda skipped: None
+        self, sources: Sequence[Source], skip: Callable[[Skipped], None] = lambda _: None
     ) -> Iterator[list[Iterator[Item]]]:
         """The items of each source, of which the first are shown; what is skipped is listed, and given to ``skip``."""
         from racm3.data.skip_report import with_samples
@@ -168,7 +168,7 @@ class MemorySync(Ingesting, name="memory sync"):
         if plan.reasons and not self.yes:
             raise InputError(f"nothing was changed: sync {plan}. {'; '.join(plan.reasons)}. Add --yes if that is meant")
         with telling("syncing documents") as stored:
-            done = apply(plan, memory, encoder, source.read(report=lambda skipped: None), stored)
+            done = apply(plan, memory, encoder, source.read(report=lambda _: None), stored)
         print(f"{done}; {memory.path} holds {len(memory)} documents")
 
 
@@ -258,31 +258,20 @@ class MemoryIndex(OfMemory, name="memory index"):
 
 
 class MemoryExport(OfMemory, name="memory export"):
-    """Write the documents of a memory as WebDataset shards; those of another shape than a caption and a picture go to
-    OUT/interleaved/documents.jsonl. Both are read by racm3 memory create."""
+    """Write the documents of a memory as WebDataset shards, from which racm3 memory create makes an equal one.
 
-    out: Folder  # Where the files go.
+    OUT is written as a whole or stays as it was; an earlier export of the same memory is replaced.
+    """
+
+    out: Folder  # Where the files go: a folder that is new, empty, or holds an earlier export of this memory.
 
     def run(self) -> None:
-        from racm3.data import write_webdataset, writing_documents
-        from racm3.data.writing import is_pair
+        from racm3.memory.export import export
 
-        memory, others = self.open(), 0
-        with writing_documents(self.out / "interleaved") as write, progress() as report:
-
-            def pairs() -> Iterator[Item]:
-                nonlocal others
-                for item in counted(memory.items(), "exporting documents", report, len(memory)):
-                    if is_pair(item):
-                        yield item
-                    else:
-                        write(item)
-                        others += 1
-
-            shards = write_webdataset(pairs(), self.out)
-        print(f"wrote {len(memory) - others} documents to {len(shards)} shards in {self.out}")
-        if others:
-            print(f"wrote {others} documents of other shapes to {self.out / 'interleaved'}")
+        memory = self.open()
+        with telling("exporting documents", len(memory)) as report:
+            shards = export(memory, self.out, report)
+        print(f"wrote {len(memory)} documents to {len(shards)} shards in {self.out}")
 
 
 class MemoryReEmbed(OfMemory, name="memory re-embed"):
@@ -309,7 +298,7 @@ class MemoryNeighbours(OnCluster, name="memory neighbours"):
     k: int = 2  # Neighbours of each query.
     # One draw of both queries for each: the share of the query that is dropped.
     dropouts: tuple[float, ...] = (0.0, 0.2)
-    seed: int = 0  # Of what is dropped.
+    seed: int = 0  # Of the query dropout.
 
     def run(self) -> None:
         from racm3.retriever.corpus_neighbours import memory_neighbours

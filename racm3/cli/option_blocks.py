@@ -59,14 +59,15 @@ class Answering(Verb):
     set: Overrides = ()
 
     def settings(self) -> racm3.Settings:
-        """What ``set`` says, then the flags."""
+        """What ``set`` says, then the flags. Several texts are drawn at temperature 1 unless another one is given."""
         from racm3.util.config import override
 
         given = {f"{self.kind}.context_aware": self.context_aware, f"{self.kind}.temperature": self.temperature}
         given |= {"image.guidance": getattr(self, "guidance", None)}
         given |= {name: getattr(self, name, None) for name in ("k", "contexts", "samples", "seed")}
         flags = [f"{name}={value}" for name, value in given.items() if value is not None]
-        return override(racm3.Settings(), [*self.set, *flags])
+        several = ["text.temperature=1"] if self.kind == "text" and (self.samples or 1) > 1 else []
+        return override(racm3.Settings(), [*several, *self.set, *flags])
 
 
 class Retrieving(Answering):
@@ -156,6 +157,7 @@ class OfMemory(Verb):
     folder: FolderArgument  # The memory, a folder or s3://bucket/name.
 
     def open(self) -> racm3.Memory:
+        """The memory; raises MemoryStoreError if there is none."""
         return racm3.Memory.open(self.folder)
 
 
@@ -178,6 +180,7 @@ class Embedding(OfMemory):
 
 
 def load_encoder(folder: Path) -> Encoder:
+    """Open an encoder; transformers is imported only now."""
     from racm3.retriever.encoder import Encoder
 
     return Encoder.from_pretrained(folder)

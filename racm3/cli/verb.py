@@ -26,4 +26,5 @@ class Verb:
             Verb.known[name] = cls
 
     def run(self) -> int | None:
+        """Do what the command says; the exit status, or None for 0."""
         raise NotImplementedError

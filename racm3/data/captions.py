@@ -69,6 +69,7 @@ def beside(picture: Path, exists: Callable[[Path], bool] = os.path.lexists) -> l
 
 
 def is_json(file: Path) -> bool:
+    """Whether a file beside a picture is a .json of its metadata."""
     return file.suffix.lower() == JSON_SUFFIX
 
 

@@ -86,6 +86,7 @@ class Protected:
         self._scopes: dict[str, str] = {}
 
     def add(self, skipped: Skipped) -> None:
+        """Note a skipped item."""
         if skipped.item_id is not None:
             self._ids.add(skipped.item_id)
         if skipped.scope is not None:
@@ -265,7 +266,8 @@ def lines(file: Path) -> Iterator[bytes | None]:
         encoding = encoding_of(stream.read(1000))
         stream.seek(0)
         if encoding != "utf-8-sig":
-            yield from _recoded(io.TextIOWrapper(stream, encoding, "surrogatepass", newline="\n"))
+            with io.TextIOWrapper(stream, encoding, "surrogatepass", newline="\n") as text:
+                yield from _recoded(text)
             return
         while line := stream.readline(MAX_LINE_BYTES + 1):
             too_long = len(line) > MAX_LINE_BYTES

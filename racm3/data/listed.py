@@ -76,6 +76,8 @@ class Line:
 
 
 def read_jsonl(file: Path, root: Path) -> Iterator[Draft | Skipped]:
+    """The items of a .jsonl file of pictures, texts or documents; paths in it are relative to ``root``."""
+
     def rows() -> Iterator[tuple[int, Callable[[], Record]]]:
         for number, line in enumerate(lines(file), start=1):
             if line is None or line.strip():
@@ -147,7 +149,9 @@ def _line(record: Record, file: Path, name_field: str | None = None) -> Line:
     """Raises SourceError if a record is no document."""
     keys = sorted(key for key, value in record.items() if value is not None)
     rest = dict(record)
-    field = name_field or ("file_name" if record.get("file_name") is not None else _names_a_picture(record))
+    field = name_field or ("file_name" if record.get("file_name") is not None else None)
+    if field is None and record.get("parts") is None:
+        field = _names_a_picture(record)
     listed_nothing = "file_name" in record and field is None and file.name.startswith("metadata.")
     name, parts = rest.pop(field, None) if field else None, rest.pop("parts", None)
     text = rest.pop("text", None) if field is None else None

@@ -179,8 +179,13 @@ class Source:
 
     def _of_file(self, kind: Kind, file: Path, strict: bool) -> Iterator[Draft | Skipped]:
         scope = name_of(_governed(kind, file, self.root) if kind.lists else file)
+        empty = True
         try:
-            yield from kind.read(file, self.root)
+            for draft in kind.read(file, self.root):
+                empty = False
+                yield draft
+            if empty:
+                yield Skipped(name_of(file), "nothing is in it", unread=_label(name_of(file)))
         except SourceError as error:
             if strict or (len(self.files) == 1 and not self.pictures):
                 raise

@@ -39,10 +39,12 @@ class Counts:
     unread: Counter[str] = field(default_factory=Counter)
 
     def see(self, item: Item) -> None:
+        """Count an item that was read."""
         self.read += 1
         self.uncaptioned += bool(item.document.images and not item.document.text)
 
     def skip(self, skipped: Skipped) -> None:
+        """Count an item that was skipped."""
         if skipped.unread:
             self.unread[skipped.unread] += skipped.count
         else:
@@ -107,6 +109,7 @@ class SkipReport:
         self._stream: IO[str] | None = None
 
     def __call__(self, skipped: Skipped) -> None:
+        """Write a skipped item to the file."""
         if self._stream is None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.file.open("w", encoding="utf-8")

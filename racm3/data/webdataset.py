@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from racm3.data.captions import PICTURE_SUFFIXES, TEXT_SUFFIXES, distinct, take_captions, with_all
+from racm3.data.exported import RECORD, exported_id, exported_item
 from racm3.data.item import (
     ITEM_ID,
     MAX_FILE_BYTES,
@@ -70,6 +71,8 @@ class Sample:
     @property
     def left(self) -> list[str]:
         """The extensions of the members that are no part of the item."""
+        if RECORD in self.members:
+            return []
         used = {*self.of(TEXTS), *self.of(PICTURES), *(["json"] if "json" in self.members else [])}
         return [] if self.problem else [extension for extension in self.names if extension not in used]
 
@@ -99,6 +102,8 @@ def read_webdataset(file: Path, root: Path) -> Iterator[Draft | Skipped]:
 
 def _id(sample: Sample, place: str) -> str | None:
     """What the sample's .json says, or else its place; None if that .json cannot be read."""
+    if RECORD in sample.members:
+        return exported_id(sample.members)
     try:
         return str(json_object(sample.members.get("json", b"{}")).get(ITEM_ID) or place)
     except SourceError:
@@ -112,8 +117,11 @@ def id_prefix(file: Path, root: Path) -> str:
 
 
 def sample_item(sample: Sample, item_id: str, shard: str) -> Item:
+    """The item of a sample. Raises SourceError if the sample is broken."""
     if sample.problem:
         raise SourceError(sample.problem)
+    if RECORD in sample.members:
+        return exported_item(sample.members)
     record = json_object(sample.members.get("json", b"{}"))
     captions = distinct(sample.members[extension] for extension in sorted(sample.of(TEXTS), key=_txt_first))
     if not sample.of(TEXTS):

@@ -5,7 +5,7 @@
     style       a picture in sepia is asked for, a style never met in training, after two demonstrations of it
     one-shot    two novel entities, called "animal X" and "animal Y", one example each: which is a third picture of?
                 Then with 2, 4 and 8 examples each, by averaging as many contexts. Chance is 50 %. By the probability
-                of the picture, and, as in the talk, by that of the label
+                of the picture, and, as in the paper, by that of the label
 
 In edit, style and one-shot no memory is asked, and the vanilla model reads the very same context as the other. Outside
 of a hidden region no pixel may change: ``untouched`` is the share of pictures in which none did.
@@ -31,9 +31,9 @@ from racm3.scenes.world import HELD_OUT_STYLE, World
 from racm3.util.progress import Report
 
 LABELS = ("animal X", "animal Y")
-"""Words that mean nothing; those of the talk."""
+"""Words that mean nothing; those of the paper."""
 SHOTS = (1, 2, 4, 8)
-"""Examples of each label; those of the talk."""
+"""Examples of each label; those of the paper."""
 
 Tests = Sequence[tuple[Scene, str]]
 
@@ -48,6 +48,7 @@ class Task:
 
 
 def infill(tests: Tests) -> Task:
+    """The entity of each test scene is hidden and to be drawn again from the caption."""
     documents = [Document.of(caption, Image(draw(scene)).hiding(box_of(scene))) for scene, caption in tests]
     return Task(documents, None, [scene for scene, _ in tests])
 

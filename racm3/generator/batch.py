@@ -133,8 +133,9 @@ def choose_tokens(sequences: Sequence[RunningSequence], logits: Tensor, allowed:
     without_context = _averaged(logits, lone, allowed) if lone != own else None
     possible = keep_allowed(conditional, allowed)
     greedy = [sampling.temperature == 0 for sampling in samplings]
-    if all(greedy) and unconditional is None and without_context is None:
-        chosen = possible.argmax(-1)  # no filter excludes the most probable token
+    plain = unconditional is None and without_context is None and not any(sampling.filters for sampling in samplings)
+    if all(greedy) and plain:
+        chosen = possible.argmax(-1)  # none of our filters excludes the most probable token
     else:
         scores = filter_logits(conditional, unconditional, without_context, allowed, samplings)
         uniform = torch.tensor([one.uniform[one.steps] for one in sequences], device=logits.device, dtype=torch.float64)

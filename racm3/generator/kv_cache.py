@@ -34,6 +34,7 @@ QUERIES = 4
 
 
 def rounded(tokens: int) -> int:
+    """The next multiple of ``MULTIPLE``."""
     return -(-tokens // MULTIPLE) * MULTIPLE
 
 
@@ -43,6 +44,8 @@ def token_bytes(config: GeneratorConfig, dtype: torch.dtype) -> int:
 
 
 class Cache(Protocol):
+    """Keys and values of what was read, and the attention over them."""
+
     @property
     def pending(self) -> int:
         """How many tokens it takes of the next pass."""
@@ -127,11 +130,13 @@ class PrefixCache:
         self._kept: OrderedDict[tuple[int, ...], tuple[PromptCache, Tensor]] = OrderedDict()
 
     def get(self, ids: tuple[int, ...]) -> tuple[PromptCache, Tensor] | None:
+        """The cache and the last hidden states of these ids, if they are kept."""
         if ids in self._kept:
             self._kept.move_to_end(ids)
         return self._kept.get(ids)
 
     def put(self, ids: tuple[int, ...], cache: PromptCache, hidden_states: Tensor) -> None:
+        """Keep a prompt's cache; the ones not used for longest make room."""
         self._kept[ids] = cache, hidden_states
         self.nbytes += cache.nbytes + hidden_states.nbytes
         while self.nbytes > self.limit_bytes:

@@ -8,15 +8,19 @@ Letters in shapes: B rows, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from racm3.errors import ConfigError
+from racm3.util.options import check_ranges, documented, option
+from racm3.util.registry import Registry
 
 __all__ = [
+    "FILTERS",
+    "LogitFilter",
     "Sampling",
     "choose",
     "contrast",
@@ -34,46 +38,60 @@ CANDIDATES = 16
 """Most probable tokens among which the end of top p is sought first: most rows need no more, and all take longer."""
 
 
+LogitFilter = Callable[[Tensor, Tensor], Tensor]
+"""Logits (B, V) and a value for each row (B,) to logits (B, V), -inf where a token is excluded."""
+
+FILTERS: Registry[LogitFilter] = Registry("logit filter")
+"""Filters of other packages, which ``Sampling.filters`` asks for; they come behind ours."""
+
+
+@documented
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn. The defaults draw from the model's own distribution.
 
-    ``temperature`` 0 takes the most probable token. ``top_k`` keeps the k most probable tokens, ``top_p`` the fewest
-    that have this probability together, ``min_p`` those at least this times as probable as the most probable one.
-    ``context_aware`` g moves away from what the generator would say without the retrieved documents: the logits become
-    without + g * (with - without), before all else (context-aware decoding, Shi et al. 2023, arXiv 2305.14739, whose
-    alpha is g - 1). Two ways to move away from the unconditional prompt: ``guidance`` g (classifier-free guidance)
-    makes the logits uncond + g * (cond - uncond), 1 is none and costs nothing; ``contrast_k`` k makes them
-    log p_cond - log p_uncond, over tokens with p_cond at least
-    ``contrast_alpha`` times the k-th largest (CM3Leon's CD-K; its alpha is not known to us, 0.1 is the value of
-    contrastive decoding's own paper, Li et al. 2022).
-    Raises ConfigError if a value is out of range, or both ways are asked for.
+    Letters: cond are the logits of the whole prompt, uncond those of the prompt without the main document's words.
+    Raises ConfigError if a value is out of range, a filter is unknown, or both guidance and contrast_k are asked for.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    context_aware: float = 1.0
-    guidance: float = 1.0
-    contrast_k: int | None = None
-    contrast_alpha: float = 0.1
+    temperature: float = option(1.0, "0 takes the most probable token, 1 draws as the model believes.", least=0)
+    top_k: int | None = option(None, "Keep the k most probable tokens.", least=1)
+    top_p: float = option(1.0, "Keep the fewest tokens that have this probability together.", above=0, most=1)
+    min_p: float = option(
+        0.0, "Keep the tokens at least this many times as probable as the most probable one.", least=0, most=1
+    )
+    context_aware: float = option(
+        1.0,
+        "How much the retrieved documents count; 1 is as usual. The logits become without + g * (cond - without), "
+        "where without is the main document by itself (context-aware decoding, Shi et al. 2023, arXiv 2305.14739; "
+        "alpha is g - 1).",
+        least=0,
+    )
+    guidance: float = option(
+        1.0,
+        "How much the main document's words count; 1 is as usual and costs nothing. The logits become "
+        "uncond + g * (cond - uncond) (classifier-free guidance).",
+        least=0,
+    )
+    contrast_k: int | None = option(
+        None,
+        "Contrastive decoding instead of guidance (CD-K of CM3Leon): log p_cond - log p_uncond, over tokens with "
+        "p_cond at least contrast_alpha times the k-th largest.",
+        least=1,
+    )
+    contrast_alpha: float = option(
+        0.1, "See contrast_k. CM3Leon's is not known to us; 0.1 is that of Li et al. 2022.", above=0, most=1
+    )
+    filters: dict[str, float] = option(
+        {}, "Further logit filters by name (racm3.generator.sampling.FILTERS), each with its value."
+    )
 
     def __post_init__(self) -> None:
-        for name, value, fits, allowed in (
-            ("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or above"),
-            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or above, or None"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
-            ("context_aware", self.context_aware, 0 <= self.context_aware < math.inf, "0 or above"),
-            ("guidance", self.guidance, 0 <= self.guidance < math.inf, "0 or above"),
-            ("contrast_k", self.contrast_k, self.contrast_k is None or self.contrast_k >= 1, "1 or above, or None"),
-            ("contrast_alpha", self.contrast_alpha, 0 < self.contrast_alpha <= 1, "above 0 and at most 1"),
-        ):
-            if not fits:
-                raise ConfigError(f"sampling.{name} is {value}; it must be {allowed}")
+        check_ranges(self, "sampling")
         if self.contrast_k is not None and self.guidance != 1:
             raise ConfigError(f"guidance is {self.guidance} and contrast_k {self.contrast_k}; leave one of them out")
+        for name in self.filters:
+            FILTERS.get(name)
 
     @property
     def unconditional(self) -> bool:
@@ -175,6 +193,9 @@ def filter_logits(
         scores = keep_top_p(scores, each(s.top_p for s in samplings))
     if any(s.min_p > 0 for s in samplings):
         scores = keep_min_p(scores, each(s.min_p for s in samplings))
+    for name in sorted({name for s in samplings for name in s.filters}):
+        rows = [row for row, s in enumerate(samplings) if name in s.filters]
+        scores[rows] = FILTERS.get(name)(scores[rows], each(samplings[row].filters[name] for row in rows))
     return scores
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from racm3.errors import DamagedDocumentError
-from racm3.memory.damage import UNREADABLE, no_panic, told
+from racm3.memory.damage import UNREADABLE, no_panic, told, unreadable
 from racm3.memory.rows import DOCUMENT, item_of
 from racm3.memory.snapshot import Snapshot
 from racm3.memory.store import Store
-from racm3.memory.versions import deletion_files, fragment_files
+from racm3.memory.versions import deletion_files, fragment_files, manifest_of
 
 __all__ = ["Checked", "Damage", "check"]
 
@@ -51,27 +51,49 @@ def check(path: str | Path, *, repair: bool = False) -> Checked:
     """
     store = Store.open(path, damaged=True)
     snapshot, found = store.snapshot, Checked()
+    states = _states(store)
     for version in store.passed_over:
         found.damaged.append(Damage(f"version {version.number}", 0, told(version.problem)))
     spoilt: dict[int, list[int]] = {}
     for fragment in snapshot.fragments:
-        rows = _check_fragment(store, fragment, found)
+        rows = _check_fragment(store, fragment, states, found)
         if rows is not None:
             spoilt[fragment.fragment_id] = rows
     found.uncovered = 0 if snapshot.has_checksums else found.sound
-    index = [name for name in store.storage.files("_indices") if store.storage.state(name) == "changed"]
-    found.damaged += [Damage(f"file {name} of the index", 0, NOT_AS_WRITTEN) for name in index]
+    passed_over = {manifest_of(version.number) for version in store.passed_over}
+    others = [name for name, state in states.items() if state == "changed" and name not in passed_over]
+    found.damaged += [Damage(f"file {name} of {_whose(name)}", 0, NOT_AS_WRITTEN) for name in others]
+    doubtful = [name for name, state in states.items() if state == "doubtful"]
+    found.damaged += [Damage(f"checksum of {name}", 0, "it is damaged itself") for name in doubtful]
     if repair and found.damaged:
-        _repair(store, spoilt, bool(index))
+        _repair(store, spoilt, doubtful, index=any(name.startswith("_indices") for name in others))
     return found
+
+
+def _states(store: Store) -> dict[str, str]:
+    """The state of every file that has a checksum."""
+    try:
+        return {name: store.storage.state(name) for name in store.storage.covered()}
+    except OSError as error:
+        raise unreadable(store.storage, error) from error
+
+
+def _whose(name: str) -> str:
+    return "the index" if name.startswith("_indices") else "an earlier version"
 
 
 NOT_AS_WRITTEN = "it is not as it was written: its checksum differs"
 
 
-def _check_fragment(store: Store, fragment: Any, found: Checked) -> list[int] | None:
-    """Adds what is in a fragment to ``found``. None if it is as it was written, else the addresses of damaged rows."""
+def _check_fragment(store: Store, fragment: Any, states: dict[str, str], found: Checked) -> list[int] | None:
+    """Adds what is in a fragment to ``found``. None if it is as it was written, else the addresses of damaged rows.
+
+    Takes its damaged files from ``states``.
+    """
     files = fragment_files(fragment.metadata)
+    changed = [name for name in files if states.get(name) == "changed"]
+    for name in changed:
+        del states[name]
     try:
         with no_panic():
             problems = list(_problems(store.snapshot, fragment))
@@ -82,7 +104,6 @@ def _check_fragment(store: Store, fragment: Any, found: Checked) -> list[int] | 
         return list(range(fragment.physical_rows))
     found.sound += fragment.count_rows() - len(problems)
     found.damaged += [Damage(f"document {name!r}", 1, reason) for _, name, reason in problems]
-    changed = [name for name in files if store.storage.state(name) == "changed"]
     if changed and not problems:
         lists = set(deletion_files([fragment.metadata]))
         for name in changed:
@@ -110,7 +131,7 @@ def _problems(snapshot: Snapshot, fragment: Any) -> Iterator[tuple[int, str, str
                 yield int(row["_rowaddr"][0].as_py()), name, getattr(error, "reason", str(error))
 
 
-def _repair(store: Store, spoilt: dict[int, list[int]], index: bool) -> None:
+def _repair(store: Store, spoilt: dict[int, list[int]], doubtful: Sequence[str], *, index: bool) -> None:
     with store.writing(refreshed=False):
         for fragment in store.snapshot.fragments:
             gone = spoilt.get(fragment.fragment_id)
@@ -123,6 +144,8 @@ def _repair(store: Store, spoilt: dict[int, list[int]], index: bool) -> None:
                 store.change([], none, fragments=[fragment.fragment_id])
         if index:
             store.drop_index()
+        store.storage.flush(*doubtful)
+        store.expire_versions()
 
 
 def _without(gone: pa.Array, rows: pa.RecordBatch) -> pa.RecordBatch:

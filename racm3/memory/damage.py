@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from racm3.errors import InputError, MemoryStoreError
 
-__all__ = ["UNREADABLE", "faults_told", "is_fault", "no_panic", "told", "unreadable"]
+__all__ = ["UNREADABLE", "faults_told", "is_fault", "no_panic", "readable", "told", "unreadable"]
 
 UNREADABLE = (OSError, ValueError)
 """What Lance and Arrow raise for files that are missing, damaged or not to be read."""
@@ -52,6 +52,22 @@ def unreadable(what: object, error: BaseException | None) -> MemoryStoreError:
         f"the memory {what} cannot be read: {told(error)}; nothing was changed: mend that (permissions, open files, "
         "the disk, the network), and try again"
     )
+
+
+@contextmanager
+def readable(what: object) -> Iterator[None]:
+    """Raises MemoryStoreError instead of what Lance says of what cannot be read."""
+    try:
+        with no_panic():
+            yield
+    except UNREADABLE as error:
+        if isinstance(error, InputError):
+            raise
+        if is_fault(error):
+            raise unreadable(what, error) from error
+        raise MemoryStoreError(
+            f"the memory {what} cannot be read: {told(error)}; run `racm3 memory check` on it"
+        ) from error
 
 
 @contextmanager

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,8 +27,9 @@ import numpy as np
 from racm3.data import Item
 from racm3.document import Modality
 from racm3.errors import EncoderMismatchError, InputError, MemoryStoreError, unknown
-from racm3.memory.damage import UNREADABLE, told
+from racm3.memory.damage import UNREADABLE, no_panic, readable
 from racm3.memory.metadata_filter import Facts, Where
+from racm3.memory.re_embedding import UNIT_TOLERANCE, change_encoder
 from racm3.memory.rows import DOCUMENT, FACTS, About, check_facts, content_hash, item_of, metadata_json
 from racm3.memory.search import Ranking, View, recall
 from racm3.memory.snapshot import Snapshot
@@ -46,7 +45,6 @@ EXACT_UP_TO = 1_000_000
 vector are 2 GB then)."""
 UNINDEXED = 0.1
 """The share of documents outside the index from which it is brought up to date."""
-UNIT_TOLERANCE = 1e-3
 GROWTH = 8
 """How many times more of a ranking is looked at, again and again, where conditions leave too little."""
 SELF_CHECK = "racm3.self_check"
@@ -102,7 +100,8 @@ class Memory:
             if not storage_at(path).versions():
                 raise
         memory = cls.open(path)
-        if not memory.unfinished:
+        begun = memory._store.snapshot.version == 1  # broken off before it was marked
+        if not memory.unfinished and (len(memory) or not begun):
             raise MemoryStoreError(
                 f"the memory {memory.path} is there already, with {len(memory)} documents; add to it with "
                 "`racm3 memory add`, make it equal to the data with `racm3 memory sync`, or give a new path"
@@ -164,7 +163,8 @@ class Memory:
     @property
     def ids(self) -> Sequence[str]:
         """Ids in row order, as of the last `refresh`, `search` or change."""
-        return self._view.ids
+        with readable(self.path):
+            return self._view.ids
 
     @property
     def fingerprint(self) -> str:
@@ -182,7 +182,9 @@ class Memory:
     def vector_blocks(self) -> Iterator[np.ndarray]:
         """`vectors`, a block of rows at a time."""
         snapshot = self._view.snapshot
-        return (snapshot.vectors(fragment)[2] for fragment in snapshot.fragments)
+        with readable(self.path):
+            for fragment in snapshot.fragments:
+                yield snapshot.vectors(fragment)[2]
 
     def refresh(self) -> None:
         """See what other processes have changed. Raises EncoderMismatchError if they changed the encoder."""
@@ -270,24 +272,20 @@ class Memory:
 
         Raises MemoryStoreError if a document is not what was put in.
         """
-        return map(item_of, self._view.snapshot.scan(DOCUMENT, start=start))
+        with readable(self.path):
+            yield from map(item_of, self._view.snapshot.scan(DOCUMENT, start=start))
 
     def _reading(self, read: Callable[[View], T], *, refreshed: bool = True) -> T:
         """What ``read`` gives of the newest version; once more if another process has compacted the memory meanwhile
         and deleted what was being read."""
         try:
-            return read(self._newest() if refreshed else self._view)
+            with no_panic():
+                return read(self._newest() if refreshed else self._view)
         except UNREADABLE as error:
             if isinstance(error, InputError):
                 raise
-        try:
+        with readable(self.path):
             return read(self._newest())
-        except UNREADABLE as error:
-            if isinstance(error, InputError):
-                raise
-            raise MemoryStoreError(
-                f"the memory {self.path} cannot be read: {told(error)}; run `racm3 memory check` on it"
-            ) from error
 
     def info(self) -> Info:
         """How much there is, of what, and how it is searched."""
@@ -318,11 +316,13 @@ class Memory:
 
     def known(self, ids: Collection[str]) -> dict[str, str]:
         """Those ``ids`` that are here, and the origin of each."""
-        return {item_id: row["origin"] for item_id, row in self._store.snapshot.find(ids, ["origin"]).items()}
+        with readable(self.path):
+            return {item_id: row["origin"] for item_id, row in self._store.snapshot.find(ids, ["origin"]).items()}
 
     def facts(self, ids: Collection[str]) -> dict[str, Facts]:
         """What is known, without decoding them, of those ``ids`` that are here."""
-        return {item_id: _fact(row) for item_id, row in self._store.snapshot.find(ids, FACTS[1:]).items()}
+        with readable(self.path):
+            return {item_id: _fact(row) for item_id, row in self._store.snapshot.find(ids, FACTS[1:]).items()}
 
     def note(self, key: str) -> str | None:
         """What `set_note` has kept."""
@@ -337,7 +337,8 @@ class Memory:
 
     def unlike(self, items: Sequence[Item]) -> list[Item]:
         """Those of ``items`` that are not in the memory as they are: new, or with other content or metadata."""
-        known = self._store.snapshot.find([item.id for item in items], ["hash", "metadata"])
+        with readable(self.path):
+            known = self._store.snapshot.find([item.id for item in items], ["hash", "metadata"])
 
         def here(item: Item) -> bool:
             row = known.get(item.id)
@@ -460,7 +461,7 @@ class Memory:
         dimension: int,
         embed: Callable[[list[Item]], np.ndarray],
         batch: int,
-        report: Callable[[int], None] = lambda done: None,
+        report: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Move the memory to another encoder. Until it is done, and if it is broken off, the old vectors are there.
 
@@ -468,29 +469,7 @@ class Memory:
         same call goes on where another was broken off; ``report`` is told how many documents are done.
         """
         with self.writing():
-            snapshot = self._store.snapshot
-            ids = [row["id"] for row in snapshot.scan(["id"])]
-            scratch = self._store.storage.scratch()
-            part = scratch / f"re-embed-{fingerprint}-{snapshot.version}.f32"
-            for old in scratch.glob("re-embed-*.f32"):
-                if old != part:
-                    old.unlink()
-            done = _sound_rows(part, dimension)
-            with part.open("ab") as file:
-                file.truncate(done * 4 * dimension)
-                items = map(item_of, snapshot.scan(DOCUMENT, start=done))
-                while some := list(islice(items, batch)):
-                    file.write(np.ascontiguousarray(embed(some), np.float32).tobytes())
-                    file.flush()
-                    os.fsync(file.fileno())
-                    done += len(some)
-                    report(done)
-            row_of = {item_id: row for row, item_id in enumerate(ids)}
-            made = np.memmap(part, np.float32, "r", shape=(len(ids), dimension)) if ids else np.zeros((0, dimension))
-            self._store.set_vectors(
-                About(0, fingerprint, dimension), lambda asked: np.array(made[[row_of.get(i, 0) for i in asked]])
-            )
-            part.unlink()
+            change_encoder(self._store, About(0, fingerprint, dimension), embed, batch, report)
             self._encoder = fingerprint
         self.refresh()
 
@@ -506,16 +485,6 @@ def _fact(row: dict[str, Any]) -> Facts:
     parts = json.loads(row["parts"])
     modalities: frozenset[Modality] = frozenset("text" if isinstance(part, str) else "image" for part in parts)
     return Facts(row["id"], json.loads(row["metadata"]), modalities, row["origin"])
-
-
-def _sound_rows(file: Path, dimension: int) -> int:
-    """How many rows (D,) of unit norm a file of vectors begins with; a power cut may have spoilt the last ones."""
-    if not file.exists():
-        return 0
-    rows = np.fromfile(file, np.float32)
-    rows = rows[: len(rows) // dimension * dimension].reshape(-1, dimension)
-    spoilt = ~(np.abs(np.linalg.norm(rows, axis=1) - 1) < UNIT_TOLERANCE)
-    return int(spoilt.argmax()) if spoilt.any() else len(rows)
 
 
 def _facts(snapshot: Snapshot, addresses: np.ndarray) -> list[Facts]:

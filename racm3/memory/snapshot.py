@@ -82,10 +82,12 @@ class Snapshot:
         return size // max(1, sum(fragment.physical_rows for fragment in fragments))
 
     def find(self, ids: Collection[str], columns: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-        """The rows of those ``ids`` that are here: their ``columns``, and their address as "_rowaddr"."""
+        """The rows of those ``ids`` that are here: their ``columns``, without those that this version lacks, and their
+        address as "_rowaddr"."""
         found, remaining = {}, iter(ids)
+        read = ["id", *(column for column in columns if column in self.columns)]
         while some := list(islice(remaining, IDS_AT_ONCE)):
-            rows = self.table.to_table(columns=["id", *columns], filter=_is_in("id", some), with_row_address=True)
+            rows = self.table.to_table(columns=read, filter=_is_in("id", some), with_row_address=True)
             found.update({row["id"]: row for row in rows.to_pylist()})
         return found
 

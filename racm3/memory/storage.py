@@ -39,8 +39,8 @@ HINT = "latest_version_hint.json"
 """Where Lance notes the newest version."""
 OURS = frozenset({"_versions", "_transactions", "_deletions", "_indices", "data", "checksums", "writer.lock"})
 """What lies in a memory's folder before it has a version."""
-FileState = Literal["as written", "unknown", "changed", "missing"]
-"""Unknown is a file without a checksum, or with one that is damaged itself."""
+FileState = Literal["as written", "unknown", "doubtful", "changed", "missing"]
+"""Unknown is a file without a checksum, doubtful one whose checksum is damaged itself."""
 
 log = logging.getLogger(__name__)
 
@@ -125,33 +125,35 @@ class Folder:
                 found = _digest(file)
         except FileNotFoundError:
             return "missing"
-        expected = self._checksum(name)
-        return "unknown" if expected is None else "as written" if found == expected else "changed"
+        try:
+            expected, own = self._checksum_file(name).read_text("utf-8").split(" ")
+        except FileNotFoundError:
+            return "unknown"
+        except ValueError:
+            return "doubtful"
+        if own != _own_checksum(expected):
+            return "doubtful"
+        return "as written" if found == expected else "changed"
+
+    def covered(self) -> list[str]:
+        """The files that have a checksum."""
+        return [name.removeprefix("checksums/").removesuffix(".sum") for name in self.files("checksums")]
 
     def expire_checksums(self) -> None:
         """Delete those of files that are no more."""
-        for name in self.files("checksums"):
-            file = name.removeprefix("checksums/").removesuffix(".sum")
-            if not (self.path / file).exists():
-                (self.path / name).unlink(missing_ok=True)
+        for name in self.covered():
+            if not (self.path / name).exists():
+                self._checksum_file(name).unlink(missing_ok=True)
 
     def _checksum_file(self, name: str) -> Path:
         return self.path / "checksums" / f"{name}.sum"
-
-    def _checksum(self, name: str) -> str | None:
-        """What was noted for a file; None if nothing was, or if the note itself is damaged."""
-        try:
-            digest, own = self._checksum_file(name).read_text("ascii").split()
-        except (FileNotFoundError, ValueError):
-            return None
-        return digest if own == f"{zlib.crc32(digest.encode()):08x}" else None
 
     def _write_checksum(self, name: str) -> Path:
         noted = self._checksum_file(name)
         noted.parent.mkdir(parents=True, exist_ok=True)
         with (self.path / name).open("rb") as file:
             digest = _digest(file)
-        noted.write_text(f"{digest} {zlib.crc32(digest.encode()):08x}\n", "ascii")
+        noted.write_text(f"{digest} {_own_checksum(digest)}", "utf-8")
         return noted
 
     def size_bytes(self) -> int:
@@ -228,9 +230,9 @@ class Bucket:
 
     flush_folder = flush_indices = expire_checksums = flush
 
-    def files(self, folder: str) -> list[str]:
-        """As of a folder."""
-        return sorted(self._names(folder))
+    def covered(self) -> list[str]:
+        """None: the store looks after its own."""
+        return []
 
     def state(self, name: str) -> FileState:
         """As of a folder, but for checksums."""
@@ -400,6 +402,11 @@ def _reached(storage: object) -> Iterator[None]:
             f"{storage} cannot be reached: {told}; check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the "
             "credentials in the environment"
         ) from None
+
+
+def _own_checksum(digest: str) -> str:
+    """What tells that a checksum, as it lies on disk, is damaged itself."""
+    return f"{zlib.crc32(digest.encode()):08x}"
 
 
 def _digest(file: IO[bytes]) -> str:

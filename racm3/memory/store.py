@@ -74,7 +74,7 @@ class Store(Versions):
         with faults_told(storage):
             if storage.exists():
                 raise MemoryStoreError(
-                    f"there is already something at {storage}; open it with Memory.open, or give a new path"
+                    f"there is already something at {storage}; add to it with racm3 memory add, or give a new path"
                 )
             empty = schema_of(About(FORMAT, encoder, dimension)).empty_table()
             lance.write_dataset(empty, str(storage), mode="create", storage_options=storage.options)
@@ -151,12 +151,12 @@ class Store(Versions):
         if len(self._unfilled()) >= SMALL_FRAGMENTS:
             self.compact(thorough=False)
         elif self.snapshot.version % VERSIONS == 0:
-            self._expire_versions()
+            self.expire_versions()
 
     def write(self, batches: Iterable[tuple[Sequence[Item], np.ndarray]]) -> list[Any]:
         """Write items and their vectors as fragments that belong to no version yet, durably. Any process may.
 
-        `_expire_versions` deletes them for as long as no version names them.
+        `expire_versions` deletes them for as long as no version names them.
         """
         schema, about = self.table.schema, self.about
         rows = (batch for items, vectors in batches for batch in table_of(items, vectors, schema, about).to_batches())
@@ -263,9 +263,9 @@ class Store(Versions):
                 table.checkout_latest()
                 self.storage.flush_indices()
                 self._changed(copy.copy(table))
-            self._expire_versions()
+            self.expire_versions()
 
-    def _expire_versions(self) -> None:
+    def expire_versions(self) -> None:
         """Delete all versions but two that hold the same: a damaged manifest has another one before it."""
         self.set_config({"racm3.kept": str(self.snapshot.version)})
         self.storage.still_writing()  # or what another one is about to commit would be deleted

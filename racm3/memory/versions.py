@@ -64,7 +64,9 @@ class Versions:
         try:
             if not storage.versions():
                 what = "is no memory" if storage.exists() else "does not exist"
-                raise MemoryStoreError(f"the memory {storage} {what}; check the path, or make it with Memory.create")
+                raise MemoryStoreError(
+                    f"the memory {storage} {what}; check the path, or make it with racm3 memory create"
+                )
         except OSError as error:
             raise unreadable(storage, error) from error
         store = cls(storage)
@@ -233,6 +235,7 @@ class Versions:
 
 
 def manifest_of(version: int) -> str:
+    """The name of a version's manifest, as Lance numbers them."""
     return f"_versions/{2**64 - 1 - version:020d}.manifest"
 
 

@@ -227,7 +227,7 @@ class MemoryNeighbours:
         """The parts that are not written yet."""
         return [part for part in range(-(-len(self._ids) // PART)) if not self._file(part).exists()]
 
-    def write(self, part: int, report: Callable[[int], None] = lambda done: None) -> None:
+    def write(self, part: int, report: Callable[[int], None] = lambda _: None) -> None:
         """Find and write the neighbours of one part; ``report`` is told in which row of the memory it is."""
         first = part * PART
         items = islice(self._memory.items(first), PART)
@@ -278,7 +278,7 @@ class MemoryNeighbours:
 
 
 def memory_neighbours(
-    memory: Memory, encoder: Encoder, out: Path, *, report: Callable[[int], None] = lambda done: None, **asked: Any
+    memory: Memory, encoder: Encoder, out: Path, *, report: Callable[[int], None] = lambda _: None, **asked: Any
 ) -> None:
     """Write all `MemoryNeighbours`. The same call goes on where another was broken off.
 

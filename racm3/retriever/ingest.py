@@ -17,7 +17,18 @@ from racm3.errors import MemoryStoreError
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 
-__all__ = ["Changes", "Plan", "apply", "batches", "ingest", "memory_of", "plan_sync", "re_embed", "sync"]
+__all__ = [
+    "Changes",
+    "Plan",
+    "apply",
+    "batches",
+    "ingest",
+    "memory_of",
+    "plan_sync",
+    "re_embed",
+    "remember_kinds",
+    "sync",
+]
 
 DOCUMENTS_AT_ONCE = 512
 PIXELS_AT_ONCE = 2**26
@@ -48,7 +59,7 @@ def ingest(
     encoder: Encoder,
     items: Iterable[Item],
     kinds: Sequence[str] = (),
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> Changes:
     """Embed the items and add them to the memory; those that are there already are passed over, unembedded.
 
@@ -66,14 +77,20 @@ def ingest(
                 "has changed with `racm3 memory sync`"
             )
         if new:
-            memory.add(new, encoder.embed([item.document for item in new]))
-        done.added += len(new)
+            added = memory.add_missing(new, encoder.embed([item.document for item in new]))
+            done.added += added
+            done.unchanged += len(new) - added
         done.unchanged += len(batch) - len(new)
         report(done.added + done.unchanged)
     memory.tidy()
-    if kinds:
-        memory.set_note(KINDS, json.dumps(sorted({*_kinds_of(memory), *kinds})))
+    remember_kinds(memory, kinds)
     return done
+
+
+def remember_kinds(memory: Memory, kinds: Iterable[str]) -> None:
+    """Have the memory keep what it was made of, beside what it was made of before."""
+    if known := {*_kinds_of(memory), *kinds}:
+        memory.set_note(KINDS, json.dumps(sorted(known)))
 
 
 def memory_of(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
@@ -191,7 +208,7 @@ def apply(
     memory: Memory,
     encoder: Encoder,
     items: Iterable[Item],
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> Changes:
     """Do what was planned. ``items`` are those of the plan, from the beginning; they are not read if few have changed.
 
@@ -241,7 +258,7 @@ def sync(
     return apply(plan, memory, encoder, held)
 
 
-def re_embed(memory: Memory, encoder: Encoder, report: Callable[[int], None] = lambda done: None) -> None:
+def re_embed(memory: Memory, encoder: Encoder, report: Callable[[int], None] = lambda _: None) -> None:
     """Move the memory to ``encoder``: the same documents with its vectors. Until it is done, the old ones are there."""
     memory.re_embed(
         encoder.fingerprint,

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 QUERY_DROPOUT = 0.2
-"""Share of a query that is dropped in training. Source: the talk's "query dropout"."""
+"""Share of a query that is dropped in training. Source: the paper's "query dropout"."""
 PATCH_PX = 8
 """Side of the squares that stand for the tokens of a picture (ours: the stride of the built-in image tokenizer)."""
 GREY = 128
@@ -101,7 +101,7 @@ class Relevance:
         return list(range(min(k, len(scores))))
 
 
-STRATEGIES.register("relevance")(lambda threshold: Relevance())
+STRATEGIES.register("relevance")(lambda _: Relevance())
 
 
 def strategy_for(encoder: Encoder, name: str | None = None) -> Strategy:

@@ -24,7 +24,7 @@ from starlette.responses import StreamingResponse
 
 from racm3.attribution import PartAttribution
 from racm3.completion import BY_HAND, Completion, Partial, Request
-from racm3.document import Document, Image
+from racm3.document import Document, Image, Modality
 from racm3.errors import ConfigError, InputError, MemoryStoreError
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
@@ -32,8 +32,8 @@ from racm3.serve import picture_input as pictures
 from racm3.serve.engine_thread import Busy, EngineThread, Gone, Late
 from racm3.serve.guard import ApiError, Limits, error_body, too_many
 from racm3.serve.shapes import Attribution, Options, Source, Used
-from racm3.settings import Settings
-from racm3.util.config import RENAMED
+from racm3.settings import USUAL, Settings
+from racm3.util.config import RENAMED, from_dict, to_dict
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -86,6 +86,7 @@ class Api:
     # Requests --------------------------------------------------------------------------------------------------------
 
     def check_model(self, name: str | None) -> None:
+        """Raises ApiError if a request names another model."""
         if name not in (None, self.name):
             raise ApiError(
                 404, f"there is no model {name!r}; this server has {self.name!r}", "model_not_found", "model"
@@ -110,6 +111,7 @@ class Api:
         ]
 
     def check_policy(self, stage: Literal["request", "answer", "memory"], document: Document) -> None:
+        """Raises ApiError if the policy gives a reason to refuse the document."""
         reason = self.policy(stage, document) if self.policy is not None else None
         if reason is not None:
             raise ApiError(400, reason, "content_policy_violation")
@@ -153,6 +155,7 @@ class Api:
         options: Options,
         n: int,
     ) -> list[Completion]:
+        """The completions of a request; it is cancelled if its client goes away."""
         async for event in self.partials(http, request, options, n=n):
             if isinstance(event, list):
                 return event
@@ -161,6 +164,7 @@ class Api:
     # Answers ---------------------------------------------------------------------------------------------------------
 
     def sources(self, done: Completion) -> list[Source]:
+        """The documents that were read, as answers name them."""
         return [
             Source(
                 id=hit.id,
@@ -191,11 +195,9 @@ class Api:
         )
 
     def used(self, settings: Settings, options: Options, temperature: float) -> Used:
+        """All settings that reproduce an answer."""
         return Used(
-            k=options.k,
-            contexts=settings.contexts,
-            samples=settings.samples,
-            seed=settings.seed,
+            **to_dict(settings) | {"k": options.k},
             context_aware=settings.image.context_aware,
             guidance=settings.image.guidance,
             temperature=temperature,
@@ -209,19 +211,16 @@ class Api:
         return sum(map(len, ids)) - pictures, pictures
 
 
-def settings_of(options: Options) -> Settings:
-    """The settings that options ask for; guidance and temperature are those of pictures."""
-    usual = Settings()
-    names = ("context_aware", "guidance", "temperature")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    return Settings(
-        k=options.k if options.retrieve else 0,
-        contexts=options.contexts,
-        samples=options.samples,
-        image=replace(usual.image, **given),
-        text=replace(usual.text, context_aware=given.get("context_aware", usual.text.context_aware)),
-        seed=options.seed or 0,
-    )
+def settings_of(options: Options, temperature_of: Modality = "image") -> Settings:
+    """The settings that options ask for. One given for a modality goes before one for all that is generated."""
+    table = options.model_dump(include=set(to_dict(USUAL)))
+    both: tuple[Modality, ...] = ("image", "text")
+    for name, modalities in (("context_aware", both), ("guidance", ("image",)), ("temperature", (temperature_of,))):
+        value = getattr(options, name)
+        for modality in modalities if value is not None else ():
+            if name not in getattr(options, modality).model_fields_set:
+                table[modality][name] = value
+    return from_dict(Settings, table | {"k": options.k if options.retrieve else 0, "seed": options.seed or 0})
 
 
 def image_path(item_id: str) -> str:
@@ -230,6 +229,7 @@ def image_path(item_id: str) -> str:
 
 
 def base64_png(picture: PIL.Image.Image) -> str:
+    """A picture as the base64 of a PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -61,7 +61,7 @@ def create_app(
     metrics = Metrics()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         api.engine_thread.start()
         yield
         await asyncio.to_thread(api.engine_thread.stop)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
@@ -33,12 +32,14 @@ from racm3.serve.shapes import (
 )
 from racm3.settings import Settings
 from racm3.tokens.codec import NOTHING
+from racm3.util.config import override
 
 MOST_PAIRS = 400
 """Comparisons of two labels in one request for a classification (ours): seconds of the shipped model's time."""
 
 
 def routes(api: Api) -> APIRouter:
+    """The routes of chat completions and classification."""
     router = APIRouter(prefix="/v1", tags=["documents"])
 
     @router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
@@ -178,24 +179,22 @@ def _document(parts: Sequence[AnyPart], images: Sequence[Image]) -> Document:
 
 
 def _settings(asked: Chat) -> Settings:
-    """Temperature and top_p are those of texts; pictures are drawn as usual, with the guidance asked for."""
-    for name, own, other in (
-        ("temperature", asked.temperature, asked.racm3.temperature),
-        ("seed", asked.seed, asked.racm3.seed),
-        ("max_tokens", asked.max_tokens, asked.max_completion_tokens),
+    """The fields of OpenAI's are those of texts; pictures are drawn as ``racm3`` says."""
+    own, text = asked.racm3.model_dump(exclude_unset=True), asked.racm3.text.model_dump(exclude_unset=True)
+    most = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
+    for name, value, others in (
+        ("temperature", asked.temperature, (own.get("temperature"), text.get("temperature"))),
+        ("top_p", asked.top_p, (text.get("top_p"),)),
+        ("seed", asked.seed, (own.get("seed"),)),
+        ("max_tokens", most, (asked.max_completion_tokens, own.get("max_text_tokens"))),
     ):
-        if None not in (own, other) and own != other:
-            raise ApiError(400, f"{name} is given twice, as {own} and {other}; give one", None, name)
-    options = asked.racm3.model_copy(update={"temperature": None, "seed": asked.seed or asked.racm3.seed})
-    usual = settings_of(options)
-    temperature = asked.racm3.temperature if asked.temperature is None else asked.temperature
-    text = replace(
-        usual.text,
-        temperature=usual.text.temperature if temperature is None else temperature,
-        top_p=usual.text.top_p if asked.top_p is None else asked.top_p,
-    )
-    most = asked.max_tokens or asked.max_completion_tokens or usual.max_text_tokens
-    return replace(usual, text=text, max_text_tokens=most)
+        for other in others:
+            if None not in (value, other) and value != other:
+                raise ApiError(400, f"{name} is given twice, as {value} and {other}; give one", None, name)
+    settings = settings_of(asked.racm3, temperature_of="text")
+    given = {"text.temperature": asked.temperature, "text.top_p": asked.top_p}
+    given |= {"seed": asked.seed, "max_text_tokens": most}
+    return override(settings, [f"{name}={value}" for name, value in given.items() if value is not None])
 
 
 def _words(part: Part) -> str:

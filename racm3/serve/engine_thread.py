@@ -83,6 +83,7 @@ class Pending:
             self.cancelled = True
 
     async def completions(self) -> list[Completion]:
+        """The completions, when all are there."""
         async for event in self.partials():
             if isinstance(event, list):
                 return event
@@ -95,6 +96,7 @@ class Pending:
         return time.monotonic() > self.started + self.timeout_s
 
     def start(self, started: Sequence[Progress], model: RACM3) -> None:
+        """Begin with what was retrieved."""
         self.going = {number: model.advance(progress, self.show) for number, progress in enumerate(started)}
 
     def advance(self) -> bool:
@@ -124,6 +126,7 @@ class Pending:
             self.post(error)
 
     def post(self, event: Partial | list[Completion] | Exception) -> None:
+        """Hand an event to the loop of whoever waits; from any thread."""
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:  # the loop is closed: nobody waits any more
@@ -161,6 +164,7 @@ class EngineThread:
         return self._thread.is_alive() and not self._stopping
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:

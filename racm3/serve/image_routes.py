@@ -64,6 +64,7 @@ EDIT_BODY: dict[str, Any] = {
 
 
 def routes(api: Api) -> APIRouter:
+    """The routes of pictures."""
     router = APIRouter(prefix="/v1/images", tags=["pictures"])
 
     @router.post("/generations", response_model=Images, responses=STREAM)

@@ -51,11 +51,13 @@ NEW_BODY: dict[str, Any] = {
 
 
 def may_write(request: Request) -> None:
+    """Raises ApiError if the request's token may not change the memory."""
     if request.scope["racm3.scope"] != "write":
         raise ApiError(403, "this token may not change the memory; one of scope write may", "insufficient_scope")
 
 
 def routes(api: Api) -> APIRouter:
+    """The routes of the memory."""
     router, memory_thread = APIRouter(prefix="/v1/memory", tags=["memory"]), api.engine_thread.memory_thread
 
     @router.post(

@@ -95,9 +95,9 @@ class FSQConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
-        if self.image_size_px % self.patch_px or self.patch_px not in (2, 4, 8, 16):
+        if self.image_size_px % self.patch_px or self.patch_px not in (2, 4, 6, 8, 16):
             given = f"{self.patch_px} and {self.image_size_px}"
-            raise ConfigError(f"patch_px is 2, 4, 8 or 16 and divides image_size_px; {given} were given")
+            raise ConfigError(f"patch_px is 2, 4, 6, 8 or 16 and divides image_size_px; {given} were given")
         if not self.levels or min(self.levels) < 2:
             raise ConfigError(f"levels are at least one number >= 2 each, not {self.levels}")
 
@@ -134,6 +134,8 @@ class FSQ(nn.Module):
 
 
 class ResidualMLP(nn.Module):
+    """A step of the encoder, on each patch by itself."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -145,6 +147,8 @@ class ResidualMLP(nn.Module):
 
 
 class ResidualConv(nn.Module):
+    """A step of the decoder, on each patch and its neighbours."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)

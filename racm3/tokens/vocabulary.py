@@ -80,12 +80,15 @@ class Vocabulary:
         return (ids >= self.mask_start) & (ids < self.infill_start)
 
     def is_infill(self, ids: Ids) -> Ids:
+        """Which ids are sentinels of infilled spans."""
         return (ids >= self.infill_start) & (ids < self.text_start)
 
     def is_text(self, ids: Ids) -> Ids:
+        """Which ids are of text."""
         return (ids >= self.text_start) & (ids < self.image_start)
 
     def is_image(self, ids: Ids) -> Ids:
+        """Which ids are image codes."""
         return (ids >= self.image_start) & (ids < self.size)
 
     def id_set(self, *ids: int, modality: Modality | None = None) -> np.ndarray:
@@ -124,6 +127,7 @@ class Vocabulary:
         return f"id {id}, which is outside the vocabulary of {self.size}"
 
     def to_dict(self) -> dict[str, int]:
+        """The sizes that make it."""
         return asdict(self)
 
     @staticmethod

@@ -257,6 +257,7 @@ def _clear_errors(path: Path | None) -> Iterator[None]:
 
 
 def checksum(file: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

@@ -129,7 +129,7 @@ def train_encoder(
     every = encoder.text_inputs([texts[i % len(texts)] for texts in captions for i in range(most)])["input_ids"]
     ids = every.unflatten(0, (len(captions), most))  # (N, captions, T)
 
-    def batch(step: int, part: int, parts: int) -> Batch:
+    def batch(step: int, _part: int, _parts: int) -> Batch:
         rng = np.random.default_rng((run.loop.seed, step))
         rows = rng.choice(len(captions), size, replace=False)
         one, other = (torch.from_numpy(rng.integers(most, size=size)) for _ in range(2))
@@ -137,7 +137,7 @@ def train_encoder(
         texts = torch.cat((ids[torch.from_numpy(rows), one], ids[torch.from_numpy(rows), other]))  # (2 B, T)
         return Batch((pixels, texts), [f"pair {row}" for row in rows])
 
-    def loss(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+    def loss(batch: Batch, _normaliser: float) -> tuple[Tensor, Metrics]:
         pixels, texts = (tensor.to(encoder.model.device) for tensor in batch.content)
         image = encoder.model.get_image_features(pixel_values=pixels).pooler_output  # (B, D)
         text, same = encoder.model.get_text_features(input_ids=texts).pooler_output.chunk(2)  # (B, D) each

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from racm3.errors import ConfigError, SourceError
+from racm3.errors import ConfigError, SourceError, values
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.model_folder import ModelFolder
@@ -78,7 +78,7 @@ class MaskingConfig:
         ):
             raise ConfigError(
                 "masking: minimum is 0 or 1, whole_text_share and region_share are >= 0 and sum to at most 1, "
-                f"around_share and wordless_share are between 0 and 1; given {self}"
+                f"around_share and wordless_share are between 0 and 1; given {values(self, *vars(self))}"
             )
 
 
@@ -101,7 +101,7 @@ class ShapeConfig:
 class GeneratorRun:
     """One training run.
 
-    ``alpha`` weighs the loss of the retrieved documents (0.1 is the talk's best). ``retrieved_shares[k]`` is the share
+    ``alpha`` weighs the loss of the retrieved documents (0.1 is the paper's best). ``retrieved_shares[k]`` is the share
     of sequences with k retrieved documents (uniform over 0, 1, 2 in the paper, second-hand); ``(1,)`` is the vanilla
     CM3. In ``rename_share`` of the sequences with retrieved documents, the image codes and the rare text ids that the
     main document shares with them are renamed at random (ours): they mean nothing by themselves and can only be copied,
@@ -141,9 +141,13 @@ class GeneratorRun:
         object.__setattr__(self, "retrieved_shares", tuple(self.retrieved_shares))
         shares = self.retrieved_shares
         if self.alpha < 0 or not shares or min(shares) < 0 or not sum(shares):
-            raise ConfigError(f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {self}")
+            raise ConfigError(
+                f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {values(self, 'alpha', 'retrieved_shares')}"
+            )
         if min(self.text_ids, self.validation_documents) < 0:
-            raise ConfigError(f"text_ids and validation_documents are >= 0; given {self}")
+            raise ConfigError(
+                f"text_ids and validation_documents are >= 0; given {values(self, 'text_ids', 'validation_documents')}"
+            )
         for name in ("text_query_share", "rename_share", "query_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is between 0 and 1, but {getattr(self, name)} was given")

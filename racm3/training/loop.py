@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from racm3.errors import ConfigError, RACM3Error
+from racm3.errors import ConfigError, RACM3Error, values
 from racm3.training.average import Average
 from racm3.training.checkpoint import Checkpoints
 from racm3.training.distributed import Processes, connect, scalar, shard
@@ -77,9 +77,11 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.threads < 0 or self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(f"steps >= 1, threads >= 0, dtype auto, float32 or bfloat16; given {self}")
+            given = values(self, "steps", "threads", "dtype")
+            raise ConfigError(f"steps >= 1, threads >= 0, dtype auto, float32 or bfloat16; given {given}")
         if self.accumulate < 1 or not 0 <= self.ema < 1 or self.look_every < 0:
-            raise ConfigError(f"accumulate >= 1, ema from 0 to below 1, look_every >= 0; given {self}")
+            given = values(self, "accumulate", "ema", "look_every")
+            raise ConfigError(f"accumulate >= 1, ema from 0 to below 1, look_every >= 0; given {given}")
 
 
 class Run(Protocol):

@@ -128,7 +128,7 @@ def prepared_model(
     tokenizer: Path | None = None,
     seed: int | None = None,
 ) -> PreparedModel:
-    """What ``run`` trains on, from ``cache`` where it is there. ``seed``: of what is dropped of queries, the run's."""
+    """What ``run`` trains on, from ``cache`` where it is there. ``seed``: of the query dropout, the run's."""
     if tokenizer:
         text = TextTokenizer.load(tokenizer)
     else:

@@ -33,7 +33,7 @@ from racm3.training.arrays import Growing, Sequences
 from racm3.training.distributed import connect
 from racm3.training.prepared_cache import Cache, reused
 from racm3.util.files import unfinished
-from racm3.util.progress import telling
+from racm3.util.progress import progress
 from racm3.util.s3 import is_remote, matching
 
 BATCH = 256
@@ -172,7 +172,7 @@ def _tokenise(path: Path, text: TextTokenizer, image: ImageTokenizer, markup: Ma
     part = unfinished(folder)
     with Growing(part / "ids.npy", kind) as ids, Growing(part / "ends.npy", np.int64) as ends:
         ids.truncate(ends.last() if len(ends) else 0)
-        for documents in _batches(path, "tokenise", len(ends)):
+        for documents in _batches(path, "tokenising documents", len(ends)):
             rows = [np.array(markup.to_ids(d), kind) for d in token_documents(documents, text, image)]
             before = len(ids)
             ids.append(np.concatenate(rows))
@@ -193,7 +193,7 @@ def _embed(path: Path, encoder: Encoder, dropouts: tuple[float, ...], seed: int,
         done = min(len(whole), len(queries))
         whole.truncate(done)
         queries.truncate(done)
-        for documents in _batches(path, "embed", done, total):
+        for documents in _batches(path, "embedding documents", done, total):
             rng = np.random.default_rng((seed, len(whole)))  # of the place, so that a resumed run draws the same
             parts = draw_queries(documents, encoder, (0.0,), rng)  # (B, 2, D)
             drawn = [draw_queries(documents, encoder, (rate,), rng) if rate else parts for rate in dropouts]
@@ -207,10 +207,10 @@ def _find(vectors: Path, k: int, strategy: Strategy, file: Path) -> None:
     """Write (N, R, K) rows of every document's neighbours, -1 where there are fewer."""
     table, asked = (np.load(vectors / name, mmap_mode="c") for name in ("whole.npy", "queries.npy"))
     part = file.with_suffix(".part")
-    with Growing(part, np.int32, (asked.shape[1], k)) as found, telling("neighbours", len(table)) as report:
+    with Growing(part, np.int32, (asked.shape[1], k)) as found, progress() as report:
         for first in range(len(found), len(table), PART):
             found.append(document_neighbours(asked[first : first + PART], table, first, k, strategy))
-            report(len(found))
+            report("finding neighbours", len(found), len(table))
     part.rename(file)
 
 
@@ -220,11 +220,12 @@ def _batches(path: Path, what: str, done: int = 0, total: int = 0) -> Iterator[l
     Raises SourceError if there is none at all.
     """
     items = islice(read(path), done, None)
-    with telling(what, total or None) as report:
+    with progress() as report:
+        report(what, done, total or None)
         while batch := [item.document for item in islice(items, BATCH)]:
             yield batch
             done += len(batch)
-            report(done)
+            report(what, done, total or None)
     if not done:
         raise SourceError(f"{path} holds no readable document; see the warnings above")
 

@@ -16,7 +16,7 @@ from racm3.generator.sampling import Sampling
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.training.prepare import TrainingSet
-from racm3.util.contact_sheet import sheet
+from racm3.util.contact_sheet import Tile, sheet
 
 DOCUMENTS = 4
 """Pictures on a sheet: enough to see what goes wrong, few enough to cost seconds."""
@@ -50,6 +50,6 @@ def draw_sheet(
     outputs = Engine(generator, markup.vocabulary).run(requests)
     codes += [np.array(done.tokens) - markup.vocabulary.image_start for done in outputs]
     pixels = image.decode(torch.from_numpy(np.stack(codes))).permute(0, 2, 3, 1)  # (2 N, H, W, 3)
-    tiles = [(Image(one), "") for one in (pixels * 255).round().to(torch.uint8).numpy()]
+    tiles = [Tile(Image(one)) for one in (pixels * 255).round().to(torch.uint8).numpy()]
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet([tiles[: len(requests)], tiles[len(requests) :]], pixels.shape[1]).save(path)

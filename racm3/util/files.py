@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,7 @@ from racm3.errors import InputError
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["check_pictures_out", "save_picture", "unfinished", "write_whole"]
+__all__ = ["check_pictures_out", "new_folder", "save_picture", "unfinished", "write_whole"]
 
 PICTURES_OUT = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -31,6 +34,18 @@ def unfinished(folder: Path) -> Path:
     part = folder.with_name(f"{folder.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     return part
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Where to make a folder, so that it is there whole or not at all; the folder itself if that is there already."""
+    if folder.exists():
+        yield folder
+    else:
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        yield part
+        part.rename(folder)
 
 
 def check_pictures_out(*paths: Path | None) -> None:

@@ -36,13 +36,15 @@ def progress() -> Iterator[Report]:
         lines.end()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(separator=" of "))
-    with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console) as bars:
+    rate, left = TextColumn("{task.fields[rate]}"), TimeRemainingColumn(elapsed_when_finished=True)
+    with Progress(*columns, rate, left, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, completed=done)
-            bars.update(tasks[what], completed=done, total=total)
+                tasks[what] = bars.add_task(what, total=total, completed=done, rate="")
+            speed = bars.tasks[bars.task_ids.index(tasks[what])].speed
+            bars.update(tasks[what], completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
 
         yield report
 
@@ -72,10 +74,11 @@ class _Lines:
     def __call__(self, what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         first, since = self._first.setdefault(what, (done, now))
-        left = ""
-        if total is not None and first < done < total:
-            left = f", {(now - since) / (done - first) * (total - done) / 60:.0f} min left"
-        self._unsaid[what] = f"{what}: {done:,}{'' if total is None else f' of {total:,}'}{left}"
+        rate = (done - first) / (now - since) if now > since else 0.0
+        told = f"{what}: {done:,}{'' if total is None else f' of {total:,}'}{f', {rate:,.0f}/s' if rate else ''}"
+        if rate and total is not None and done < total:
+            told += f", {(total - done) / rate / 60:.0f} min left"
+        self._unsaid[what] = told
         if done == total or now - self._said_at > LINE_EVERY_S:
             self._said_at = now
             print(self._unsaid.pop(what), file=sys.stderr)

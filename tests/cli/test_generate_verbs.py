@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from racm3.cli.generate_verbs import Caption, Generate
 from racm3.document import Image
+from racm3.settings import Settings
+from racm3.util.options import options_of
 from tests.cli.as_typed import run
 
 
@@ -124,8 +129,8 @@ def test_an_exported_generator_opens_in_transformers(models: Path, tmp_path: Pat
         ("generate fox --out {picture}/a.png", "error: {picture}/a.png is a folder, or lies below a file"),
         ("generate fox --out {new}.png --models {new}", "error: there is no model folder {new}"),
         ("generate fox --out {new}.png --models {models} --memory {new}", "error: the memory {new} does not exist"),
-        ("generate fox --out {new}.png --k -1", "error: k >= 0"),
-        ("generate fox --out {new}.png --seed -1", "error: k >= 0, contexts >= 1, samples >= 1"),
+        ("generate fox --out {new}.png --k -1", "error: settings.k is -1; it must be 0 or above"),
+        ("generate fox --out {new}.png --seed -1", "error: settings.seed is -1; it must be 0 or above"),
         ("generate fox --out {new}.png --temperature -1", "error: sampling.temperature is -1.0"),
         ("caption {new}", "error: there is no file {new}"),
         ("caption {text}", "error: {text} is not a picture that can be read"),
@@ -161,3 +166,35 @@ def test_a_request_that_cannot_be_met_says_why(
     assert run(command, **places) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(printed.format(**places))
     assert set(tmp_path.iterdir()) == before
+
+
+OTHER = {
+    "k": 3,
+    "contexts": 2,
+    "samples": 4,
+    "seed": 7,
+    "max_text_tokens": 5,
+    "top_k": 9,
+    "contrast_k": 9,
+    "filters": {},
+}
+"""Another value of an option; 0.6 for those that are shares or strengths."""
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in options_of(Settings())])
+def test_every_option_of_a_request_can_be_set(name: str) -> None:
+    value = OTHER.get(name.rpartition(".")[2], 0.6)
+    for verb in (Generate(text="fox", out=Path("a.png")), Caption(picture=Path("a.png"))):
+        assert verb.settings() == Settings()
+        changed = dict(one[:2] for one in options_of(replace(verb, set=(f"{name}={json.dumps(value)}",)).settings()))
+        assert changed == {one: usual for one, usual, _ in options_of(Settings())} | {name: value}
+
+
+def test_a_flag_counts_more_than_set_and_several_captions_are_drawn() -> None:
+    image = Generate(text="fox", out=Path("a.png"), k=3, temperature=0.25, guidance=2.0, set=("k=1", "image.top_p=.8"))
+    assert (image.settings().k, image.settings().image.top_p) == (3, 0.8)
+    assert (image.settings().image.temperature, image.settings().image.guidance) == (0.25, 2.0)
+    caption = Caption(picture=Path("a.png"), samples=4)
+    assert caption.settings().text.temperature == 1.0
+    assert replace(caption, set=("text.temperature=0.7",)).settings().text.temperature == 0.7
+    assert replace(caption, temperature=0.2).settings().text.temperature == 0.2

@@ -49,7 +49,7 @@ def test_a_memory_of_data_that_is_partly_broken(
     ]
     assert [line.split()[0] for line in lines[2:6]] == ["1.png", "2.png", "4.png", "5.png"]
     report = tmp_path / "new" / "memory.skipped.jsonl"
-    assert lines[-1] == f"skipped 1 broken items; {report} says which, and why"
+    assert lines[-1] == f"6 read · 5 pictures without caption · 1 broken: {report}"
     (skipped,) = [json.loads(line) for line in report.read_text().splitlines()]
     assert (skipped["origin"], "is not a picture" in skipped["reason"]) == (str(data / "3.png"), True)
     assert f"{places['memory']} holds 6" in printed.out
@@ -112,7 +112,10 @@ def test_info_counts_the_documents(memory: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "printed"),
     [
-        ("memory create {memory} {data} --encoder {encoder}", "error: there is already something at"),
+        (
+            "memory create {memory} {data} --encoder {encoder}",
+            "error: the memory {memory} is there already, with 12 documents; add to it with `racm3 memory add`",
+        ),
         ("memory create {new} {data}/nowhere --encoder {encoder}", "error: there is no"),
         ("memory remove {memory} nothing", "error: the memory {memory} holds no document 'nothing'; nothing was"),
         ("memory remove {memory}", "error: no documents were named"),

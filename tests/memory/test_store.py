@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.memory_crash import crash, power_cuts
+from benchmarks.memory_crash import crash, faults, flips, power_cuts
 from racm3.data import Item
 from racm3.document import Document, Image
 from racm3.errors import InputError, MemoryStoreError
 from racm3.memory import storage, store
+from racm3.memory.check import Checked, check
 from racm3.memory.memory import Memory
 from tests.memory.test_memory import D, items, unit
 
@@ -47,6 +49,15 @@ def test_nothing_is_lost_or_torn_or_read_wrong_by_kills(tmp_path: Path) -> None:
 
 def test_after_a_power_cut_the_last_good_version_opens(tmp_path: Path) -> None:
     assert power_cuts(tmp_path, cuts=10) == {"power_cuts": 10, "recovered": 10}
+
+
+def test_faults_take_nothing_and_make_readers_move_nothing() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # which other users can reach
+        assert faults(Path(folder), count=2) == {"faults": 2, "rolled_back_by_reader": 0, "enospc": 2, "enospc_lost": 0}
+
+
+def test_no_bit_that_is_flipped_is_passed_over(tmp_path: Path) -> None:
+    assert flips(tmp_path, count=20) == {"flips": 20, "flips_found": 20, "silent_wrong": 0}
 
 
 @pytest.mark.parametrize("pattern", ["_versions/*.manifest", "data/*.lance"])
@@ -230,9 +241,10 @@ def test_many_small_changes_leave_few_fragments_and_versions(tmp_path: Path, mon
 # Older memories ----------------------------------------------------------------------------------------------------
 
 
-def test_a_memory_written_by_an_older_version_opens(tmp_path: Path) -> None:
-    """tests/memory/data/format1 was written by racm3 0.1.0 with pylance 14; it must open for ever."""
-    path = shutil.copytree(FORMAT1, tmp_path / "old")
+@pytest.mark.parametrize("written", [FORMAT1, FORMAT1.with_name("format1_checksums")], ids=lambda path: path.name)
+def test_a_memory_written_by_an_older_version_opens(tmp_path: Path, written: Path) -> None:
+    """Both were written by racm3 0.1.0 with pylance 14, the second with checksums; they must open for ever."""
+    path = shutil.copytree(written, tmp_path / "old")
     memory = Memory.open(path, "encoder-a")
     pictures = [Image(np.full((2, 3, 3), [i, 2 * i, 255 - i], np.uint8)) for i in range(5)]
     expected = [
@@ -246,3 +258,4 @@ def test_a_memory_written_by_an_older_version_opens(tmp_path: Path) -> None:
     memory.remove(["a"])
     memory.compact()
     assert sorted(Memory.open(path).ids) == ["b", "狐"]
+    assert check(path) == Checked(2)

@@ -167,6 +167,31 @@ def test_how_much_the_documents_count_holds_for_pictures_and_words(client: TestC
     assert usual["data"] != drawn["data"]
 
 
+def test_what_reproduces_an_answer_does(client: TestClient, twin: RACM3) -> None:
+    asked = {
+        "image": {"top_p": 0.5, "min_p": 0.1},
+        "text": {"top_k": 3},
+        "max_text_tokens": 7,
+        "seed": 4,
+        "guidance": 2.0,
+    }
+    first = client.post("/v1/images/generations", json=FOX | {"racm3": asked}).json()
+    usual = Settings()
+    image = replace(usual.image, top_p=0.5, min_p=0.1, guidance=2.0)
+    settings = replace(usual, image=image, text=replace(usual.text, top_k=3), max_text_tokens=7, seed=4)
+    expected = twin.generate_image(FOX["prompt"], settings)
+    assert np.array_equal(decoded(first["data"][0]["b64_json"]), expected.document.images[0].pixels)
+    again = client.post("/v1/images/generations", json=FOX | {"racm3": first["racm3"]}).json()
+    assert (again["data"], again["racm3"]) == (first["data"], first["racm3"])
+
+
+def test_an_option_by_its_old_name_is_told_the_new_one(client: TestClient) -> None:
+    for racm3 in ({"grounding": 2.0}, {"image": {"grounding": 2.0}}):
+        refused(
+            client.post("/v1/images/generations", json=FOX | {"racm3": racm3}), 400, "is called 'context_aware' now"
+        )
+
+
 def test_classification(client: TestClient, twin: RACM3) -> None:
     examples = {"animal X": [picture(1)], "animal Y": [picture(2)]}
     given = {label: [data_url(image) for image in shown] for label, shown in examples.items()}
