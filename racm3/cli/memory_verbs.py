@@ -266,7 +266,7 @@ class MemoryExport(OfMemory, name="memory export"):
     out: Folder  # Where the files go: a folder that is new, empty, or holds an earlier export of this memory.
 
     def run(self) -> None:
-        from racm3.memory.export import export
+        from racm3.memory.memory_export import export
 
         memory = self.open()
         with telling("exporting documents", len(memory)) as report:

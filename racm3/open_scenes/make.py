@@ -285,9 +285,9 @@ def write_backgrounds(packages: Path, out: Path) -> None:
     rows = []
     with zipfile.ZipFile(out / "backgrounds.zip", "w", zipfile.ZIP_STORED) as archive:
         for source, name, author, licence, split in BACKGROUNDS:
-            picture = PIL.Image.open(packages / source)
-            picture.draft("RGB", (4 * BACKGROUND_PX, 4 * BACKGROUND_PX))
-            picture = picture.convert("RGB")
+            opened = PIL.Image.open(packages / source)
+            opened.draft("RGB", (4 * BACKGROUND_PX, 4 * BACKGROUND_PX))
+            picture = opened.convert("RGB")
             scale = BACKGROUND_PX / min(picture.size)
             size = round(picture.width * scale), round(picture.height * scale)
             data = io.BytesIO()

@@ -37,6 +37,7 @@ class Placed:
     tint: str = ""
 
     def rgba(self, art: Art) -> np.ndarray:
+        """(H, W, 4) uint8: the cut-out at its size."""
         return art.by_id[self.cutout].rgba(self.size, self.mirrored)
 
     def box(self, art: Art) -> tuple[int, int, int, int]:
@@ -54,14 +55,17 @@ class Scene:
     style: str = "plain"
 
     def to_dict(self) -> dict[str, Any]:
+        """The scene as JSON has it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Scene:
+        """The inverse of `to_dict`."""
         placed = tuple(Placed(**one) for one in facts["placed"])
         return cls(Ground(**facts["ground"]), placed, facts["style"])
 
     def cutouts(self, art: Art | None = None) -> list[Cutout]:
+        """The cut-out of each entity."""
         return [(art or load_art()).by_id[one.cutout] for one in self.placed]
 
 

@@ -19,15 +19,15 @@ import torch
 
 from racm3.errors import ConfigError
 from racm3.open_scenes.art import Cutout
-from racm3.open_scenes.caption import TRAINED, describe, facts
 from racm3.open_scenes.names import made_up
+from racm3.open_scenes.open_world import MORE_PX, ONE_PX, TWO_PX, World
 from racm3.open_scenes.scene import PICTURE_PX, Placed, Scene, draw_masked
-from racm3.open_scenes.world import MORE_PX, ONE_PX, TWO_PX, World
-from racm3.tokens.image import ImageTokenizer
+from racm3.open_scenes.wording import TRAINED, describe, facts
+from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.masking import mask, part_spans, region_spans
-from racm3.tokens.text import TextTokenizer
-from racm3.training.generator import PackedBatch, without_words
+from racm3.tokens.text_tokenizer import TextTokenizer
+from racm3.training.generator_recipe import PackedBatch, without_words
 
 SYNONYM_SHARE = 0.15
 """Of the sequences: another name of the entity, the same in all its documents."""
@@ -54,8 +54,8 @@ class Kinds:
 
     ``twice``: one entity, shown by both. ``distracted``: by one of two. ``once``: by the only one. ``nothing``: there
     is no source. ``two``: two entities, a source each. ``three``: three of them. ``labels``: two entities whose
-    captions are made-up words, and the main picture's is asked for. ``style``: of two, one or both in a style that the main
-    caption names.
+    captions are made-up words, and the main picture's is asked for. ``style``: of two, one or
+    both in a style that the main caption names.
     """
 
     twice: float = 0.15
@@ -95,8 +95,8 @@ class Weights:
     """Of tokens in the loss. What is copied counts; what is chance (backgrounds) and what was read (sources) little.
 
     A weight that depends on what a code shows is a bias: with 1 for an entity and .12 for all of the background,
-    entities are drawn everywhere (docs/log-open.md). So the background around an entity counts as much, and only that far away
-    counts less, where it is no question which of the two comes.
+    entities are drawn everywhere (docs/log-open.md). So the background around an entity counts as much,
+    and only that far away counts less, where it is no question which of the two comes.
     """
 
     entity: float = 1.0

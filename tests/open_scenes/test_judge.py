@@ -7,8 +7,8 @@ import numpy as np
 from racm3.open_scenes.art import load_art
 from racm3.open_scenes.grounds import Ground
 from racm3.open_scenes.judge import GroundJudge, box_mask, candidates, find
+from racm3.open_scenes.open_world import World
 from racm3.open_scenes.scene import PICTURE_PX, Placed, Scene, draw
-from racm3.open_scenes.world import World
 
 
 def test_the_true_cutout_is_found_where_it_stands_among_others() -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from racm3.errors import ConfigError
-from racm3.open_scenes.caption import STYLE_PHRASES
+from racm3.open_scenes.open_world import World
 from racm3.open_scenes.sequences import Kinds, OpenBatches, Planner, around, masked_order
-from racm3.open_scenes.world import World
-from racm3.tokens.image import FSQConfig, FSQImageTokenizer
+from racm3.open_scenes.wording import STYLE_PHRASES
+from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.masking import mask, unmask
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
 PATCH = 6

@@ -9,11 +9,11 @@ import pytest
 
 from racm3.errors import ConfigError
 from racm3.open_scenes.art import load_art
-from racm3.open_scenes.caption import HELD_OUT, TRAINED, WORDINGS, describe, facts
 from racm3.open_scenes.grounds import Ground, all_grounds
 from racm3.open_scenes.names import clean, groups, head, is_novel
+from racm3.open_scenes.open_world import World
 from racm3.open_scenes.scene import PICTURE_PX, Placed, Scene, draw, draw_masked, position
-from racm3.open_scenes.world import World
+from racm3.open_scenes.wording import HELD_OUT, TRAINED, WORDINGS, describe, facts
 
 
 def test_at_least_fifteen_percent_of_the_concepts_are_novel_with_all_their_twins() -> None:

@@ -61,6 +61,7 @@ class World:
         return list(found.values())
 
     def ground(self, rng: np.random.Generator) -> Ground:
+        """A background, drawn by chance."""
         dice = rng.random()
         kind = 0 if dice < PLAIN_SHARE else 1 if dice < PLAIN_SHARE + PAINTED_SHARE else 2
         names = self._kinds[kind] or self.grounds
@@ -102,7 +103,7 @@ class World:
         middle of a third of the picture each."""
         third = PICTURE_PX / 3
         if count == 1:
-            cells = [(rng.integers(3), rng.integers(3))]
+            cells = [(int(rng.integers(3)), int(rng.integers(3)))]
         elif count == 2:
             dice, lane = rng.random(), int(rng.integers(3))
             cells = [(0, lane), (2, lane)] if dice < 0.6 else [(lane, 0), (lane, 2)] if dice < 0.75 else []

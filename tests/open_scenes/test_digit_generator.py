@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from racm3.generator.model import GeneratorConfig, rotate
-from racm3.open_scenes.codes import DigitGenerator, attend_back, from_plain, plain
+from racm3.open_scenes.digit_generator import DigitGenerator, attend_back, from_plain, plain
 from racm3.tokens.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=50, image_size=60)

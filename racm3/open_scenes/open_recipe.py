@@ -19,15 +19,14 @@ from torch import Tensor
 
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
-from racm3.open_scenes.codes import DigitGenerator, attend_back, from_plain, plain
+from racm3.open_scenes.digit_generator import DigitGenerator, attend_back, from_plain, plain
+from racm3.open_scenes.open_world import World
 from racm3.open_scenes.sequences import FIRST, Kinds, OpenBatches, Plan, Planner, Weights, packed, without_sources
-from racm3.open_scenes.world import World
-from racm3.tokens.image import FSQImageTokenizer
+from racm3.tokens.image_tokenizer import FSQImageTokenizer
 from racm3.tokens.markup import Markup
-from racm3.tokens.text import TextTokenizer
+from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.data import code_digest
-from racm3.training.generator import ShapeConfig, packed_loss
+from racm3.training.generator_recipe import ShapeConfig, packed_loss
 from racm3.training.loop import Batch, LoopConfig, Metrics, Recipe, fit
 from racm3.training.optimiser import OptimiserConfig
 
@@ -112,7 +111,7 @@ def train_open(
         seen: dict[str, float] = {}
         for split in ("seen", "novel"):
             for kind in ("twice", "two"):
-                numbers = measure(now, World.of(split), text, image, markup, kind)  # type: ignore[arg-type]
+                numbers = measure(now, World.of(split), text, image, markup, kind)
                 seen |= {f"{split}_{kind}_{name}": value for name, value in numbers.items()}
         return seen
 
@@ -120,7 +119,7 @@ def train_open(
         folder.name,
         batch,
         loss,
-        made_of={"text": text.fingerprint, "codes": code_digest(image)},
+        made_of={"text": text.fingerprint, "codes": image.digest},
         flops_per_token=generator.flops_per_token(800),
         look=look,
     )
@@ -175,27 +174,30 @@ def draw_look(
     import PIL.Image
 
     from racm3.document import Hole
-    from racm3.generator.decoding import Sampling
-    from racm3.generator.engine import Engine, Job
+    from racm3.generator.engine import Engine
     from racm3.generator.prompt import answer_constraint, build_prompt
+    from racm3.generator.sampling import Sampling
+    from racm3.generator.sequence import SequenceRequest
 
     world = World.of("novel")
     some = [*plans(world, "twice", 5, image.config.patch_px), *plans(world, "two", 5, image.config.patch_px)]
     some += plans(world, "distracted", 3, image.config.patch_px)
     batches = OpenBatches(Planner(world, kinds, image.config.patch_px), text, image, markup)
     columns: list[list[np.ndarray]] = []
-    jobs: list[Job] = []
+    requests: list[SequenceRequest] = []
     for plan in some:
         documents = [markup.from_ids(one.ids) for one in batches.drawn([*plan.sources, plan.main])]
         *sources, (words, own) = documents
-        prompt = build_prompt(sources, [words, Hole("image")], markup, 1)  # type: ignore[list-item]
+        prompt = build_prompt(sources, [words, Hole("image")], markup, 1)
         constraint = answer_constraint(prompt.spans, markup.vocabulary)
-        jobs += [
-            Job(prompt.ids, constraint, Sampling(temperature=t, top_p=p), seed=1) for t, p in ((1.0, 0.9), (0.01, 1.0))
+        requests += [
+            SequenceRequest(prompt.ids, constraint, Sampling(temperature=t, top_p=p), seed=1)
+            for t, p in ((1.0, 0.9), (0.01, 1.0))
         ]
         columns.append([np.array(document[1].codes) for document in sources] + [np.array(own.codes)])  # type: ignore[union-attr]
     drawn = [
-        np.array(done.tokens) - markup.vocabulary.image_start for done in Engine(generator, markup.vocabulary).run(jobs)
+        np.array(done.tokens) - markup.vocabulary.image_start
+        for done in Engine(generator, markup.vocabulary).run(requests)
     ]
     codes = [code for i, column in enumerate(columns) for code in (*column, *drawn[2 * i : 2 * i + 2])]
     pixels = image.decode(torch.from_numpy(np.stack(codes))).permute(0, 2, 3, 1)

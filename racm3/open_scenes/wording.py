@@ -52,7 +52,7 @@ STYLE_PHRASES = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption is made from: a name and a place (or none) for each entity, the background (or none), the style."""
+    """What a caption is made from: a name and place (or none) for each entity, the background (or none), the style."""
 
     things: tuple[tuple[str, str | None], ...]
     ground: str | None
@@ -115,6 +115,7 @@ def subject(told: Facts, rng: random.Random, places: bool = True) -> str:
 
 
 def joined(phrases: Sequence[str]) -> str:
+    """``a, b and c``."""
     return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
 
 
@@ -140,7 +141,7 @@ def _request(told: Facts, rng: random.Random) -> str:
     return f"{start} {_plain(told, rng)}"
 
 
-def _keywords(told: Facts, rng: random.Random) -> str:
+def _keywords(told: Facts, rng: random.Random) -> str:  # noqa: ARG001  # as all wordings are called
     words = [word for name, place in told.things for word in (name, place) if word]
     words += [told.style] if told.style != "plain" else []
     return ", ".join([*words, *([re.sub("^(an?|the) ", "", told.ground)] if told.ground else [])])

@@ -19,12 +19,12 @@ import torch
 
 from racm3.document import Document, Hole, Image
 from racm3.open_scenes.art import Art, Cutout, load_art
-from racm3.open_scenes.caption import HELD_OUT, TRAINED, WHERE, describe, facts
 from racm3.open_scenes.foreign import drawn as drawn_by_code
 from racm3.open_scenes.judge import GroundJudge, Seen, box_mask, candidates, find
+from racm3.open_scenes.open_world import World
 from racm3.open_scenes.scene import PICTURE_PX, POSITIONS, Scene, draw, position
 from racm3.open_scenes.sequences import Kinds, Plan, Planner
-from racm3.open_scenes.world import World
+from racm3.open_scenes.wording import HELD_OUT, TRAINED, WHERE, describe, facts
 from racm3.pipeline import RACM3, Settings
 
 CELLS = 14
