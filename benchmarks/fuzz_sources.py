@@ -206,15 +206,16 @@ def records(layout: str, file: Path, folder: Path) -> int:
     if layout == "pictures":
         return len(pictures())
     data = file.read_bytes()
-    if file.suffix == ".jsonl":  # lines that say the same of one picture are one item
-        return len({line.strip() for line in data.split(b"\n")} - {b""})
+    if file.suffix == ".jsonl":
+        return len({named_by(line.strip()) for line in data.split(b"\n")} - {b""})
     if layout == "table":
-        rows: set[tuple[str, ...]] = set()
+        rows: list[list[str]] = []
         try:
-            rows.update(map(tuple, csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline=""))))
+            rows.extend(csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline="")))
         except csv.Error:
             pass
-        return max(len(rows - {()}) - 1, 0)
+        header, *rest = [row for row in rows if row] or [[]]
+        return len({row[0] if len(row) == len(header) else tuple(row) for row in rest})
     if layout == "coco":
         try:
             return len(json.loads(data)["images"])
@@ -226,6 +227,15 @@ def records(layout: str, file: Path, folder: Path) -> int:
         return int(pq.read_metadata(file).num_rows)
     except (pa.ArrowException, OSError):
         return -1
+
+
+def named_by(line: bytes) -> object:
+    """What a line of JSON is one record of, together with others: its picture, or else itself."""
+    try:
+        name = json.loads(line)["file_name"]
+        return name if name and isinstance(name, str) else line
+    except (ValueError, LookupError, TypeError):
+        return line
 
 
 def samples(data: bytes) -> int:
@@ -496,9 +506,10 @@ def peak_mb() -> tuple[int, str]:
     with tempfile.TemporaryDirectory() as place:
         for name, picture, options in largest():
             picture.save(Path(place) / name, **options)
-            script = (
-                "import resource, sys; from racm3.data import read; (item,) = read(sys.argv[1]);"
-                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 1_000_000)"
+            script = (  # VmHWM: ru_maxrss would be that of this process, which made the picture
+                "import sys; from racm3.data import read; (item,) = read(sys.argv[1]);"
+                "status = open('/proc/self/status').read();"
+                "print(int(status.partition('VmHWM:')[2].split()[0]) * 1024 // 1_000_000)"
             )
             command = [sys.executable, "-W", "ignore", "-c", script, str(Path(place) / name)]
             peaks.append((int(subprocess.run(command, capture_output=True, text=True, check=True).stdout), name))

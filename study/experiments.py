@@ -33,6 +33,7 @@ from racm3.evaluation.scenes_protocol import (
     caption_scores,
     draw_all,
     through_tokenizer,
+    within,
 )
 from racm3.evaluation.scenes_tasks import (
     SHOTS,
@@ -92,7 +93,7 @@ class Lab:
 
     def named(self, what: str) -> Report:
         """``on_step``, told what it is of."""
-        return lambda name, done, total: self.on_step(f"{what}: {name}", done, total)
+        return within(self.on_step, what)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def evaluate_scenes(
             for name, split in SPLITS.items()
         }
         for name, own in tests.items():
-            results[name] = examine(own, retrieval, vanilla, judge, protocol, _within(on_step, name))
+            results[name] = examine(own, retrieval, vanilla, judge, protocol, within(on_step, name))
         rows, world = {"retrieval": retrieval, "vanilla": vanilla}, protocol.world
         results["tasks"] = examine_tasks(tests, rows, judge, world, protocol.filling, protocol.trials, on_step)
         about = about_scenes(protocol, retrieval, folder, SHIPPED)
@@ -382,6 +382,6 @@ def _task_tables(results: dict[str, Any]) -> list[RenderableType]:
     return [filled, shots]
 
 
-def _within(on_step: Report, split: str) -> Report:
-    """``on_step``, told which split it is."""
-    return lambda what, done, total: on_step(f"{split}: {what}", done, total)
+def within(on_step: Report, name: str) -> Report:
+    """``on_step``, told what it is a part of."""
+    return lambda what, done, total: on_step(f"{name}: {what}", done, total)

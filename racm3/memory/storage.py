@@ -126,14 +126,14 @@ class Folder:
         except FileNotFoundError:
             return "missing"
         try:
-            expected, own = self._checksum_file(name).read_text("utf-8").split(" ")
+            noted = self._checksum_file(name).read_bytes()
         except FileNotFoundError:
             return "unknown"
-        except ValueError:
+        if len(noted) < len(_sealed(found)):
+            return "unknown"  # the disk was full, or the power was cut, while it was noted
+        if noted != _sealed(noted[: len(found)].decode("utf-8", "replace")):
             return "doubtful"
-        if own != _own_checksum(expected):
-            return "doubtful"
-        return "as written" if found == expected else "changed"
+        return "as written" if noted == _sealed(found) else "changed"
 
     def covered(self) -> list[str]:
         """The files that have a checksum."""
@@ -153,7 +153,7 @@ class Folder:
         noted.parent.mkdir(parents=True, exist_ok=True)
         with (self.path / name).open("rb") as file:
             digest = _digest(file)
-        noted.write_text(f"{digest} {_own_checksum(digest)}", "utf-8")
+        noted.write_bytes(_sealed(digest))
         return noted
 
     def size_bytes(self) -> int:
@@ -404,9 +404,9 @@ def _reached(storage: object) -> Iterator[None]:
         ) from None
 
 
-def _own_checksum(digest: str) -> str:
-    """What tells that a checksum, as it lies on disk, is damaged itself."""
-    return f"{zlib.crc32(digest.encode()):08x}"
+def _sealed(digest: str) -> bytes:
+    """A checksum as it lies on disk, with what tells whether it is damaged itself."""
+    return f"{digest} {zlib.crc32(digest.encode()):08x}".encode()
 
 
 def _digest(file: IO[bytes]) -> str:

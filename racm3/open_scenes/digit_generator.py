@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from racm3.generator.model import INIT_STD, Generator, GeneratorConfig
+from racm3.generator.model import INIT_STD, Generator, GeneratorConfig, Layer
 from racm3.tokens.image_tokenizer import FSQ
 from racm3.tokens.vocabulary import Vocabulary
 
@@ -85,13 +85,17 @@ class DigitGenerator(Generator):
         self.model.embed_tokens = table  # type: ignore[assignment]
         self.lm_head = _Head(table)  # type: ignore[assignment]
 
+    @property
+    def table(self) -> DigitTable:
+        return cast(DigitTable, self.model.embed_tokens)
+
 
 @torch.no_grad()
 def plain(generator: DigitGenerator) -> Generator:
     """The same function as an ordinary generator."""
     result = Generator(generator.config)
     weights = {name: value for name, value in generator.state_dict().items() if "embed_tokens" not in name}
-    weights["model.embed_tokens.weight"] = weights["lm_head.weight"] = generator.model.embed_tokens.weight
+    weights["model.embed_tokens.weight"] = weights["lm_head.weight"] = generator.table.weight
     result.load_state_dict(weights)
     return result.eval()
 
@@ -100,7 +104,7 @@ def plain(generator: DigitGenerator) -> Generator:
 def from_plain(trained: Generator, vocabulary: Vocabulary, levels: tuple[int, ...]) -> DigitGenerator:
     """The inverse of ``plain``, to go on from: the digits' rows are those that explain most of the table."""
     result = DigitGenerator(trained.config, vocabulary, levels)
-    table: Any = result.model.embed_tokens
+    table = result.table
     rows = trained.model.embed_tokens.weight
     codes = rows[vocabulary.image_start :]
     table.digits.copy_(torch.linalg.lstsq(table.chosen, codes, driver="gelsd").solution)
@@ -120,15 +124,14 @@ def attend_back(generator: DigitGenerator, distances: tuple[int, ...], strength:
     All tokens get the same number in one place of their embedding; the heads' queries and keys begin as a constant that
     is read from it, turned against each other by the distance. Only the beginning is set; all of it is trained.
     """
-    config = generator.config
-    attention: Any = generator.model.layers[0].self_attn
+    config, attention = generator.config, cast(Layer, generator.model.layers[0]).self_attn
     pairs = config.head_dim // 2
     fast = max(1, pairs // 2)  # the pairs of the rotary positions that turn fast enough to tell neighbours apart
     angles = 1 / config.rope_theta ** (torch.arange(fast) / pairs)
-    table: Any = generator.model.embed_tokens
+    table = generator.table
     table.own[:, 0] = 4 * INIT_STD
     table.digits[:, 0] = 0
-    size = float(generator.model.embed_tokens.weight[table.text_size :].square().mean().sqrt())
+    size = float(generator.table.weight[table.text_size :].square().mean().sqrt())
     seen = 4 * INIT_STD / size  # of the constant after the norm
     for head, distance in enumerate(distances):
         rows = (

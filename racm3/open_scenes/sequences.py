@@ -54,8 +54,8 @@ class Kinds:
 
     ``twice``: one entity, shown by both. ``distracted``: by one of two. ``once``: by the only one. ``nothing``: there
     is no source. ``two``: two entities, a source each. ``three``: three of them. ``labels``: two entities whose
-    captions are made-up words, and the main picture's is asked for. ``style``: of two, one or both in a style that the
-    main caption names.
+    captions are made-up words, and the main picture's is asked for. ``style``: of two, one or
+    both in a style that the main caption names.
     """
 
     twice: float = 0.15
@@ -95,8 +95,8 @@ class Weights:
     """Of tokens in the loss. What is copied counts; what is chance (backgrounds) and what was read (sources) little.
 
     A weight that depends on what a code shows is a bias: with 1 for an entity and .12 for all of the background,
-    entities are drawn everywhere (docs/log-open.md). So the background around an entity counts as much, and only that
-    far away counts less, where it is no question which of the two comes.
+    entities are drawn everywhere (docs/log-open.md). So the background around an entity counts as much,
+    and only that far away counts less, where it is no question which of the two comes.
     """
 
     entity: float = 1.0

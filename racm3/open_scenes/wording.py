@@ -52,7 +52,7 @@ STYLE_PHRASES = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption is made from: a name and a place (or none) for each entity, the background (or none), a style."""
+    """What a caption is made from: a name and place (or none) for each entity, the background (or none), the style."""
 
     things: tuple[tuple[str, str | None], ...]
     ground: str | None

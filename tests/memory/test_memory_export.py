@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from racm3.data import Item, read
 from racm3.document import Document, Image, Text
 from racm3.errors import DamagedDocumentError, InputError, RACM3Error
-from racm3.memory import export as module
+from racm3.memory import memory_export as module
 from racm3.memory.memory import Memory
 from racm3.memory.memory_export import MARKER, export
 from tests.memory.test_memory import D, items, unit
