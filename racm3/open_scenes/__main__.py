@@ -22,7 +22,7 @@ from racm3.generator.model import Generator
 from racm3.open_scenes.evaluate import examine
 from racm3.open_scenes.foreign import stamps
 from racm3.open_scenes.make import make
-from racm3.open_scenes.scene import PICTURE_PX, draw
+from racm3.open_scenes.scene import PATCH_PX, PICTURE_PX, draw
 from racm3.open_scenes.train import OpenRun, learn_words, train_open
 from racm3.open_scenes.world import World
 from racm3.pipeline import RACM3, SCENES, Settings
@@ -34,7 +34,7 @@ from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.image_tokenizer import ImageTokenizerRun, train_image_tokenizer
 from racm3.training.loop import LoopConfig
 
-CROP_PX = 48
+CROP_PX = PICTURE_PX // 2
 """Side of what the image tokenizer is trained on: half of a picture, so that a step costs a quarter. Its codes are
 local, so they carry over to the whole."""
 
@@ -60,7 +60,7 @@ def crops(world: World, seed: int = 0) -> np.ndarray:
 
 def make_image_tokenizer(models: Path, steps: int) -> FSQImageTokenizer:
     """Train on crops and save for whole pictures."""
-    config = FSQConfig(image_size_px=CROP_PX, patch_px=6, levels=(8, 5, 5, 5))
+    config = FSQConfig(image_size_px=CROP_PX, patch_px=PATCH_PX, levels=(8, 5, 5, 5))
     run = ImageTokenizerRun(model=config, loop=LoopConfig(steps=steps, threads=1))
     trained = train_image_tokenizer(crops(World.of("seen")), run, models / "image-tokenizer" / "crops")
     whole = FSQImageTokenizer(replace(config, image_size_px=PICTURE_PX))

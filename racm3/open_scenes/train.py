@@ -20,6 +20,7 @@ from torch import Tensor
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.open_scenes.codes import DigitGenerator, attend_back, from_plain, plain
+from racm3.open_scenes.scene import PATCH_PX
 from racm3.open_scenes.sequences import FIRST, Kinds, OpenBatches, Plan, Planner, Weights, packed, without_sources
 from racm3.open_scenes.world import World
 from racm3.tokens.image import FSQImageTokenizer
@@ -211,7 +212,7 @@ def draw_look(
 
 def learn_words(world: World, ids: int = 2048, captions: int = 30_000, seed: int = 0) -> TextTokenizer:
     """A text tokenizer from captions of the world, and the names of all that is in it."""
-    planner = Planner(world, Kinds(), 6)
+    planner = Planner(world, Kinds(), PATCH_PX)
     rng = np.random.default_rng(seed)
     names = [name for one in world.art.cutouts for name in one.names]
     texts = (
