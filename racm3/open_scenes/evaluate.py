@@ -75,7 +75,7 @@ def trials(
 ) -> list[Trial]:
     """The same at every call; ``kind`` as in ``sequences.Kinds``. Every caption names places and background."""
     rng = np.random.default_rng((seed, 77))
-    planner = Planner(world, Kinds(), step_px, ("plain",))
+    planner = Planner(world, Kinds(same_ground=same_ground), step_px, ("plain",))
     found = []
     for number in range(count):
         plan = planner.plan(rng, task, kind)

@@ -137,7 +137,7 @@ def train_open(
 def plans(world: World, kind: str, count: int, step_px: int, task: str = "draw", seed: int = 7) -> list[Plan]:
     """The same sequences at every call."""
     rng = np.random.default_rng(seed)
-    planner = Planner(world, Kinds(), step_px)
+    planner = Planner(world, Kinds(same_ground=0.0), step_px)
     return [planner.plan(rng, task, kind) for _ in range(count)]
 
 

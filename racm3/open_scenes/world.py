@@ -69,6 +69,11 @@ class World:
         names = self._kinds[kind] or self.grounds
         return Ground(names[rng.integers(len(names))], int(rng.integers(2**31)))
 
+    def plain_ground(self, rng: np.random.Generator) -> Ground:
+        """A plain colour."""
+        plain = self._kinds[0]
+        return Ground(plain[rng.integers(len(plain))], int(rng.integers(2**31)))
+
     def placed(
         self,
         cutout: Cutout,
