@@ -72,8 +72,12 @@ def trials(
     seed: int = 0,
     step_px: int = PATCH_PX,
     task: str = "draw",
+    same_ground: float = 0.0,
 ) -> list[Trial]:
-    """The same at every call; ``kind`` as in ``sequences.Kinds``. Every caption names places and background."""
+    """The same at every call; ``kind`` and ``same_ground`` are those of ``sequences.Kinds``.
+
+    Every caption names places and background.
+    """
     rng = np.random.default_rng((seed, 77))
     planner = Planner(world, Kinds(same_ground=same_ground), step_px, ("plain",))
     found = []
