@@ -110,8 +110,8 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate = commands.add_parser("evaluate", help="draw, describe and fill what was never met, and judge it")
     evaluate.add_argument("models", type=Path)
     evaluate.add_argument("--count", type=int, default=40)
-    evaluate.add_argument("--temperature", type=float, default=0.7)
-    evaluate.add_argument("--top-p", type=float, default=0.95)
+    evaluate.add_argument("--temperature", type=float, default=1.0)
+    evaluate.add_argument("--min-p", type=float, default=0.03)
     evaluate.add_argument("--grounding", type=float, default=1.25)
     evaluate.add_argument("--stamps", type=Path, help="where Debian's tuxpaint-stamps-default is unpacked")
     given = parser.parse_args(arguments)
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
         run = OpenRun(loop=loop, first_steps=0 if given.start else OpenRun.first_steps)
         make_generator(given.models, run, given.start)
     else:
-        image = Sampling(temperature=given.temperature, top_p=given.top_p, grounding=given.grounding)
+        image = Sampling(temperature=given.temperature, min_p=given.min_p, grounding=given.grounding)
         settings = Settings(image=image, text=Sampling(temperature=0.0, grounding=given.grounding))
         foreign = stamps(given.stamps) if given.stamps else None
         values = examine(load(given.models), settings, given.count, foreign)

@@ -227,6 +227,8 @@ def examine(model: RACM3, settings: Settings, count: int = 40, foreign: Art | No
         values[f"infill_{name}"] = shares(verdicts(filled(model, some, world.art, settings), some, world))["entity"]
     some = trials(novel, "twice", count)
     values["nothing_read"] = shares(verdicts(drawn(model, some, settings, documents=False), some, novel))["entity"]
+    some = trials(novel, "once", count, same_ground=1.0)
+    values["one_ground"] = shares(verdicts(drawn(model, some, settings), some, novel))["entity"]
     values["foreign_share"] = values["foreign_entity"] / max(values["foreign_entity_ceiling"], 1e-9)
     both = trials(novel, "two", count)
     pair = verdicts(drawn(model, both, settings), both, novel)
