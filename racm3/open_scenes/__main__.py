@@ -25,7 +25,7 @@ from racm3.open_scenes.make import make
 from racm3.open_scenes.open_protocol import examine
 from racm3.open_scenes.open_recipe import OpenRun, learn_words, train_open
 from racm3.open_scenes.open_world import World
-from racm3.open_scenes.scene import PICTURE_PX, draw
+from racm3.open_scenes.scene import PATCH_PX, PICTURE_PX, draw
 from racm3.pipeline import RACM3
 from racm3.settings import Settings
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer, load_image_tokenizer
@@ -33,7 +33,7 @@ from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.training.image_tokenizer_recipe import ImageTokenizerRun, train_image_tokenizer
 from racm3.training.loop import LoopConfig
 
-CROP_PX = 48
+CROP_PX = PICTURE_PX // 2
 """Side of what the image tokenizer is trained on: half of a picture, so that a step costs a quarter. Its codes are
 local, so they carry over to the whole."""
 
@@ -59,7 +59,7 @@ def crops(world: World, seed: int = 0) -> np.ndarray:
 
 def make_image_tokenizer(models: Path, steps: int) -> FSQImageTokenizer:
     """Train on crops and save for whole pictures."""
-    config = FSQConfig(image_size_px=CROP_PX, patch_px=6, levels=(8, 5, 5, 5))
+    config = FSQConfig(image_size_px=CROP_PX, patch_px=PATCH_PX, levels=(8, 5, 5, 5))
     run = ImageTokenizerRun(model=config, loop=LoopConfig(steps=steps, threads=1))
     trained = train_image_tokenizer(crops(World.of("seen")), run, models / "image-tokenizer" / "crops")
     whole = FSQImageTokenizer(replace(config, image_size_px=PICTURE_PX))
@@ -103,8 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate = commands.add_parser("evaluate", help="draw, describe and fill what was never met, and judge it")
     evaluate.add_argument("models", type=Path)
     evaluate.add_argument("--count", type=int, default=40)
-    evaluate.add_argument("--temperature", type=float, default=0.7)
-    evaluate.add_argument("--top-p", type=float, default=0.95)
+    evaluate.add_argument("--temperature", type=float, default=1.0)
+    evaluate.add_argument("--min-p", type=float, default=0.03)
     evaluate.add_argument("--context-aware", type=float, default=1.25)
     evaluate.add_argument("--stamps", type=Path, help="where Debian's tuxpaint-stamps-default is unpacked")
     given = parser.parse_args(arguments)
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         run = OpenRun(loop=loop, first_steps=0 if given.init_from else OpenRun.first_steps)
         make_generator(given.models, run, given.init_from)
     else:
-        image = Sampling(temperature=given.temperature, top_p=given.top_p, context_aware=given.context_aware)
+        image = Sampling(temperature=given.temperature, min_p=given.min_p, context_aware=given.context_aware)
         settings = Settings(image=image, text=Sampling(temperature=0.0, context_aware=given.context_aware))
         foreign = stamps(given.stamps) if given.stamps else None
         values = examine(load(given.models), settings, given.count, foreign)

@@ -22,12 +22,12 @@ from racm3.open_scenes.art import Art, Cutout, load_art
 from racm3.open_scenes.foreign import drawn as drawn_by_code
 from racm3.open_scenes.judge import GroundJudge, Seen, box_mask, candidates, find
 from racm3.open_scenes.open_world import World
-from racm3.open_scenes.scene import PICTURE_PX, POSITIONS, Scene, draw, position
+from racm3.open_scenes.scene import PATCH_PX, PICTURE_PX, POSITIONS, Scene, draw, position
 from racm3.open_scenes.sequences import Kinds, Plan, Planner
 from racm3.open_scenes.wording import HELD_OUT, TRAINED, WHERE, describe, facts
 from racm3.pipeline import RACM3, Settings
 
-CELLS = 14
+NEAR_PX = round(PICTURE_PX / 7)
 """Pixels by which the middle of an entity may be off the third of the picture that was asked for: half a third."""
 
 
@@ -65,11 +65,21 @@ class Verdict:
 
 
 def trials(
-    world: World, kind: str, count: int, wording: str = "plain", seed: int = 0, step_px: int = 6, task: str = "draw"
+    world: World,
+    kind: str,
+    count: int,
+    wording: str = "plain",
+    seed: int = 0,
+    step_px: int = PATCH_PX,
+    task: str = "draw",
+    same_ground: float = 0.0,
 ) -> list[Trial]:
-    """The same at every call; ``kind`` as in ``sequences.Kinds``. Every caption names places and background."""
+    """The same at every call; ``kind`` and ``same_ground`` are those of ``sequences.Kinds``.
+
+    Every caption names places and background.
+    """
     rng = np.random.default_rng((seed, 77))
-    planner = Planner(world, Kinds(), step_px, ("plain",))
+    planner = Planner(world, Kinds(same_ground=same_ground), step_px, ("plain",))
     found = []
     for number in range(count):
         plan = planner.plan(rng, task, kind)
@@ -120,8 +130,8 @@ def _in_place(seen: Seen, asked: tuple[int, int, int, int]) -> bool:
     left, top, width, height = seen.box
     across, down = left + width / 2, top + height / 2
     return (
-        abs(across - (column + 0.5) * third) <= third / 2 + CELLS
-        and abs(down - (row + 0.5) * third) <= third / 2 + CELLS
+        abs(across - (column + 0.5) * third) <= third / 2 + NEAR_PX
+        and abs(down - (row + 0.5) * third) <= third / 2 + NEAR_PX
     )
 
 
@@ -217,6 +227,8 @@ def examine(model: RACM3, settings: Settings, count: int = 40, foreign: Art | No
         values[f"infill_{name}"] = shares(verdicts(filled(model, some, world.art, settings), some, world))["entity"]
     some = trials(novel, "twice", count)
     values["nothing_read"] = shares(verdicts(drawn(model, some, settings, documents=False), some, novel))["entity"]
+    some = trials(novel, "once", count, same_ground=1.0)
+    values["one_ground"] = shares(verdicts(drawn(model, some, settings), some, novel))["entity"]
     values["foreign_share"] = values["foreign_entity"] / max(values["foreign_entity_ceiling"], 1e-9)
     both = trials(novel, "two", count)
     pair = verdicts(drawn(model, both, settings), both, novel)

@@ -21,6 +21,7 @@ from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.open_scenes.digit_generator import DigitGenerator, attend_back, from_plain, plain
 from racm3.open_scenes.open_world import World
+from racm3.open_scenes.scene import PATCH_PX
 from racm3.open_scenes.sequences import FIRST, Kinds, OpenBatches, Plan, Planner, Weights, packed, without_sources
 from racm3.tokens.image_tokenizer import FSQImageTokenizer
 from racm3.tokens.markup import Markup
@@ -135,7 +136,7 @@ def train_open(
 def plans(world: World, kind: str, count: int, step_px: int, task: str = "draw", seed: int = 7) -> list[Plan]:
     """The same sequences at every call."""
     rng = np.random.default_rng(seed)
-    planner = Planner(world, Kinds(), step_px)
+    planner = Planner(world, Kinds(same_ground=0.0), step_px)
     return [planner.plan(rng, task, kind) for _ in range(count)]
 
 
@@ -213,7 +214,7 @@ def draw_look(
 
 def learn_words(world: World, ids: int = 2048, captions: int = 30_000, seed: int = 0) -> TextTokenizer:
     """A text tokenizer from captions of the world, and the names of all that is in it."""
-    planner = Planner(world, Kinds(), 6)
+    planner = Planner(world, Kinds(), PATCH_PX)
     rng = np.random.default_rng(seed)
     names = [name for one in world.art.cutouts for name in one.names]
     texts = (

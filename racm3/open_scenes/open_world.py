@@ -21,7 +21,10 @@ PLAIN_SHARE, PAINTED_SHARE = 0.25, 0.35
 """Of the backgrounds; the others are photographs and wallpapers."""
 
 MIRRORED_SHARE, TINTED_SHARE = 0.2, 0.12
-ONE_PX, TWO_PX, MORE_PX = (30, 66), (26, 46), (22, 36)
+ONE_PX, TWO_PX, MORE_PX = (
+    (round(PICTURE_PX * least), round(PICTURE_PX * most))
+    for least, most in ((0.3125, 0.6875), (0.27, 0.48), (0.23, 0.375))
+)
 """Smallest and largest entity where there are one, two or more of them."""
 
 
@@ -67,6 +70,11 @@ class World:
         names = self._kinds[kind] or self.grounds
         return Ground(names[rng.integers(len(names))], int(rng.integers(2**31)))
 
+    def plain_ground(self, rng: np.random.Generator) -> Ground:
+        """A plain colour."""
+        plain = self._kinds[0]
+        return Ground(plain[rng.integers(len(plain))], int(rng.integers(2**31)))
+
     def placed(
         self,
         cutout: Cutout,
@@ -98,7 +106,9 @@ class World:
             corner.append(place)
         return Placed(cutout.id, corner[0], corner[1], size, mirrored, tint)
 
-    def middles(self, count: int, rng: np.random.Generator, jitter_px: float = 4.0) -> list[tuple[float, float]]:
+    def middles(
+        self, count: int, rng: np.random.Generator, jitter_px: float = PICTURE_PX / 24
+    ) -> list[tuple[float, float]]:
         """Where the middles of as many entities may be, so that they mostly do not cover one another: about in the
         middle of a third of the picture each."""
         third = PICTURE_PX / 3

@@ -13,9 +13,8 @@ import numpy as np
 from racm3.open_scenes.art import Art, Cutout, load_art
 from racm3.open_scenes.grounds import Ground
 
-PICTURE_PX = 96
-SMALLEST_PX, LARGEST_PX = 18, 72
-"""Longer side of an entity: 24 to 96 px of a picture of 128."""
+PICTURE_PX, PATCH_PX = 96, 6
+"""Sides of a picture and of what one image code shows. All else is measured in shares of the picture."""
 
 COLUMNS, ROWS = ("left", "", "right"), ("top", "", "bottom")
 POSITIONS = tuple(f"{row} {column}".strip() or "centre" for row in ROWS for column in COLUMNS)
@@ -106,7 +105,7 @@ def apply_style(picture: np.ndarray, style: str) -> np.ndarray:
     if style == "negative":
         return 255 - picture
     if style == "mosaic":
-        block = 6
+        block = PATCH_PX
         side = picture.shape[0] // block
         means = picture.reshape(side, block, side, block, 3).mean(axis=(1, 3))
         return means.repeat(block, 0).repeat(block, 1).astype(np.uint8)

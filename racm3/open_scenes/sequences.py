@@ -19,6 +19,7 @@ import torch
 
 from racm3.errors import ConfigError
 from racm3.open_scenes.art import Cutout
+from racm3.open_scenes.grounds import Ground
 from racm3.open_scenes.names import made_up
 from racm3.open_scenes.open_world import MORE_PX, ONE_PX, TWO_PX, World
 from racm3.open_scenes.scene import PICTURE_PX, Placed, Scene, draw_masked
@@ -55,7 +56,8 @@ class Kinds:
     ``twice``: one entity, shown by both. ``distracted``: by one of two. ``once``: by the only one. ``nothing``: there
     is no source. ``two``: two entities, a source each. ``three``: three of them. ``labels``: two entities whose
     captions are made-up words, and the main picture's is asked for. ``style``: of two, one or
-    both in a style that the main caption names.
+    both in a style that the main caption names. ``same_ground``: all of its pictures are on the very same plain colour,
+    so that the codes at the edge of an entity can be copied as well.
     """
 
     twice: float = 0.15
@@ -69,6 +71,7 @@ class Kinds:
     caption: float = 0.15
     region: float = 0.12
     wordless: float = 0.3
+    same_ground: float = 0.15
 
     def __post_init__(self) -> None:
         if abs(sum(self.of_sources) - 1) > 1e-6 or self.caption + self.region > 1:
@@ -85,7 +88,16 @@ class Kinds:
 
 
 FIRST = Kinds(
-    twice=0.0, distracted=0.1, once=0.75, nothing=0.03, two=0.12, labels=0.0, style=0.0, caption=0.08, region=0.06
+    twice=0.0,
+    distracted=0.1,
+    once=0.75,
+    nothing=0.03,
+    two=0.12,
+    labels=0.0,
+    style=0.0,
+    caption=0.08,
+    region=0.06,
+    same_ground=0.6,
 )
 """What a run begins with: with one source a sequence takes half of the time and teaches as much of copying."""
 
@@ -150,12 +162,13 @@ class Planner:
                 task = "wordless"
         count = {"two": 2, "three": 3}.get(sources, 1)
         spare, *shown = self.world.others(count + 1, rng)
+        ground = self.world.plain_ground(rng) if rng.random() < kinds.same_ground else None
         called = self._called([*shown, spare], rng)
         low, high = (ONE_PX, TWO_PX, MORE_PX)[count - 1]
         documents: list[Told] = []
         placed: list[Placed] = []
         for cutout, middle in zip(shown, self.world.middles(count, rng, jitter_px=0.0), strict=True):
-            source = self._source(cutout, int(rng.integers(low, high + 1)), called, rng)
+            source = self._source(cutout, int(rng.integers(low, high + 1)), called, rng, ground)
             own = source.scene.placed[[one.cutout for one in source.scene.placed].index(cutout.id)]
             placed.append(
                 self.world.placed(
@@ -166,12 +179,12 @@ class Planner:
             if sources != "nothing":
                 documents.append(source)
             if sources == "twice":
-                documents.append(self._second(cutout, own, called, rng))
+                documents.append(self._second(cutout, own, called, rng, ground))
         if sources == "distracted":
-            documents.append(self._source(spare, int(rng.integers(low, high + 1)), called, rng))
+            documents.append(self._source(spare, int(rng.integers(low, high + 1)), called, rng, ground))
         order = rng.permutation(len(documents))
         back = rng.permutation(len(placed))
-        main = Scene(self.world.ground(rng), tuple(placed[i] for i in back))
+        main = Scene(ground or self.world.ground(rng), tuple(placed[i] for i in back))
         return Plan(tuple(documents[i] for i in order), self._told(main, called, rng, places=0.95), task)
 
     def _labelled(self, rng: np.random.Generator) -> Plan:
@@ -209,7 +222,9 @@ class Planner:
         )  # fmt: skip
         return Scene(self.world.ground(rng), (placed,))
 
-    def _source(self, cutout: Cutout, size: int, called: dict[str, str], rng: np.random.Generator) -> Told:
+    def _source(
+        self, cutout: Cutout, size: int, called: dict[str, str], rng: np.random.Generator, ground: Ground | None = None
+    ) -> Told:
         """A picture of the cut-out at a size, now and then beside another one."""
         cutouts = [cutout]
         if rng.random() < COMPANION_SHARE and size <= TWO_PX[1]:
@@ -218,10 +233,17 @@ class Planner:
         middles = self.world.middles(len(cutouts), rng)
         placed = [self.world.placed(c, rng, size=s, middle=m) for c, s, m in zip(cutouts, sizes, middles, strict=True)]
         return self._told(
-            Scene(self.world.ground(rng), tuple(placed[i] for i in rng.permutation(len(placed)))), called, rng
+            Scene(ground or self.world.ground(rng), tuple(placed[i] for i in rng.permutation(len(placed)))), called, rng
         )
 
-    def _second(self, cutout: Cutout, first: Placed, called: dict[str, str], rng: np.random.Generator) -> Told:
+    def _second(
+        self,
+        cutout: Cutout,
+        first: Placed,
+        called: dict[str, str],
+        rng: np.random.Generator,
+        ground: Ground | None = None,
+    ) -> Told:
         """Another picture of the cut-out: as the first but elsewhere, or different in all that can differ."""
         (middle,) = self.world.middles(1, rng)
         if rng.random() < SAME_SECOND_SHARE:
@@ -232,7 +254,7 @@ class Planner:
             )  # fmt: skip
         else:
             placed = self.world.placed(cutout, rng, middle=middle)
-        return self._told(Scene(self.world.ground(rng), (placed,)), called, rng)
+        return self._told(Scene(ground or self.world.ground(rng), (placed,)), called, rng)
 
     def _called(self, cutouts: Sequence[Cutout], rng: np.random.Generator) -> dict[str, str]:
         """What each is called throughout the sequence."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,18 @@ def test_the_entity_counts_more_than_the_background_and_the_sources() -> None:
     assert of_codes[near].min() == 1.0  # an entity and the background around it: else entities are drawn everywhere
     assert of_codes[~near].max() == np.float32(made.weights.ground)
     assert len(ids) == len(weights)
+
+
+def test_on_the_same_ground_edges_can_be_copied() -> None:
+    made = batches(replace(KINDS, same_ground=1.0))
+    plan = made.planner.plan(np.random.default_rng(3), sources="once")
+    (source,) = plan.sources
+    assert source.scene.ground == plan.main.scene.ground
+    (own,) = plan.main.scene.placed
+    if len(source.scene.placed) == 1 and min(own.left, own.top, source.scene.placed[0].left) > 0:
+        told = made.drawn([source, plan.main])
+        shown = [set(one.ids[one.shows > 0].tolist()) for one in told]
+        assert shown[1] <= shown[0] or len(shown[1] - shown[0]) < 0.3 * len(shown[1])
 
 
 def test_labels_are_new_words_that_only_the_sources_tell() -> None:
