@@ -325,7 +325,9 @@ def test_edit(page: Page, tmp_path: Path) -> None:
 
     output.get_by_role("button", name="Use this picture as…").click()  # what came is the next picture to change
     page.get_by_role("menuitem", name="Picture to change").click()
-    expect(edit.locator(".easel img")).to_have_attribute("alt", "The picture to change: a-red-disc-it-s-5-here-b-0-b.png")
+    expect(edit.locator(".easel img")).to_have_attribute(
+        "alt", "The picture to change: a-red-disc-it-s-5-here-b-0-b.png"
+    )
     expect(edit.locator("form [role=status]")).to_have_text("0 % of the picture will be made anew.")
     press(edit, "Fill")
     expect(edit.get_by_role("alert").first).to_contain_text("Paint over")
