@@ -1,13 +1,16 @@
-# Six verbs, the same for people and for CI. Each sets up everything it needs on a machine with only Python and make.
+# The same verbs for people and for CI. Each sets up what it needs on a machine with only Python and make.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help .venv demo test check bench docs
+.PHONY: help .venv shell demo test coverage smoke check bench docs
 
 help:
+	@echo "make shell   a shell in which racm3 is on the path"
 	@echo "make demo    draw, caption and infill with the shipped models; writes a page to look at"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, but for those of a minute or more"
+	@echo "make smoke   run a test of every part, within a minute"
+	@echo "make coverage  run all tests, in more than twice the time, and print the lines that none reaches"
 	@echo "make check   lint, formatting, types"
 	@echo "make bench   run every benchmark; each ends with one line of JSON"
 	@echo "make docs    rewrite docs/cli.md from the commands' own help"
@@ -20,11 +23,24 @@ help:
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+shell: .venv/installed
+	@echo "racm3 is on the path; leave with exit"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv" $${SHELL:-sh}
+
 demo: .venv/installed
 	$(BIN)/racm3 demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+coverage: .venv/installed
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+smoke: .venv/installed
+	$(BIN)/python -m pytest -m smoke
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -18,14 +18,14 @@ import time
 import numpy as np
 import torch
 
-from racm3.generator.decoding import Chain, Fixed, ImageSpan, Sampling, TextSpan
-from racm3.generator.engine import Completion, Engine, Job
-from racm3.generator.model import Generator
-from racm3.pipeline import SCENES
+from racm3.generator.constraints import Chain, Fixed, ImageSpan, TextSpan
+from racm3.generator.engine import Engine, SequenceOutput, SequenceRequest
+from racm3.generator.sampling import Sampling
+from racm3.model_folder import ModelFolder
 from racm3.tokens.vocabulary import Vocabulary
 
 
-def make_jobs(v: Vocabulary, count: int, codes: int) -> list[Job]:
+def make_requests(v: Vocabulary, count: int, codes: int) -> list[SequenceRequest]:
     rng = np.random.default_rng(0)
 
     def words() -> list[int]:
@@ -42,31 +42,33 @@ def make_jobs(v: Vocabulary, count: int, codes: int) -> list[Job]:
             guided = Sampling(temperature=0.7, top_p=0.9, guidance=1.5)
             unconditional = [*before, v.doc, v.text, v.mask(0), v.image]
             prompt = [*before, v.doc, *words(), v.image]
-            made.append(Job(prompt, ImageSpan(v, codes), guided, seed, unconditional))
+            made.append(SequenceRequest(prompt, ImageSpan(v, codes), guided, seed, unconditional))
         elif kind == 1:
             prompt = [*before, v.doc, v.text, v.mask(0), *picture(), v.end, v.infill(0)]
-            made.append(Job(prompt, TextSpan(v, [v.eos], 24), Sampling(temperature=0), seed))
+            made.append(SequenceRequest(prompt, TextSpan(v, [v.eos], 24), Sampling(temperature=0), seed))
         else:
             half = picture(codes // 2)
             prompt = [*before, v.doc, *words(), *half, v.mask(0), v.mask(1), v.end, v.infill(0)]
             quarter = ImageSpan(v, codes // 4)
-            made.append(Job(prompt, Chain(quarter, Fixed(v, [v.infill(1)]), quarter), Sampling(), seed))
+            made.append(SequenceRequest(prompt, Chain(quarter, Fixed(v, [v.infill(1)]), quarter), Sampling(), seed))
     return made
 
 
-def served(engine: Engine, jobs: list[Job], every_s: float) -> tuple[list[Completion], float, list[float]]:
-    """(completions, seconds until the last, latency of each in seconds) of jobs of which one arrives ``every_s``."""
+def served(
+    engine: Engine, requests: list[SequenceRequest], every_s: float
+) -> tuple[list[SequenceOutput], float, list[float]]:
+    """(outputs, seconds until the last, latency of each in seconds) of requests of which one arrives ``every_s``."""
     started = time.perf_counter()
-    requests, finished = [], {}
-    while len(finished) < len(jobs):
+    sequences, finished = [], {}
+    while len(finished) < len(requests):
         now = time.perf_counter() - started
-        while len(requests) < len(jobs) and len(requests) * every_s <= now:
-            requests.append(engine.submit(jobs[len(requests)]))
+        while len(sequences) < len(requests) and len(sequences) * every_s <= now:
+            sequences.append(engine.submit(requests[len(sequences)]))
         events = engine.step()
         now = time.perf_counter() - started
-        finished.update({event.job: now for event in events if event.done})
-    latencies = [finished[request.number] - i * every_s for i, request in enumerate(requests)]
-    return [request.completion for request in requests], max(finished.values()), latencies
+        finished.update({event.request: now for event in events if event.done})
+    latencies = [finished[sequence.number] - i * every_s for i, sequence in enumerate(sequences)]
+    return [sequence.output for sequence in sequences], max(finished.values()), latencies
 
 
 def main() -> None:
@@ -76,24 +78,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    folder = SCENES / "generator"
-    facts = json.loads((folder / "racm3.json").read_text(encoding="utf-8"))
-    vocabulary = Vocabulary(facts["text_size"], facts["image_size"])
-    engine = Engine(Generator.from_pretrained(folder).eval(), vocabulary)
-    jobs = make_jobs(vocabulary, args.requests, facts["codes_per_image"])
-    alone = [engine.run([job])[0] for job in jobs]
+    folder = ModelFolder.open("scenes")
+    markup = folder.markup
+    engine = Engine(folder.generator(), markup.vocabulary)
+    requests = make_requests(markup.vocabulary, args.requests, markup.codes_per_image)
+    alone = [engine.run([request])[0] for request in requests]
     rounds = []
     for _ in range(args.rounds):
         started = time.perf_counter()
-        for job in jobs:
-            engine.run([job])
+        for request in requests:
+            engine.run([request])
         one_by_one = time.perf_counter() - started
-        every_s = one_by_one / len(jobs) / 8  # eight times as fast as they could be served one at a time
-        completions, took, latencies = served(engine, jobs, every_s)
+        every_s = one_by_one / len(requests) / 8  # eight times as fast as they could be served one at a time
+        completions, took, latencies = served(engine, requests, every_s)
         rounds.append((one_by_one / took, float(np.percentile(latencies, 95)), completions == alone, took, every_s))
     ratio, p95_s, _, took, every_s = sorted(rounds)[len(rounds) // 2]
-    print(f"one at a time: {len(jobs) / (ratio * took):.1f} requests/s")
-    print(f"in one batch:  {len(jobs) / took:.1f} requests/s, one arriving every {1e3 * every_s:.1f} ms")
+    print(f"one at a time: {len(requests) / (ratio * took):.1f} requests/s")
+    print(f"in one batch:  {len(requests) / took:.1f} requests/s, one arriving every {1e3 * every_s:.1f} ms")
     result = {
         "throughput_ratio": round(ratio, 2),
         "p95_s": round(p95_s, 3),

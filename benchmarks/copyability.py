@@ -12,11 +12,10 @@ import random
 import numpy as np
 
 from racm3.document import Image
-from racm3.pipeline import SCENES
+from racm3.model_folder import ModelFolder
 from racm3.scenes.draw import BACKGROUNDS, POSITIONS, Scene, background, draw, glyph
 from racm3.scenes.glyphs import load_glyphs
-from racm3.tokens.documents import image_codes
-from racm3.tokens.image_tokenizer import load_image_tokenizer
+from racm3.tokens.codec import image_codes
 
 PAIRS, PATCH_PX = 400, 8
 
@@ -32,7 +31,7 @@ def cut_out(scene: Scene) -> np.ndarray:
 
 
 def main() -> None:
-    tokenizer = load_image_tokenizer(SCENES / "image-tokenizer")
+    tokenizer = ModelFolder.open("scenes").image_tokenizer()
     rows, columns = tokenizer.grid
     rng = random.Random(0)
     pairs = []

@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, Qwen3ForCausalLM
 
-from racm3.generator.decoder import Reader, Weights
-from racm3.generator.decoding import Sampling
-from racm3.generator.engine import Engine, Job
-from racm3.generator.kv_cache import Passage, token_bytes
+from racm3.generator.engine import Engine, SequenceRequest
+from racm3.generator.kv_cache import token_bytes
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.generator.model_runner import ModelRunner, Weights
 from racm3.generator.native import compiled
-from racm3.pipeline import SCENES
+from racm3.generator.sampling import Sampling
+from racm3.model_folder import ModelFolder
 from racm3.tokens.vocabulary import Vocabulary
 
 GUIDANCE = 2.0
@@ -89,8 +89,8 @@ class Sides:
         constraint = Codes(self.vocabulary, new, work.every)
         others = [None] * len(work.ids) if work.other is None else work.other.tolist()
         prompts = zip(work.ids.tolist(), others, strict=True)
-        jobs = [Job(own, constraint, sampling, unconditional=other) for own, other in prompts]
-        return [completion.tokens for completion in engine.run(jobs)]
+        requests = [SequenceRequest(own, constraint, sampling, unconditional=other) for own, other in prompts]
+        return [output.tokens for output in engine.run(requests)]
 
     @torch.inference_mode()
     def theirs(self, cache: str, work: Work, new: int) -> list[tuple[int, ...]]:
@@ -166,13 +166,13 @@ def bytes_a_step(sides: Sides, tokens: int) -> int:
 @torch.inference_mode()
 def divergence(sides: Sides, weights: Weights, sequences: Sequence[Sequence[int]]) -> tuple[float, float]:
     """(mean Kullback-Leibler divergence of the predictions from float32's, in nats; share of equal best tokens)."""
-    reader = Reader(sides.generator, sides.vocabulary.image_start, weights)
+    runner = ModelRunner(sides.generator, sides.vocabulary.image_start, weights)
     divergences, agreed = [], []
     for ids in sequences:
         row = torch.tensor(ids)
-        passage = Passage(reader.config, len(ids), reader.cache_dtype, reader.device)
-        passage.pending = len(ids)
-        ours = reader.logits(reader.read(row, [passage]), True, True).log_softmax(-1)
+        cache = runner.prompt_cache(len(ids))
+        cache.pending = len(ids)
+        ours = runner.logits(runner.forward(row, [cache]), ("text", "image")).log_softmax(-1)
         exact = sides.generator.logits(sides.generator(row[None]))[0].log_softmax(-1)
         divergences.append((exact.exp() * (exact - ours)).sum(-1))
         agreed.append(exact.argmax(-1) == ours.argmax(-1))
@@ -180,10 +180,9 @@ def divergence(sides: Sides, weights: Weights, sequences: Sequence[Sequence[int]
 
 
 def shipped() -> Sides:
-    folder = SCENES / "generator"
-    facts = json.loads((folder / "racm3.json").read_text(encoding="utf-8"))
-    peer = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return Sides(Generator.from_pretrained(folder).eval(), Vocabulary(facts["text_size"], facts["image_size"]), peer)
+    folder = ModelFolder.open("scenes")
+    peer = Qwen3ForCausalLM.from_pretrained(folder.generator_path, dtype=torch.float32).eval()
+    return Sides(folder.generator(), folder.markup.vocabulary, peer)
 
 
 def m125() -> Sides:
@@ -210,7 +209,7 @@ def measure(name: str, sides: Sides, prompt: int, new: int, rounds: int) -> dict
     """All rows of one model."""
     result: dict[str, float] = {}
     vocabulary = sides.vocabulary
-    laid_out = seconds(lambda: Reader(sides.generator, vocabulary.image_start))
+    laid_out = seconds(lambda: ModelRunner(sides.generator, vocabulary.image_start))
     print(f"{name}: {sides.generator.parameter_count / 1e6:.1f}M parameters, weights laid out in {laid_out:.2f} s")
     engine = Engine(sides.generator, vocabulary)
     for batch, guided, every in ((1, False, False), (8, False, False), (1, True, False), (1, False, True)):
@@ -243,10 +242,10 @@ def main() -> None:
     sides = shipped()
     result = {"compile_s": round(compile_s, 1)}
     result |= measure("shipped", sides, args.prompt_tokens, args.new_tokens, args.rounds)
-    writer = Job([sides.vocabulary.doc], Codes(sides.vocabulary, 120, every=True))
+    writer = SequenceRequest([sides.vocabulary.doc], Codes(sides.vocabulary, 120, every=True))
     written = Engine(sides.generator, sides.vocabulary).run([replace(writer, seed=seed) for seed in range(16)])
     for weights in ("bfloat16", "int8"):
-        ids = [(sides.vocabulary.doc, *completion.tokens) for completion in written]
+        ids = [(sides.vocabulary.doc, *output.tokens) for output in written]
         nats, agreed = divergence(sides, weights, ids)
         result[f"{weights}_divergence_nats"] = round(nats, 5)
         print(f"  {weights} weights: divergence {nats:.5f} nats a token, the same best token {agreed:.1%}")

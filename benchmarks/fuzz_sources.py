@@ -1,4 +1,4 @@
-"""Damaged data through every reader: each file is skipped with a reason, refused by SourceError, or read.
+"""Damaged and odd data through every reader: each file is read, skipped with a reason, or refused by SourceError.
 
 A small data set in every layout, one file of it damaged in one of many ways (seeded), is read by a process of its own,
 so that a crash of the interpreter and a hang are seen as well. What is counted:
@@ -8,7 +8,14 @@ so that a crash of the interpreter and a hang are seen as well. What is counted:
     unreported   an obvious second reader finds more records in the damaged file than were read and reported together,
                  or strict reading does not stop at what was reported
 
-Ends with one JSON line: files crashes hangs unreported.
+Then folders of all sorts, as people have them: pictures under any name, captions beside them or in lists of any kind,
+shards, Parquet, junk. Every file, caption and picture that was put in carries a mark of its own:
+
+    passed_over  marks that are in no item, and whose file is not named as skipped or not read
+
+Last, the largest pictures of each format, and strips, are read in a process each: peak_mb is the most memory of one.
+
+Ends with one JSON line: files crashes hangs unreported folders passed_over peak_mb.
 """
 
 from __future__ import annotations
@@ -22,6 +29,8 @@ import logging
 import multiprocessing
 import resource
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -29,9 +38,11 @@ import traceback
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -196,15 +207,15 @@ def records(layout: str, file: Path, folder: Path) -> int:
         return len(pictures())
     data = file.read_bytes()
     if file.suffix == ".jsonl":
-        return sum(1 for line in data.split(b"\n") if line.strip())
+        return len({named_by(line.strip()) for line in data.split(b"\n")} - {b""})
     if layout == "table":
-        count = -1
+        rows: list[list[str]] = []
         try:
-            for row in csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline="")):
-                count += bool(row)
+            rows.extend(csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline="")))
         except csv.Error:
             pass
-        return max(count, 0)
+        header, *rest = [row for row in rows if row] or [[]]
+        return len({row[0] if len(row) == len(header) else tuple(row) for row in rest})
     if layout == "coco":
         try:
             return len(json.loads(data)["images"])
@@ -216,6 +227,15 @@ def records(layout: str, file: Path, folder: Path) -> int:
         return int(pq.read_metadata(file).num_rows)
     except (pa.ArrowException, OSError):
         return -1
+
+
+def named_by(line: bytes) -> object:
+    """What a line of JSON is one record of, together with others: its picture, or else itself."""
+    try:
+        name = json.loads(line)["file_name"]
+        return name if name and isinstance(name, str) else line
+    except (ValueError, LookupError, TypeError):
+        return line
 
 
 def samples(data: bytes) -> int:
@@ -266,6 +286,7 @@ def judged(layout: str, victim: Path, folder: Path) -> str:
     except SourceError as error:
         return "refused" if str(error) else "unreported"
     expected = records(layout, victim, folder)
+    skipped = [one for one in skipped if not one.unread]
     damage = any("damaged after" in one.reason for one in skipped)
     if (expected == -1 and not skipped) or (not damage and count + len(skipped) < expected):
         return "unreported"
@@ -276,6 +297,227 @@ def judged(layout: str, victim: Path, folder: Path) -> str:
     return "read" if not skipped and strictly == count else "unreported"
 
 
+# Folders of all sorts -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Marked:
+    """A folder, and every mark that was put in: a word or a colour, with the files one of which is to be named if it
+    is not found in an item."""
+
+    folder: Path
+    words: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    colours: dict[tuple[int, int, int], tuple[Path, ...]] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+    def write(self, name: str, data: bytes) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        self.files.append(path)
+        return path
+
+    def word(self, *named: Path) -> str:
+        word = f"mark-{len(self.words):04}"
+        self.words[word] = named
+        return f"{word} a toy"
+
+    def png(self, *named: Path) -> bytes:
+        """A picture of a colour of its own."""
+        n = len(self.colours)
+        colour = (n % 256, n // 256 % 256, 77)
+        self.colours[colour] = named
+        out = io.BytesIO()
+        PIL.Image.new("RGB", (8, 8), colour).save(out, "PNG")
+        return out.getvalue()
+
+    def passed_over(self) -> list[str]:
+        skipped: list[Skipped] = []
+        items = list(read(self.folder, report=skipped.append))
+        named = {origin for one in skipped for origin in _prefixes(one.origin)}
+        if any(not one.unread and "there is no file" in one.reason for one in skipped):
+            named.add(str(self.folder))  # the row of a damaged list is named by the file that it names
+        origins = {origin for item in items for origin in _prefixes(item.origin)}
+        said = json.dumps([[item.document.text, item.metadata] for item in items])
+        seen = {tuple(image.pixels[0, 0].tolist()) for item in items for image in item.document.images}
+        missing = [
+            *(w for w, files in self.words.items() if w not in said and named.isdisjoint(map(str, files))),
+            *(str(c) for c, files in self.colours.items() if c not in seen and named.isdisjoint(map(str, files))),
+        ]
+        told = {str(file) for word, files in self.words.items() for file in files if word not in missing}
+        return missing + [str(file) for file in self.files if str(file) not in named | origins | told]
+
+
+def _prefixes(origin: str) -> list[str]:
+    return [origin, *(origin[:i] for i, character in enumerate(origin) if character in "#:")]
+
+
+def pick(rng: np.random.Generator, *choices: Any) -> Any:
+    return choices[rng.integers(len(choices))]
+
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TGA", "AVIF", "JPEG2000", "ICO", "PPM", "DDS", "BMP", "TIFF", "GIF", "PCX", "SGI")
+ENDINGS = (".png", ".PNG", ".jpg", ".jfif", ".jpe", ".avif", ".heic", ".tga", ".psd", ".dat", "", ".v2.webp", ".txt")
+JUNK = (
+    b"",
+    b"junk",
+    b"\xff\x0a" + bytes(40),
+    b"\0\0\0\x18ftypheic" + bytes(40),
+    b"%!PS-Adobe",
+    b"8BPS junk",
+    bytes(99),
+)
+BESIDE = ("{stem}.txt", "{stem}.TXT", "{stem}.caption", "{name}.txt", "{stem}.json", "{name}.json")
+
+
+def put_pictures(marked: Marked, rng: np.random.Generator, below: str) -> None:
+    for i in range(rng.integers(1, 5)):
+        name = f"{below}{pick(rng, 'p', 'Fox ', 'füchse.')}{i}{pick(rng, *ENDINGS)}"
+        out = io.BytesIO()
+        form = pick(rng, *FORMATS)
+        PIL.Image.new("RGB", (16, 16), (9, 9, 9)).save(out, form)
+        if form == "TGA":  # which nothing but its name tells
+            name += ".tga"
+        data = out.getvalue() if rng.integers(4) else out.getvalue()[: rng.integers(1, len(out.getvalue()))]
+        path = marked.write(name, pick(rng, data, data, data, *JUNK[:1]))
+        if rng.integers(2):
+            beside = path.parent / pick(rng, *BESIDE).format(stem=path.with_suffix("").name, name=path.name)
+            if not beside.exists():
+                text = marked.word(beside, path)
+                text = json.dumps({pick(rng, "caption", "text", "prompt"): text}) if beside.suffix == ".json" else text
+                marked.write(str(beside.relative_to(marked.folder)), text.encode(pick(rng, "utf-8", "utf-16")))
+
+
+def put_list(marked: Marked, rng: np.random.Generator, below: str) -> None:
+    names = (
+        *("metadata.jsonl", "metadata.csv", "train.csv", "train.tsv", "captions.txt", "train.jsonl"),
+        "captions.json",
+    )
+    path = marked.folder / f"{below}{pick(rng, *names)}"
+    if path.exists():
+        return
+    fields = pick(rng, "file_name", "image", "filepath"), pick(rng, "text", "caption", "title")
+    rows = []
+    for i in range(rng.integers(1, 4)):
+        inner = f"{pick(rng, '', 'sub/')}{path.name}-{i}.png"
+        picture = path.parent / inner
+        data = marked.png(picture, path)
+        marked.write(str(picture.relative_to(marked.folder)), data if rng.integers(5) else data[:40])
+        given = pick(rng, inner, inner, inner.replace("/", "\\"), str(picture))
+        rows += [(given, marked.word(path, picture, marked.folder)) for _ in range(rng.integers(1, 4))]
+    rng.shuffle(rows)
+    records = [dict(zip(fields, row, strict=True)) for row in rows]
+    out = io.StringIO()
+    if path.suffix == ".jsonl":
+        out.write("".join(json.dumps(record) + "\n" for record in records))
+    elif path.suffix == ".json":
+        out.write(json.dumps(records))
+    else:
+        csv.writer(out, delimiter=pick(rng, ",", "\t", ";", "|")).writerows([fields, *rows])
+    text = out.getvalue()
+    if rng.integers(3) == 0:  # damage, but of no mark
+        at = pick(rng, *(i for i, character in enumerate(text) if character in ',;|:"{}[]\t\r\n_./'))
+        text = text[:at] + text[at + 1 :]
+    marked.write(str(path.relative_to(marked.folder)), text.encode(pick(rng, "utf-8", "utf-8", "utf-8-sig", "utf-16")))
+
+
+def put_shard(marked: Marked, rng: np.random.Generator, below: str) -> None:
+    path = marked.folder / f"{below}{pick(rng, '0.tar', 'backup.TAR')}"
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for i in range(rng.integers(1, 4)):
+            members: dict[str, bytes] = {"x.mp4": b"film"} if rng.integers(2) else {}
+            for ending in pick(
+                rng, ("png",), ("left.png", "right.png"), ("jfif",), ("image",), (), ("png", "mask.png")
+            ):
+                members[ending] = marked.png(path)
+            for ending in pick(rng, ("txt",), ("caption",), ("txt", "caption"), ("json",), ()):
+                text = marked.word(path)
+                members[ending] = (json.dumps({"text": text}) if ending == "json" else text).encode()
+            for ending, data in members.items():
+                entry = tarfile.TarInfo(f"{i}.{ending}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    marked.write(str(path.relative_to(marked.folder)), out.getvalue())
+
+
+def put_parquet(marked: Marked, rng: np.random.Generator, below: str) -> None:
+    path = marked.folder / f"{below}0.parquet"
+    columns: dict[str, list[Any]] = {pick(rng, "caption", "title", "words"): [marked.word(path) for _ in range(2)]}
+    if rng.integers(3):
+        columns[pick(rng, "image", "picture")] = [marked.png(path) for _ in range(2)]
+    if rng.integers(2):
+        columns["mask"] = [marked.png(path) for _ in range(2)]
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    marked.write(str(path.relative_to(marked.folder)), out.getvalue())
+
+
+def put_junk(marked: Marked, rng: np.random.Generator, below: str) -> None:
+    marked.write(
+        f"{below}{pick(rng, 'README.md', 'log.csv', 'a.skipped.jsonl', 'x.zip', 'notes.txt', 'b.jsonl')}", b"a,b\n"
+    )
+    marked.write(f"{below}junk{pick(rng, *ENDINGS)}", pick(rng, *JUNK))
+
+
+def folder_of_all_sorts(folder: Path, rng: np.random.Generator) -> Marked:
+    marked = Marked(folder)
+    for make in (put_pictures, put_list, put_shard, put_parquet, put_junk):
+        if rng.integers(2):
+            make(marked, rng, pick(rng, "", "", "sub/", "a/b/"))
+    return marked
+
+
+def run_folder(number: int, seed: int) -> str:
+    """'', or what was passed over. Whatever else than SourceError is raised is a crash."""
+    with tempfile.TemporaryDirectory() as place:
+        marked = folder_of_all_sorts(Path(place), np.random.default_rng((seed, number, 1)))
+        try:
+            return "\n".join(marked.passed_over())
+        except SourceError as error:
+            return "" if str(error) else "refused without a word"
+
+
+# The largest pictures ------------------------------------------------------------------------------------------------
+
+
+def largest() -> Iterator[tuple[str, PIL.Image.Image, dict[str, Any]]]:
+    """Pictures of as many pixels as are read, in the formats and modes whose decoders take most."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    rgb = PIL.Image.new("RGB", (8000, 8000), (10, 200, 30))
+    yield "rotated.jpg", rgb, {"exif": exif}
+    yield "alpha.png", rgb.convert("RGBA"), {"exif": exif, "compress_level": 1}
+    yield "float.tif", PIL.Image.new("F", (8000, 8000), 0.5), {"compression": "tiff_lzw"}
+    yield "sixteen.png", PIL.Image.new("I;16", (8000, 8000), 300), {"compress_level": 1}
+    yield "runs.tga", rgb.convert("RGBA"), {"compression": "tga_rle"}
+    yield "palette.gif", rgb.convert("P"), {}
+    yield "halved.jp2", rgb, {}
+    yield "larger.jpg", rgb.resize((9000, 9000)), {}
+    yield "alpha.webp", rgb.convert("RGBA").resize((7480, 7480)), {"method": 0}
+    yield "alpha.avif", rgb.convert("RGBA").resize((7070, 7070)), {"speed": 10, "subsampling": "4:4:4"}
+    yield "strip.png", PIL.Image.new("L", (30_000, 1)), {}
+    yield "strips.png", PIL.Image.new("L", (200_000, 2)), {}
+
+
+def peak_mb() -> tuple[int, str]:
+    """The most memory that a process takes to read one of the largest pictures, and which it is."""
+    peaks = []
+    with tempfile.TemporaryDirectory() as place:
+        for name, picture, options in largest():
+            picture.save(Path(place) / name, **options)
+            script = (  # VmHWM: ru_maxrss would be that of this process, which made the picture
+                "import sys; from racm3.data import read; (item,) = read(sys.argv[1]);"
+                "status = open('/proc/self/status').read();"
+                "print(int(status.partition('VmHWM:')[2].split()[0]) * 1024 // 1_000_000)"
+            )
+            command = [sys.executable, "-W", "ignore", "-c", script, str(Path(place) / name)]
+            peaks.append((int(subprocess.run(command, capture_output=True, text=True, check=True).stdout), name))
+            print(f"{name:12}  {peaks[-1][0]} MB", flush=True)
+            (Path(place) / name).unlink()
+    return max(peaks)
+
+
 def work(pipe: Connection, seed: int, pristine: Path, layouts: dict[str, list[str]], scratch: Path) -> None:
     """Cases as they are asked for, until the other end is closed."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -284,7 +526,7 @@ def work(pipe: Connection, seed: int, pristine: Path, layouts: dict[str, list[st
     shutil.copytree(pristine, scratch, dirs_exist_ok=True)
     while (case := pipe.recv()) is not None:
         try:
-            pipe.send(run_case(case, seed, pristine, layouts, scratch))
+            pipe.send(run_folder(-1 - case, seed) if case < 0 else run_case(case, seed, pristine, layouts, scratch))
         except BaseException:
             pipe.send("crash\n" + traceback.format_exc())
             return
@@ -323,6 +565,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folders", type=int, default=2_000)
+    parser.add_argument("--peak", action=argparse.BooleanOptionalAction, default=True, help="read the largest pictures")
     parser.add_argument("--limit-s", type=float, default=10.0, help="for one file")
     chosen = parser.parse_args()
     context = multiprocessing.get_context("fork")
@@ -346,7 +590,18 @@ def main() -> None:
             found[layout, kind] += 1
             if kind in ("crash", "hang", "unreported"):
                 print(f"case {case} of seed {chosen.seed}, {layout}: {kind}\n{details}")
+        passed_over = 0
+        for number in range(chosen.folders):
+            answer = reader.run(-1 - number, chosen.limit_s)
+            kind, _, details = answer.partition("\n")
+            if kind in ("crash", "hang"):
+                found["folders", kind] += 1
+                print(f"folder {number} of seed {chosen.seed}: {kind}\n{details}")
+            elif answer:
+                passed_over += len(answer.splitlines())
+                print(f"folder {number} of seed {chosen.seed}: passed over\n{answer}")
         reader.close()
+    peak, largest_file = peak_mb() if chosen.peak else (None, "")
     for layout in layouts:
         counts = "  ".join(f"{kind} {count}" for (of, kind), count in sorted(found.items()) if of == layout)
         print(f"{layout:12}  {counts}")
@@ -363,6 +618,10 @@ def main() -> None:
                 "refused": total["refused"],
                 "read": total["read"],
                 "slowest_s": round(slowest_s, 2),
+                "folders": chosen.folders,
+                "passed_over": passed_over,
+                "peak_mb": peak,
+                "peak_of": largest_file,
             }
         )
     )

@@ -1,12 +1,19 @@
-"""Kill -9 a writer over and over while another process reads, cut the power, and count what was lost.
+"""Kill -9 a writer over and over while another process reads, cut the power, fill the disk, take permissions away,
+flip bits, and count what was lost.
 
 A writer adds, replaces, removes, syncs and compacts at random. It notes what it is about to do and, once the memory has
 acknowledged it, that it is done. After every kill the memory must hold exactly what was acknowledged; of the step that
 was broken off, all or nothing. A reader checks that whatever it finds is whole, and that it finds whatever was
 acknowledged before it looked. A power cut is simulated by cutting off a newest file at a random byte.
 
+Faults are a file that may not be read, and a full disk (no file may grow beyond a limit). A bit is flipped in any file
+of the memory but Lance's log and its hint, which hold nothing of a user's: `check` finds it, and who reads is told, or
+reads what was put in.
+
 Ends with one JSON line: kills, lost (acknowledged documents that are not there, or not as they were), torn (steps half
-done, and documents that fail their hash), wrong_reads, power_cuts, recovered.
+done, and documents that fail their hash), wrong_reads, power_cuts, recovered; faults, rolled_back_by_reader (times that
+a reader moved or changed a file), enospc, enospc_lost (documents that a full disk took); flips, flips_found (by
+`check`), silent_wrong (flips by which a search or a document is another one, and nothing is said).
 """
 
 from __future__ import annotations
@@ -196,8 +203,8 @@ def judge(path: Path, journal: Path) -> tuple[int, int]:
         torn += sum(now.get(name) not in [goal.get(name) for goal in goals] for name in now)
     else:
         torn += now not in goals
-    sound, damaged = check(path)
-    torn += len(damaged) + (sound != len(now))
+    found = check(path)
+    torn += len(found.damaged) + (found.sound != len(now))
     with journal.open("a", encoding="utf-8") as notes:
         notes.write("\n" + json.dumps({"do": "sync", "documents": now}) + "\ndone\n")
     return lost, torn
@@ -252,13 +259,16 @@ def power_cuts(folder: Path, cuts: int, seed: int = 0) -> dict[str, int]:
         new = [spare / file.relative_to(path) for file in set(path.rglob("*")) - there]
         manifest = min((spare / "_versions").glob("*.manifest"))
         written = [file for file in new if file.is_file() and file.parent.name in ("data", "_deletions")]
-        for file in {chance.choice([manifest, *written]), chance.choice([manifest, *written])}:
+        cut = {chance.choice([manifest, *written]), chance.choice([manifest, *written])}
+        for file in cut:
             os.truncate(file, chance.randrange(file.stat().st_size))
+        spoilt = any("checksums" not in file.parts for file in cut)  # a checksum that is cut off takes nothing with it
+        right = state if spoilt else after(state, step)
         try:
             opened = Memory.open(spare)
-            recovered += held(opened) == state
+            recovered += held(opened) == right
             opened.put([item("next", number)], vectors([item("next", number)]))
-            assert held(Memory.open(spare)) == {**state, "next": number}
+            assert held(Memory.open(spare)) == {**right, "next": number}
         except (MemoryStoreError, AssertionError) as error:
             print(f"cut {number}: {error}")
             recovered -= 1
@@ -266,16 +276,151 @@ def power_cuts(folder: Path, cuts: int, seed: int = 0) -> dict[str, int]:
     return {"power_cuts": cuts, "recovered": recovered}
 
 
+# Faults ------------------------------------------------------------------------------------------------------------
+
+
+def filled(path: Path, chance: random.Random) -> tuple[Memory, State]:
+    """A memory with several files of documents, lists of deletions and versions."""
+    memory, state = Memory.create(path, StandIn.fingerprint, D), dict[str, int]()
+    for number in range(6):
+        step = {"do": "put", "documents": {f"d{chance.randrange(NAMES)}": number for _ in range(20)}}
+        take_step(memory, step)
+        state = after(state, step)
+    gone = {"do": "remove", "names": chance.sample(sorted(state), 10)}
+    take_step(memory, gone)
+    return memory, after(state, gone)
+
+
+def stored(path: Path) -> dict[str, bytes]:
+    """Every file of a memory but the lock."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != "writer.lock")
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def in_a_child(run: Any, *arguments: Any) -> None:
+    """Run it where its limits and its user end with it."""
+    child = multiprocessing.get_context("spawn").Process(target=run, args=arguments)
+    child.start()
+    child.join()
+    assert child.exitcode == 0, f"{run.__name__} ended with {child.exitcode}"
+
+
+def read_as_nobody(path: Path) -> None:
+    import lance  # noqa: F401  # neither may be readable for that user
+
+    if os.getuid() == 0:
+        os.setuid(65534)
+    try:
+        memory = Memory.open(path)
+        held(memory)
+    except MemoryStoreError:
+        return
+    raise AssertionError("what may not be read was passed over")
+
+
+def write_on_a_full_disk(path: Path, limit: int, seed: int) -> None:
+    import resource
+
+    chance, memory = random.Random(seed), Memory.open(path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    for number in range(100, 106):
+        step = {"do": "put", "documents": {f"new{chance.randrange(NAMES)}": number for _ in range(20)}}
+        try:
+            take_step(memory, chance.choice([step, {"do": "compact"}]))
+        except MemoryStoreError:
+            pass
+
+
+def faults(folder: Path, count: int, seed: int = 0) -> dict[str, int]:
+    """Take the right to read a file away, then let no file grow, ``count`` times each."""
+    chance, moved, lost = random.Random(seed), 0, 0
+    os.chmod(folder, 0o755)
+    path = folder / "faults"
+    _, state = filled(path, chance)
+    for name in (path, *path.rglob("*")):
+        os.chmod(name, 0o777)  # or a reader could move nothing anyway
+    for _ in range(count):
+        before = stored(path)
+        newest = min(name for name in before if name.endswith(".manifest") and name.startswith("_versions"))
+        file = path / chance.choice([newest, *(name for name in before if name.startswith(("data/", "_deletions/")))])
+        os.chmod(file, 0)
+        in_a_child(read_as_nobody, path)
+        os.chmod(file, 0o777)
+        moved += stored(path) != before
+    for number in range(count):
+        in_a_child(write_on_a_full_disk, path, chance.choice([0, 100, 1000, 4000, 8000]), seed + number)
+        now = held(Memory.open(path))
+        lost += sum(now.get(name) != version for name, version in state.items()) + len(check(path).damaged)
+    return {"faults": count, "rolled_back_by_reader": moved, "enospc": count, "enospc_lost": lost}
+
+
+def flips(folder: Path, count: int, seed: int = 0) -> dict[str, int]:
+    """Flip a bit of a file, look what readers see and what `check` finds, and flip it back."""
+    chance, found, wrong = random.Random(seed), 0, 0
+    path = folder / "flips"
+    memory, state = filled(path, chance)
+    queries = vectors([item(*document) for document in state.items()])
+    right = [(ranking.ids, ranking.scores.tolist()) for ranking in memory.search(queries, 5)]
+    known = check(path).damaged
+    assert known == [], known
+    names = [name for name in stored(path) if not name.startswith("_transactions") and "hint" not in name]
+    for _ in range(count):
+        file = path / chance.choice(names)
+        content = bytearray(file.read_bytes())
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        whole = file.read_bytes()
+        file.write_bytes(content)
+        said = bool(_told(lambda: found_damage(path)))
+        found += said
+        seen = _told(lambda: observed(Memory.open(path), queries))
+        if not isinstance(seen, str) and seen != (state, right):
+            wrong += 1
+            print(f"silent: {file.relative_to(path)}; check {'finds' if said else 'does not find'} it")
+        elif not said:
+            print(f"not found by check, and harmless: {file.relative_to(path)}")
+        file.write_bytes(whole)
+    return {"flips": count, "flips_found": found, "silent_wrong": wrong}
+
+
+def found_damage(path: Path) -> bool:
+    return bool(check(path).damaged)
+
+
+def observed(memory: Memory, queries: np.ndarray) -> Any:
+    return held(memory), [(ranking.ids, ranking.scores.tolist()) for ranking in memory.search(queries, 5)]
+
+
+def _told(run: Any) -> Any:
+    """What it gives; or what it, or the log, says is wrong."""
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("racm3.memory")
+    log.setLevel(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        seen = run()
+    except MemoryStoreError as error:
+        return str(error)
+    finally:
+        log.removeHandler(handler)
+    return told[0] if told else seen
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--power-cuts", type=int, default=100)
+    parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--flips", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     logging.getLogger("racm3").setLevel(logging.ERROR)  # that a version was moved aside is expected here
     with tempfile.TemporaryDirectory() as folder:
         result = crash(Path(folder), asked.kills, asked.seed)
-        print(json.dumps({**result, **power_cuts(Path(folder), asked.power_cuts, asked.seed)}))
+        result |= power_cuts(Path(folder), asked.power_cuts, asked.seed)
+        result |= faults(Path(folder), asked.faults, asked.seed)
+        print(json.dumps({**result, **flips(Path(folder), asked.flips, asked.seed)}))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import torch
 
 from benchmarks.memory_search import Vectors
 from racm3.retriever.corpus_neighbours import neighbours
-from racm3.retriever.strategy import CANDIDATES, select
+from racm3.retriever.strategy import CANDIDATES, RelevanceRedundancy
 
-K, THRESHOLD = 2, 0.9
+K, STRATEGY = 2, RelevanceRedundancy(0.9)
 
 
 def main() -> None:
@@ -46,14 +46,14 @@ def main() -> None:
     for number in range(asked.rounds):
         rows = np.arange(number * asked.queries, (number + 1) * asked.queries) % asked.count
         started = clock()
-        found = neighbours(vectors[rows], vectors, K, THRESHOLD, rows)
+        found = neighbours(vectors[rows], vectors, K, STRATEGY, rows)
         ours.append(asked.queries / (clock() - started))
         started = clock()
         scores, ranked = index.search(vectors[rows], CANDIDATES + 1)
         theirs.append(asked.queries / (clock() - started))
         for row, mine, row_scores, ranking in zip(rows, found, scores, ranked, strict=True):
             others = ranking != row  # never its own neighbour
-            taken = select(row_scores[others], vectors[ranking[others]], K, THRESHOLD)
+            taken = STRATEGY.select(row_scores[others], vectors[ranking[others]], K)
             equal &= len(taken) < K or mine.tolist() == ranking[others][taken].tolist()
         print(f"round {number + 1}: {ours[-1]:.0f} documents/s, FAISS flat {theirs[-1]:.0f}", flush=True)
     print(f"all {asked.count:,} documents, one query each, take {asked.count / statistics.median(ours) / 60:.0f} min")

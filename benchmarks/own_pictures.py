@@ -1,4 +1,4 @@
-"""What a folder of 300 pictures of one's own gives: the README's commands, then 60 captions of what is not in it.
+"""What a folder of 300 pictures of a user gives: the README's commands, then 60 captions of what is not in it.
 
 ``examples/pictures.py`` draws the folder, preset ``pictures`` trains on it (about 10 minutes of processor time;
 ``--models`` takes a folder that is trained). A picture is taken for the drawing that is nearest to it in squared error,

@@ -1,4 +1,4 @@
-"""`racm3 plan` against reality, on two shapes: FLOPs and peak memory of a training step that is really made.
+"""`racm3 train plan` against reality, on two shapes: FLOPs and peak memory of a training step that is really made.
 
 FLOPs: torch's own counter over a forward and backward pass. It counts the whole square of attention, the plan its
 causal half, which is what has to be computed: so the plan is asked for twice the length. Memory: every allocation of

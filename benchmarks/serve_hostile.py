@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import json
 import os
 import random
@@ -86,17 +87,26 @@ def json_body(rng: random.Random) -> bytes:
     )
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@functools.cache
+def few_rows() -> bytes:
+    return chunk(b"IDAT", zlib.compress(b"\0" * 1_000_000))
+
+
+@functools.cache
+def long_text() -> bytes:
+    return chunk(b"zTXt", b"a\0\0" + zlib.compress(b"b" * 20_000_000, 9))
+
+
 def bomb(rng: random.Random) -> bytes:
     """A picture that is none, too large, cut off, or spoilt."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     side = rng.choice([1, 64, 5000, 50_000, 2**31 - 1])
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    rows = chunk(b"IDAT", zlib.compress(b"\0" * 1_000_000))
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"b" * 20_000_000, 9)) if rng.random() < 0.05 else b""
-    png = b"\x89PNG\r\n\x1a\n" + header + text + rows + chunk(b"IEND", b"")
+    text = long_text() if rng.random() < 0.05 else b""
+    png = b"\x89PNG\r\n\x1a\n" + header + text + few_rows() + chunk(b"IEND", b"")
     spoilt = bytearray(png)
     for _ in range(20):
         spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)

@@ -377,11 +377,10 @@ def make_memory(path: Path, like: Path | None) -> None:
     if like is not None:
         shutil.copytree(like, path)
         return
-    from racm3.pipeline import SCENES
-    from racm3.retriever.encoder import Encoder
+    from racm3.model_folder import ModelFolder
     from racm3.serve.run import world_memory
 
-    world_memory(path, Encoder.from_pretrained(SCENES / "encoder"))
+    world_memory(path, ModelFolder.open("scenes").encoder())
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from racm3.generator.decoding import ImageSpan, Sampling
-from racm3.generator.engine import Engine, Job
+from racm3.generator.constraints import ImageSpan
+from racm3.generator.engine import Engine, SequenceRequest
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.generator.sampling import Sampling
 from racm3.tokens.vocabulary import Vocabulary
 
 V = Vocabulary(text_size=4_000, image_size=1_000)
@@ -36,20 +37,22 @@ def make_engine(args: argparse.Namespace) -> Engine:
     return Engine(Generator(config).eval(), V)
 
 
-def jobs(args: argparse.Namespace, separate: bool) -> list[Job]:
+def requests(args: argparse.Namespace, separate: bool) -> list[SequenceRequest]:
     """Samples of one prompt, or as many prompts."""
     span = ImageSpan(V, args.new_tokens)
     prompts = np.random.default_rng(0).integers(V.text_start, V.size, (args.samples, args.prompt_tokens)).tolist()
-    return [Job(prompts[i if separate else 0], span, Sampling(), seed=i) for i in range(args.samples)]
+    return [SequenceRequest(prompts[i if separate else 0], span, Sampling(), seed=i) for i in range(args.samples)]
 
 
 def peak_bytes(args: argparse.Namespace, separate: bool) -> int:
-    """Growth of this process's peak memory while it runs the jobs."""
+    """Growth of this process's peak memory while it runs the requests."""
     engine = make_engine(args)
-    engine.run(jobs(argparse.Namespace(**{**vars(args), "prompt_tokens": 8, "new_tokens": 2}), False)[:2])  # lays out
+    engine.run(
+        requests(argparse.Namespace(**{**vars(args), "prompt_tokens": 8, "new_tokens": 2}), False)[:2]
+    )  # lays out
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = memory_bytes("VmRSS")
-    engine.run(jobs(args, separate))
+    engine.run(requests(args, separate))
     return memory_bytes("VmHWM") - before
 
 
@@ -70,9 +73,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     engine = make_engine(args)
-    samples, separate = jobs(args, False), jobs(args, True)
+    samples, separate = requests(args, False), requests(args, True)
     together = engine.run(samples)
-    equal = [one.tokens for one in together] == [engine.run([job])[0].tokens for job in samples]
+    equal = [one.tokens for one in together] == [engine.run([request])[0].tokens for request in samples]
     engine.run(separate[:1])
     times: dict[str, list[float]] = {"samples": [], "separate": []}
     for _ in range(args.rounds):

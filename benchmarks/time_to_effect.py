@@ -37,19 +37,16 @@ from racm3.data import read
 from racm3.document import Document, Hole, Image
 from racm3.evaluation.scenes_protocol import Protocol, accuracy, pixels, through_tokenizer, world_memory
 from racm3.generator.model import Generator, GeneratorConfig
-from racm3.pipeline import RACM3, SCENES
+from racm3.model_folder import ModelFolder
+from racm3.pipeline import RACM3
 from racm3.presets import preset
-from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
 from racm3.scenes.draw import draw
 from racm3.scenes.judges import Judge
 from racm3.scenes.world import World
-from racm3.tokens.image_tokenizer import FSQImageTokenizer, load_image_tokenizer
-from racm3.tokens.markup import Markup
-from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.generator_recipe import Batches, GeneratorRun, PackedBatch, packed_loss, train_generator
+from racm3.training.generator_recipe import Batches, GeneratorRun, PackedBatch, packed_loss
 from racm3.training.loop import native_bfloat16
-from racm3.training.prepare import learn_text, prepare
+from racm3.training.models import prepared_model
 from racm3.training.prepared_cache import Cache
 
 WARMUP_STEPS = 3
@@ -121,19 +118,15 @@ def main() -> None:
     world = given.world or given.out / "world"
     if not world.exists():
         World().write(world)
-    image = load_image_tokenizer(SCENES / "image-tokenizer")
-    assert isinstance(image, FSQImageTokenizer)
-    encoder, judge = Encoder.from_pretrained(SCENES / "encoder"), Judge.from_pretrained(SCENES / "judge")
+    models = ModelFolder.open("scenes")
+    image, encoder, judge = models.image_tokenizer(), models.encoder(), Judge.from_pretrained(models.path / "judge")
     recipe = preset("scenes").generator
     recipe = replace(
         recipe,
         compile=given.compile,
         loop=replace(recipe.loop, steps=given.steps, look_every=given.look_every, threads=given.threads),
     )
-    prepared = Cache(given.out / "prepared")
-    text = learn_text(world / "train", recipe.text_ids, prepared)
-    markup = Markup(Vocabulary(text.size, image.codebook_size), image.grid[0] * image.grid[1])
-    data = prepare(world / "train", text, image, markup, encoder, prepared, dropouts=recipe.dropouts)
+    made = prepared_model(world / "train", recipe, image, encoder, Cache(given.out / "prepared"))
     memory = world_memory(given.out / "memory", World(), encoder)
     tests = [(scene, caption) for _, scene, caption in islice(World().scenes("test-novel"), given.pictures)]
     scenes = [scene for scene, _ in tests]
@@ -150,7 +143,7 @@ def main() -> None:
         def examine(step: int, generator: Generator) -> Mapping[str, float]:
             nonlocal trained_s, since
             trained_s += time.monotonic() - since
-            model = RACM3(generator, text, image, markup, encoder, memory)
+            model = RACM3(generator, made.text, image, made.markup, encoder, memory)
             settings = replace(Protocol().drawing, samples=1)
             done = model.complete([Document.of(caption, Hole("image")) for _, caption in tests], settings)
             right = accuracy(judge.verdict(pixels([one.document.images[0] for one in done])), scenes)["entity"]
@@ -163,8 +156,7 @@ def main() -> None:
             return {"novel_entity": right}
 
         try:
-            vectors = image.fsq.values(image.fsq.digits_of(torch.arange(image.codebook_size)))
-            train_generator(data, text, markup, image.grid, run, folder, vectors, examine=examine)
+            made.train(run, folder, samples=False, examine=examine)
         except Reached:
             pass
         return result
@@ -178,7 +170,8 @@ def main() -> None:
             results[name] = json.loads(file.read_text(encoding="utf-8"))
 
     # What a search of its own would cost every step, in queries asked one step at a time.
-    per_step = round(recipe.tokens_per_step / 2 / float(sum(len(ids) for ids in data.ids) / len(data.ids)))
+    tokens = sum(map(len, made.documents.ids)) / len(made.documents.ids)
+    per_step = round(recipe.tokens_per_step / 2 / tokens)
     asked = [item.document.only("text") or item.document for item in islice(read(world / "train"), 4 * per_step)]
     retriever = Retriever(memory, encoder)
     started = time.monotonic()
@@ -188,7 +181,7 @@ def main() -> None:
     for name, result in results.items():
         print(f"{name:>14}  {result['minutes'] or 'not reached'} min  step {result['steps']}")
     steps = results.get("recipe", {}).get("steps") or 0
-    passes_s = pass_seconds(Batches(data, markup, image.grid, recipe), recipe, given.timed_steps)
+    passes_s = pass_seconds(Batches(made.documents, made.markup, image.grid, recipe), recipe, given.timed_steps)
     print(f"a step's passes: {passes_s['packed']:.2f} s packed, {passes_s['padded']:.2f} s padded")
     line = {
         "minutes": {name: result["minutes"] for name, result in results.items()},

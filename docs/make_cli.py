@@ -5,17 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
 
-from racm3.cli import VERBS, Verbs, main
+from racm3.cli import main
+from racm3.cli.command_line import VERBS
 
 WIDTH = "100"  # characters a line
-
-
-def commands(verbs: Verbs) -> Iterator[list[str]]:
-    """The words of every command, in order: ["doctor"], ["scenes", "make"], ..."""
-    for name, verb in verbs.items():
-        yield from [[name]] if callable(verb) else ([name, *words] for words in commands(verb))
 
 
 def help_of(command: list[str]) -> str:
@@ -28,5 +22,5 @@ def help_of(command: list[str]) -> str:
 if __name__ == "__main__":
     os.environ["COLUMNS"] = WIDTH
     print("# The command line\n\nWritten by `make docs` from the commands' own help.")
-    for command in ([], *commands(VERBS)):
+    for command in ([], *map(str.split, VERBS)):
         print(f"\n## {' '.join(['racm3', *command])}\n\n```text\n{help_of(command)}\n```")

@@ -26,11 +26,16 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from racm3.document import Image
+from racm3.document import Document, Image, Part
 from racm3.generator.engine import Engine
 from racm3.generator.model import Generator, rotate
+from racm3.generator.prompt import Answer, split
+from racm3.tokens.codec import Codec
+from racm3.tokens.markup import Markup
+from racm3.tokens.text_tokenizer import TextTokenizer
+from racm3.tokens.vocabulary import Vocabulary
 
-__all__ = ["Attribution", "attribute", "overlay"]
+__all__ = ["Attribution", "PartAttribution", "attribute", "attribute_answer", "overlay"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,77 @@ class Attribution:
     def of(self, tokens: Sequence[int]) -> Attribution:
         """That of some of the generated tokens."""
         return Attribution(self.gains[tokens], tuple(places[tokens] for places in self.places))
+
+
+@dataclass(frozen=True, eq=False)
+class PartAttribution:
+    """What a generated part drew on. The K documents of ``attribution`` are the completion's sources, its tokens those
+    of a picture's ``cells`` (places on the grid, row by row), or of a text.
+
+    ``words``: each word of a text and what it drew on each source, (K,) in nats. ``overlay``: a picture and its sources
+    side by side, coloured by what was drawn from where; None if there is no source.
+    """
+
+    part: int
+    attribution: Attribution
+    cells: tuple[int, ...] = ()
+    words: tuple[tuple[str, np.ndarray], ...] = ()
+    overlay: PIL.Image.Image | None = None
+
+
+def attribute_answer(
+    engine: Engine,
+    codec: Codec,
+    markup: Markup,
+    answer: Answer,
+    part: Part,
+    sources: Sequence[Document],
+    contexts: int,
+) -> PartAttribution:
+    """The attribution of a generated ``part``: the ``answer`` to prompts that read ``sources`` in so many contexts."""
+    v = markup.vocabulary
+    spans = answer.prompts[0].spans
+    ids = [id_ for i, own in enumerate(answer.spans) for id_ in [*([v.infill(i)] if i else []), *own]]
+    starts = np.cumsum([0, *(len(own) + 1 for own in answer.spans)]).tolist()  # of the spans in ids
+    written = [markup.to_ids(document) for document in codec.encode(sources)]
+    gains = np.zeros((len(ids), len(sources)))
+    places: list[np.ndarray] = [np.zeros(0)] * len(sources)
+    for i, documents in enumerate(split(written, contexts)):  # source i was read in context i % contexts
+        found = attribute(engine, documents, answer.prompts[i].ids, ids)
+        gains[:, i::contexts] = found.gains / len(answer.prompts)
+        places[i::contexts] = found.places
+    whole = Attribution(gains, tuple(places))
+    if answer.modality == "text":
+        return PartAttribution(answer.part, whole, words=_words(answer.spans[0], gains, v, codec.text))
+    chosen = [(starts[i] + place, span.start + place) for i, span in enumerate(spans) for place in span.chosen]
+    own, cells = whole.of([token for token, _ in chosen]), tuple(cell for _, cell in chosen)
+    if not sources or not isinstance(part, Image):
+        return PartAttribution(answer.part, own, cells)
+    on_grid = np.zeros((markup.codes_per_image, len(sources)))
+    on_grid[list(cells)] = own.gains
+    rows_columns = codec.image.grid
+    shown: list[tuple[Image | None, np.ndarray]] = []
+    for source, source_ids, drawn in zip(sources, written, own.drawn, strict=True):
+        if source.images:
+            first = source_ids.index(v.image) + 1
+            picture = source.images[0].resized(codec.image.image_size_px)
+            shown.append((picture, drawn[first : first + markup.codes_per_image].reshape(rows_columns)))
+        else:
+            shown.append((None, np.zeros(rows_columns)))
+    return PartAttribution(answer.part, own, cells, overlay=overlay(part, on_grid.reshape(*rows_columns, -1), shown))
+
+
+def _words(
+    ids: Sequence[int], gains: np.ndarray, vocabulary: Vocabulary, text: TextTokenizer
+) -> tuple[tuple[str, np.ndarray], ...]:
+    """Whole words, and the sums of their tokens' gains."""
+    words: list[tuple[list[int], np.ndarray]] = []
+    for id_, gain in zip((id_ - vocabulary.text_start for id_ in ids), gains, strict=True):
+        if words and not text.decode([id_])[:1].isspace():
+            words[-1] = ([*words[-1][0], id_], words[-1][1] + gain)
+        else:
+            words.append(([id_], gain))
+    return tuple((text.decode(word).strip(), gain) for word, gain in words)
 
 
 def attribute(

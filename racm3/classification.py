@@ -5,7 +5,7 @@ equally probable beforehand, so by the rule of Bayes the shares of these probabi
 
     <doc> <text> X <image> c c c ... </doc> <doc> <text> X <image> | c c c ...
 
-By label, the protocol of the talk: behind an example of each of two labels, how probable is each as the text of the
+By label, the protocol of the paper: behind an example of each of two labels, how probable is each as the text of the
 picture? Of more than two labels every pair has a context, and these are averaged:
 
     <doc> <text> Y <image> ... </doc> <doc> <text> X <image> ... </doc> <doc> <text> <mask:0> <image> ... | X
@@ -17,38 +17,53 @@ is a few ids, and to tell which example it stands with is all that can be learnt
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 import torch
 
-from racm3.document import Hole
+from racm3.document import Document, Hole, Image
+from racm3.errors import InputError
 from racm3.generator.engine import Engine
 from racm3.generator.prompt import build_prompt
-from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument
+from racm3.tokens.codec import Codec, image_codes, token_documents
+from racm3.tokens.markup import Markup
+from racm3.tokens.parts import ImageCodes, TextIds, TokenDocument
 
 By = Literal["picture", "label"]
 
 
 def compare(
     engine: Engine,
+    codec: Codec,
     markup: Markup,
-    pictures: Sequence[ImageCodes],
-    examples: Sequence[Sequence[TokenDocument]],
+    images: Sequence[Image],
+    examples: Mapping[str, Sequence[Image]],
     by: By = "picture",
 ) -> np.ndarray:
     """How probable each label is for each picture, from each shot by itself: (N, shots, L), sums of 1 over the labels.
 
-    ``examples``: for each label its documents, a text and a picture each, equally many. Raises PromptTooLongError.
+    ``examples``: pictures of each label, equally many. Raises InputError if they are not, or there are fewer than two
+    labels, PromptTooLongError.
     """
-    return (by_picture if by == "picture" else by_label)(engine, markup, pictures, examples)
+    counts = {label: len(shown) for label, shown in examples.items()}
+    if len(counts) < 2 or len(set(counts.values())) != 1 or 0 in counts.values():
+        raise InputError(f"give two labels or more, with equally many pictures of each, 1 or more; not {counts}")
+    shown = [
+        token_documents([Document.of(label, image) for image in own], codec.text, codec.image)
+        for label, own in examples.items()
+    ]
+    codes = image_codes(images, codec.image).tolist() if images else []
+    pictures = [ImageCodes(tuple(own)) for own in codes]
+    return (by_picture if by == "picture" else by_label)(engine, markup, pictures, shown)
 
 
 def by_picture(
     engine: Engine, markup: Markup, pictures: Sequence[ImageCodes], examples: Sequence[Sequence[TokenDocument]]
 ) -> np.ndarray:
+    """(pictures, shots, labels) probabilities of each label: how probable the picture is behind its example."""
     contexts = [document for shot in zip(*examples, strict=True) for document in shot]  # shot by shot, label by label
     prompts = [build_prompt([one], [_label(one), Hole("image")], markup, 1).ids for one in contexts]
     asked = [[markup.vocabulary.image_start + code for code in picture.codes] for picture in pictures]
@@ -60,6 +75,7 @@ def by_picture(
 def by_label(
     engine: Engine, markup: Markup, pictures: Sequence[ImageCodes], examples: Sequence[Sequence[TokenDocument]]
 ) -> np.ndarray:
+    """(pictures, shots, labels) probabilities of each label as the picture's text, behind examples of two labels."""
     v, labels, shots = markup.vocabulary, len(examples), len(examples[0])
     fillings = [[*(v.text_start + id_ for id_ in _label(own[0]).ids), v.eos] for own in examples]
     places, prompts, asked = [], [], []

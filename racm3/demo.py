@@ -11,17 +11,15 @@ import base64
 import html
 import json
 import shutil
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from string import Template
 
 import numpy as np
 import PIL.Image
-from PIL import ImageDraw, ImageFont
 
 from racm3 import __version__
 from racm3.data import Item
@@ -30,10 +28,12 @@ from racm3.errors import InputError
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.ingest import ingest
+from racm3.retriever.ingest import memory_of
 from racm3.retriever.retriever import Hit
 from racm3.scenes.draw import Scene
-from racm3.scenes.world import World, counted
+from racm3.scenes.world import World
+from racm3.util.contact_sheet import Tile, sheet
+from racm3.util.progress import counted, progress
 
 WORDS_TO_PICTURE, PICTURE_TO_WORDS, HIDDEN_REGION = "words to picture", "picture to words", "hidden region"
 TASKS = {
@@ -153,17 +153,17 @@ def demo(
     vanilla = RACM3.from_pretrained(models, generator="vanilla")
     asked = list(requests(world))
     documents = [request.asked for request in asked]
-    with progress("memory: documents", "racm3: steps", "vanilla: steps") as (on_document, on_step, on_vanilla_step):
+    with progress() as report:
         total = world.memory * (len(world.seen) + len(world.novel))
-        items = counted(world.items("memory"), total, on_document)
+        items = counted(world.items("memory"), "memory: documents", report, total)
         memory = build_memory(out / "memory", model.encoder, items)
-        answers = model.complete(documents, settings, memory=memory, on_step=on_step)
-        without = vanilla.complete(documents, settings, on_step=on_vanilla_step)
+        answers = model.complete(documents, settings, memory=memory, on_step=partial(report, "racm3: steps"))
+        without = vanilla.complete(documents, settings, on_step=partial(report, "vanilla: steps"))
     rows = tuple(Row(*row) for row in zip(asked, answers, without, strict=True))
-    page, sheet = out / "index.html", out / "sheet.png"
+    page, picture = out / "index.html", out / "sheet.png"
     page.write_text(write_page(rows, len(memory), _facts(world, settings), _models(model, vanilla)), encoding="utf-8")
-    draw_sheet(rows).save(sheet)
-    return Demo(rows, out / "memory", page, sheet)
+    draw_sheet(rows).save(picture)
+    return Demo(rows, out / "memory", page, picture)
 
 
 # Requests --------------------------------------------------------------------------------------------------------
@@ -202,35 +202,7 @@ def build_memory(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
     if path.exists():
         Memory.open(path)  # raises if it is none
         shutil.rmtree(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    memory = Memory.create(path, encoder.fingerprint, encoder.dimension)
-    ingest(memory, encoder, items)
-    return memory
-
-
-OnStep = Callable[[int, int], None]
-"""Called with how much is done, and how much there is."""
-
-
-@contextmanager
-def progress(*names: str) -> Iterator[list[OnStep]]:
-    """A bar a name on stderr, with the time that each still takes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn("remaining"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-
-        def bar(name: str) -> OnStep:
-            task = bars.add_task(name, total=None, start=False)
-
-            def show(done: int, total: int) -> None:
-                bars.start_task(task)
-                bars.update(task, completed=done, total=total)
-
-            return show
-
-        yield [bar(name) for name in names]
+    return memory_of(path, encoder, items)
 
 
 # Page ------------------------------------------------------------------------------------------------------------
@@ -297,40 +269,14 @@ def _models(model: RACM3, vanilla: RACM3) -> str:
 # Contact sheet ---------------------------------------------------------------------------------------------------
 
 TILE_PX = 128
-GAP_PX = 12
-WORDS_PX = 75  # below a picture
-FONT_PX = 12
-LINE_PX = 15
-LETTERS = 20  # that fit beside one another in a tile
-PAPER, INK, QUIET, MARK = "#ffffff", "#1f2328", "#636a73", "#9a3412"
 
 
 def draw_sheet(rows: Sequence[Row]) -> PIL.Image.Image:
     """All rows as one picture: a line of tiles each, sources at its end."""
-    columns = max((len(row.cells) + len(row.sources) for row in rows), default=1)
-    title_px = FONT_PX + GAP_PX
-    row_px = 2 * title_px + TILE_PX + WORDS_PX
-    sheet = PIL.Image.new("RGB", (GAP_PX + columns * (TILE_PX + GAP_PX), GAP_PX + row_px * len(rows)), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
-    for number, row in enumerate(rows):
-        top = GAP_PX + number * row_px
-        unseen = f"  ({UNSEEN})" if row.request.novel else ""
-        colour = MARK if row.request.novel else INK
-        pen.text((GAP_PX, top), f"{row.request.task}: {row.request.title}{unseen}", fill=colour, font=font)
-        for column, cell in enumerate([*row.cells, *row.sources]):
-            left = GAP_PX + column * (TILE_PX + GAP_PX)
-            pen.text((left, top + title_px), cell.head, fill=QUIET, font=font)
-            _draw_cell(sheet, cell, left, top + 2 * title_px - GAP_PX // 2)
-    return sheet
-
-
-def _draw_cell(sheet: PIL.Image.Image, cell: Cell, left: int, top: int) -> None:
-    """The picture of a cell as a tile, and its words below, or in the tile's place if there is no picture."""
-    if cell.image is not None:
-        tile = cell.image.pil.resize((TILE_PX, TILE_PX), PIL.Image.Resampling.LANCZOS)
-        sheet.paste(tile, (left, top))
-        top += TILE_PX
-    lines = textwrap.wrap(cell.words, LETTERS)
-    lines = lines if cell.image is None else lines[: WORDS_PX // LINE_PX]
-    font = ImageFont.load_default(FONT_PX)
-    ImageDraw.Draw(sheet).multiline_text((left, top + 2), "\n".join(lines), fill=INK, font=font, spacing=2)
+    tiles = [[Tile(cell.image, cell.words, cell.head) for cell in (*row.cells, *row.sources)] for row in rows]
+    novel = {number for number, row in enumerate(rows) if row.request.novel}
+    titles = [
+        f"{row.request.task}: {row.request.title}{f'  ({UNSEEN})' if number in novel else ''}"
+        for number, row in enumerate(rows)
+    ]
+    return sheet(tiles, TILE_PX, titles, novel, enlarge=True)

@@ -18,12 +18,10 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from racm3.model_folder import SCENES, SHIPPED
+
 MODULES = {"pillow": "PIL", "pylance": "lance"}
 """Name to import where it differs from the distribution's."""
-
-WEIGHTS = Path(__file__).parent / "weights" / "scenes"
-SHIPPED = ("image-tokenizer", "encoder", "generator", "vanilla", "judge")
-"""Folders of the models of the built-in world, below ``WEIGHTS``."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def compiler() -> Finding:
     return Finding("ok", "C compiler", "compiles the decoding step")
 
 
-def weights(folder: Path = WEIGHTS) -> list[Finding]:
+def weights(folder: Path = SCENES) -> list[Finding]:
     """One finding for each shipped model: whether its tensors can be read, with their number and size."""
     return [_model(folder / name) for name in SHIPPED]
 

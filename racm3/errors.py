@@ -4,6 +4,7 @@
     ├── InputError            what the caller gave cannot be used
     │   ├── DocumentError         a document that is empty, or whose parts do not fit together
     │   ├── ImageError            a picture that is missing, unreadable, or of the wrong kind
+    │   │   └── FormatError           a picture of a format that is not read
     │   ├── SourceError           a data folder or file that no reader recognises, or that is broken
     │   └── PromptTooLongError    a prompt and its answer that exceed the generator's context
     ├── ConfigError           an unknown key or preset, or a value out of range
@@ -11,6 +12,7 @@
     ├── CacheLimitError       a generation job that needs more memory than there is
     ├── MarkupError           token ids that break the grammar of documents
     └── MemoryStoreError      a memory that is missing, damaged or locked
+        ├── DamagedDocumentError  a stored document that is not what was put in
         └── EncoderMismatchError  a memory made by another encoder than the one it is opened with
 
 Each message says what was given, what is allowed and what to do.
@@ -25,8 +27,10 @@ __all__ = [
     "CacheLimitError",
     "CheckpointError",
     "ConfigError",
+    "DamagedDocumentError",
     "DocumentError",
     "EncoderMismatchError",
+    "FormatError",
     "ImageError",
     "InputError",
     "MarkupError",
@@ -35,6 +39,7 @@ __all__ = [
     "RACM3Error",
     "SourceError",
     "unknown",
+    "values",
 ]
 
 
@@ -52,6 +57,10 @@ class DocumentError(InputError):
 
 class ImageError(InputError):
     """A picture that is missing, unreadable, or of the wrong kind."""
+
+
+class FormatError(ImageError):
+    """A picture of a format that is not read."""
 
 
 class SourceError(InputError):
@@ -78,12 +87,28 @@ class MemoryStoreError(RACM3Error):
     """A memory that is missing, damaged or locked."""
 
 
+class DamagedDocumentError(MemoryStoreError):
+    """A stored document that is not what was put in, for the ``reason`` given."""
+
+    def __init__(self, item_id: str, reason: str) -> None:
+        super().__init__(
+            f"document {item_id!r} is damaged: {reason}; `racm3 memory check --repair` removes what is damaged, then "
+            "add or sync it again"
+        )
+        self.reason = reason
+
+
 class EncoderMismatchError(MemoryStoreError):
     """A memory made by another encoder than the one it is opened with."""
 
 
 class PromptTooLongError(InputError):
     """A prompt and its answer that exceed the generator's context."""
+
+
+def values(config: object, *names: str) -> str:
+    """The fields that a message is about: ``steps=0, threads=1``."""
+    return ", ".join(f"{name}={getattr(config, name)}" for name in names)
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Export and import: a generator as other tools open it, and a language model as the start of a generator.
+"""Export: a generator as other tools open it.
 
 A generator folder is a ``Qwen3ForCausalLM`` already. What other tools lack is a tokenizer of the whole vocabulary,
 special tokens and image codes included, with the ids of the weights; and the grammar, which the model card has as code.
@@ -8,47 +8,43 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from racm3.errors import CheckpointError
-from racm3.generator.model import Generator
-from racm3.generator.vocabulary_growth import grown
-from racm3.tokens.image_tokenizer import load_image_tokenizer
+from racm3.model_folder import FACTS, ModelFolder
+from racm3.tokens.markup import AFTER_PART, FOLLOWS
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
-__all__ = ["export_transformers", "import_qwen3", "whole_tokenizer"]
+__all__ = ["export_transformers", "whole_tokenizer"]
 
 
-def export_transformers(folder: Path, out: Path) -> None:
-    """Write the generator of ``folder`` as a folder for ``AutoModelForCausalLM`` and ``AutoTokenizer``.
+def export_transformers(folder: ModelFolder, out: Path) -> None:
+    """Write the folder's generator for ``AutoModelForCausalLM`` and ``AutoTokenizer``.
 
-    Raises CheckpointError if it is none, or ``out`` holds something already.
+    Raises CheckpointError if it is none of racm3, or ``out`` holds something already.
     """
-    facts_file = folder / "racm3.json"
-    if not facts_file.is_file():
-        raise CheckpointError(f"{folder} is not a generator folder of racm3: there is no racm3.json in it")
+    markup, path = folder.markup, folder.generator_path
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise CheckpointError(f"{out} holds something already; give a folder that is empty or not there yet")
-    facts = json.loads(facts_file.read_text(encoding="utf-8"))
-    vocabulary = Vocabulary(facts["text_size"], facts["image_size"])
-    tokenizer = whole_tokenizer(folder / "tokenizer.json", vocabulary)
+    vocabulary = markup.vocabulary
+    tokenizer = whole_tokenizer(path / "tokenizer.json", vocabulary)
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "model.safetensors", "racm3.json"):
-        shutil.copy(folder / name, out / name)
+    for name in ("config.json", "model.safetensors", FACTS):
+        shutil.copy(path / name, out / name)
     tokenizer.save(str(out / "tokenizer.json"))
     special = {f"{kind}_token": vocabulary.name(getattr(vocabulary, kind)) for kind in ("pad", "eos")}
-    context = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    context = json.loads((path / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
     _write(
         out / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **special},
     )
     _write(out / "generation_config.json", {"pad_token_id": vocabulary.pad, "eos_token_id": vocabulary.eos})
-    card = CARD.format(grammar=GRAMMAR, codes=facts["codes_per_image"], image_size=vocabulary.image_size)
+    card = CARD.format(grammar=GRAMMAR, codes=markup.codes_per_image, image_size=vocabulary.image_size)
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -77,41 +73,16 @@ def whole_tokenizer(path: Path, vocabulary: Vocabulary) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(facts))
 
 
-def import_qwen3(folder: Path, image_tokenizer: Path, out: Path, seed: int = 0) -> None:
-    """Write a generator folder whose words are those of a Qwen3 language model, to be trained on.
-
-    Its text rows move to their place in the vocabulary, the special tokens and the codes of ``image_tokenizer`` get new
-    rows (``generator/vocabulary_growth.py``). Raises CheckpointError if one of the two is not what it should be.
-    """
-    text = TextTokenizer.load(folder / "tokenizer.json")
-    images = load_image_tokenizer(image_tokenizer)
-    language_model = Generator.from_pretrained(folder)
-    if text.size > language_model.config.vocabulary_size:
-        raise CheckpointError(
-            f"{folder} has rows for {language_model.config.vocabulary_size} ids, but its tokenizer.json writes "
-            f"{text.size}; give weights and tokenizer that belong together"
-        )
-    vocabulary = Vocabulary(text.size, images.codebook_size)
-    origins: list[list[int]] = [[] for _ in range(vocabulary.size)]
-    origins[vocabulary.text_start : vocabulary.image_start] = [[id_] for id_ in range(text.size)]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        grown(language_model, origins, language_model.config.context_tokens).save_pretrained(out)
-    text.save(out / "tokenizer.json")
-    rows, columns = images.grid
-    _write(out / "racm3.json", vocabulary.to_dict() | {"codes_per_image": rows * columns, "grid": [rows, columns]})
-
-
 def _write(path: Path, facts: dict[str, Any]) -> None:
     path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-GRAMMAR = '''
+TEMPLATE = '''
 import json
 import torch
 from transformers import LogitsProcessor
 
-PAD, EOS, DOC, END, TEXT, IMAGE, INFILL, WORDS = 0, 1, 2, 3, 4, 5, 22, 38  # ids; words begin at 38
+{names} = {ids}  # ids; words begin at {words}
 
 
 class DocumentGrammar(LogitsProcessor):
@@ -131,16 +102,42 @@ class DocumentGrammar(LogitsProcessor):
             if own[last] == IMAGE and inside < self.count:
                 allowed[self.codes :] = True
             elif own[last] in (TEXT, IMAGE):
-                allowed[[TEXT, IMAGE, END]] = inside > 0
+                allowed[{after_part}] = inside > 0
                 allowed[WORDS : self.codes] = own[last] == TEXT
             elif own[last] >= INFILL:  # a text is infilled
                 allowed[WORDS : self.codes] = True
                 allowed[EOS] = inside > 0
             else:
-                allowed[{DOC: [TEXT, IMAGE], END: [DOC, EOS]}.get(own[last], [PAD])] = True
+                allowed[{follows}.get(own[last], [PAD])] = True
             row[~allowed] = -torch.inf
         return scores
 '''.strip()
+
+
+def _grammar() -> str:
+    """The grammar of ``tokens/markup.py`` as code that needs nothing of racm3."""
+    v = Vocabulary
+    names = {v.pad: "PAD", v.eos: "EOS", v.doc: "DOC", v.end: "END", v.text: "TEXT", v.image: "IMAGE"}
+    names |= {v.infill_start: "INFILL", v.text_start: "WORDS"}
+
+    def listed(ids: Sequence[int]) -> str:
+        return f"[{', '.join(names[id_] for id_ in ids)}]"
+
+    written = {
+        "names": ", ".join(names.values()),
+        "ids": ", ".join(map(str, names)),
+        "words": str(v.text_start),
+        "after_part": listed(AFTER_PART),
+        "follows": f"{{{', '.join(f'{names[id_]}: {listed(after)}' for id_, after in FOLLOWS.items())}}}",
+    }
+    code = TEMPLATE
+    for name, text in written.items():
+        code = code.replace(f"{{{name}}}", text)
+    return code
+
+
+GRAMMAR = _grammar()
+"""In the card of every exported model, and in docs/interop.md."""
 
 CARD = """---
 library_name: transformers

@@ -2,7 +2,8 @@
 
     racm3 train generator DATA --preset pictures --out MODELS/generator
 
-A preset holds the three runs of a folder of models, so one name serves image tokenizer, encoder and generator.
+A preset holds the three runs of a folder of models, so one name serves image tokenizer, encoder and generator. A
+function of your own is a preset as well: ``--preset my_module:my_function``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from racm3.errors import ConfigError, unknown
 from racm3.tokens.image_tokenizer import FSQConfig
 from racm3.training.encoder_recipe import EncoderRun
 from racm3.training.generator_recipe import GeneratorRun, MaskingConfig, ShapeConfig
@@ -18,15 +18,20 @@ from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
 from racm3.training.loop import LoopConfig
 from racm3.training.models import Runs
 from racm3.training.optimiser import OptimiserConfig
+from racm3.util.registry import Registry
+
+PRESETS: Registry[Callable[[], Runs]] = Registry("preset")
+"""By name. One of another package is asked for as MODULE:FUNCTION."""
 
 
+@PRESETS.register("scenes")
 def scenes() -> Runs:
     """The built-in world, on two CPU cores: 64 px to 8 x 8 codes of 4,375, and 3.7M parameters.
 
     On one otherwise idle core that multiplies bfloat16 in hardware (AMX), with a C++ compiler: about 9 minutes for the
     image tokenizer, 23 for the encoder, and 21 to 25 for the generator's 2,100 steps of 3,840 tokens.
 
-    Alpha is 0.3 and queries are asked whole, where the talk has 0.1 and drops a fifth of them: with captions of a
+    Alpha is 0.3 and queries are asked whole, where the paper has 0.1 and drops a fifth of them: with captions of a
     handful of words copying is then learnt in fewer steps (`docs/results.md`, *Trainings*).
     """
     return Runs(
@@ -42,12 +47,14 @@ def scenes() -> Runs:
     )
 
 
+@PRESETS.register("scenes-vanilla")
 def scenes_vanilla() -> Runs:
     """The same size and compute without retrieval: the baseline CM3."""
     usual = scenes()
     return replace(usual, generator=replace(usual.generator, retrieved_shares=(1.0,)))
 
 
+@PRESETS.register("scenes-tasks")
 def scenes_tasks() -> Runs:
     """Goes on from a generator of `scenes`, or from a vanilla one with ``--set retrieved_shares=[1.0]``, to infill, to
     edit and to caption as well: 15 minutes on such a core.
@@ -61,7 +68,7 @@ def scenes_tasks() -> Runs:
         usual,
         generator=replace(
             usual.generator,
-            start="out/models/first",
+            init_from="out/models/first",
             loop=LoopConfig(steps=900),
             optimiser=OptimiserConfig(lr=1.5e-3, muon_lr=2e-3, warmup_steps=30),
             masking=MaskingConfig(whole_text_share=0.5, region_share=0.25, around_share=0.7, wordless_share=0.5),
@@ -70,6 +77,7 @@ def scenes_tasks() -> Runs:
     )
 
 
+@PRESETS.register("pictures")
 def pictures() -> Runs:
     """Some hundred captioned pictures of your own: about eight minutes on a core with native bfloat16.
 
@@ -81,17 +89,17 @@ def pictures() -> Runs:
     """
     usual = scenes()
     return Runs(
-        replace(usual.image_tokenizer, start="scenes", decoder_only=True, loop=LoopConfig(steps=400)),
+        replace(usual.image_tokenizer, init_from="scenes", decoder_only=True, loop=LoopConfig(steps=400)),
         replace(
             usual.encoder,
-            start="scenes",
+            init_from="scenes",
             optimiser=OptimiserConfig(lr=3e-4, muon_lr=6e-4, weight_decay=0.05, warmup_steps=10),
             batch_size=128,
             loop=LoopConfig(steps=40),
         ),
         replace(
             usual.generator,
-            start="scenes",
+            init_from="scenes",
             rename_share=0.0,
             validation_documents=15,
             masking=replace(usual.generator.masking, whole_text_share=0.3),
@@ -160,28 +168,39 @@ def paper(layers: int, width: int, heads: int, mlp_width: int) -> Runs:
     )
 
 
+@PRESETS.register("paper-125m")
 def paper_125m() -> Runs:
+    """The paper's 125M."""
     return paper(layers=12, width=768, heads=12, mlp_width=2048)
 
 
+@PRESETS.register("paper-350m")
 def paper_350m() -> Runs:
+    """The paper's 350M."""
     return paper(layers=24, width=1024, heads=16, mlp_width=2816)
 
 
+@PRESETS.register("paper-760m")
 def paper_760m() -> Runs:
+    """The paper's 760M."""
     return paper(layers=24, width=1536, heads=16, mlp_width=4096)
 
 
+@PRESETS.register("paper-1.3b")
 def paper_1_3b() -> Runs:
+    """The paper's 1.3B."""
     return paper(layers=24, width=2048, heads=32, mlp_width=5504)
 
 
+@PRESETS.register("paper-2.7b")
 def paper_2_7b() -> Runs:
+    """The paper's 2.7B."""
     return paper(layers=32, width=2560, heads=32, mlp_width=6912)
 
 
+@PRESETS.register("finetune-qwen3")
 def finetune_qwen3() -> Runs:
-    """Go on from Qwen3-0.6B: ``--set start=FOLDER``, with its text tokenizer; codes and special tokens are new rows.
+    """Go on from Qwen3-0.6B, with its text tokenizer: ``--set init_from=FOLDER``. Codes and special tokens are new.
 
     For another size of Qwen3 the error says which settings of the shape to change; to plan without the folder,
     ``--set text_ids=151669``. Pictures and optimiser are those of the paper's runs.
@@ -192,7 +211,7 @@ def finetune_qwen3() -> Runs:
         generator=replace(
             usual.generator,
             model=ShapeConfig(1024, 28, 16, 8, 128, 3072, context_tokens=4096, rope_theta=1e6),
-            start="Qwen3-0.6B",
+            init_from="Qwen3-0.6B",
             text_ids=0,
             loop=LoopConfig(steps=5000),
             tokens_per_step=2**18,
@@ -200,22 +219,6 @@ def finetune_qwen3() -> Runs:
     )
 
 
-PRESETS: dict[str, Callable[[], Runs]] = {
-    "scenes": scenes,
-    "scenes-vanilla": scenes_vanilla,
-    "scenes-tasks": scenes_tasks,
-    "pictures": pictures,
-    "paper-125m": paper_125m,
-    "paper-350m": paper_350m,
-    "paper-760m": paper_760m,
-    "paper-1.3b": paper_1_3b,
-    "paper-2.7b": paper_2_7b,
-    "finetune-qwen3": finetune_qwen3,
-}
-
-
 def preset(name: str) -> Runs:
-    """The runs of that name. Raises ConfigError, naming the nearest, if there are none."""
-    if name not in PRESETS:
-        raise ConfigError(unknown("preset", name, PRESETS))
-    return PRESETS[name]()
+    """The runs of that name, or of MODULE:FUNCTION. Raises ConfigError, naming the nearest, if there are none."""
+    return PRESETS.get(name)()

@@ -1,4 +1,4 @@
-"""Claims: what the talk says the method does, and whether the study's results say so too.
+"""Claims: what the paper says the method does, and whether the study's results say so too.
 
 Each is judged from numbers of the result files alone.
 """
@@ -33,6 +33,7 @@ def trained(results: Results, variant: str) -> list[Any]:
 
 
 def of_seeds(results: Results, variant: str, score: str, **labels: Any) -> list[float]:
+    """A score of one row of a variant's results, seed by seed."""
     return [float(row_of(result["rows"], **labels)[score]) for result in trained(results, variant)]
 
 
@@ -51,7 +52,7 @@ def share_of_steps(results: Results, variant: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the talk. ``judge`` gives what was found, in words with numbers, and whether it holds by ``target``;
+    """A claim of the paper. ``judge`` gives what was found, in words with numbers, and whether it holds by ``target``;
     it raises LookupError where a result is missing. ``otherwise``: why it may fail here, and what would settle it."""
 
     claim: str
@@ -62,6 +63,7 @@ class Claim:
 
 
 def percent(share: float) -> str:
+    """A share as a person writes it; infinity is never."""
     return "never" if math.isinf(share) else f"{100 * share:.0f} %"
 
 
@@ -99,7 +101,7 @@ def _one_shot(results: Results) -> tuple[str, bool]:
     shares = {(row["by"], row["model"]): float(row["right"]) for row in _shots(results) if row["contexts"] == 1}
     ours, vanilla = shares["picture", "retrieval"], shares["picture", "vanilla"]
     by_label = f"{shares['label', 'retrieval']:.2f}, vanilla {shares['label', 'vanilla']:.2f}"
-    words = f"{ours:.2f}, vanilla {vanilla:.2f}; by the probability of the label, as in the talk, {by_label}"
+    words = f"{ours:.2f}, vanilla {vanilla:.2f}; by the probability of the label, as in the paper, {by_label}"
     return words, ours >= 0.78 and abs(vanilla - 0.5) <= 0.05
 
 

@@ -1,7 +1,7 @@
 """Experiments: what trained models make of Emoji Scenes, one function a claim. Nothing is trained here.
 
 Each is a function of a ``Lab`` and gives rows: labels (entities, model, what was varied) and scores with intervals;
-and, where there is something to see, a sheet of pictures, the first of the seeded test splits. ``study.py`` says when
+and, where there is something to see, a sheet of pictures, the first of the seeded test splits. ``runs.py`` says when
 they are run and keeps what they find, ``report.py`` shows it.
 """
 
@@ -33,10 +33,10 @@ from racm3.evaluation.scenes_protocol import (
     caption_scores,
     draw_all,
     through_tokenizer,
+    within,
 )
 from racm3.evaluation.scenes_tasks import (
     SHOTS,
-    Steps,
     Task,
     Tests,
     all_tasks,
@@ -50,17 +50,18 @@ from racm3.evaluation.scenes_tasks import (
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.retriever import Retriever
+from racm3.retriever.strategy import Relevance, Strategy
 from racm3.scenes.caption import describe
 from racm3.scenes.draw import Scene, draw
 from racm3.scenes.judges import Judge
+from racm3.util.progress import Report
+from racm3.util.registry import Registry
 
 __all__ = ["EXPERIMENTS", "Found", "Lab", "Sheet", "examine_generator"]
 
 SHOWN = 8
 """Requests on a sheet: the first of a test split."""
-GROUNDINGS = (1.0, 1.25, 1.5, 2.0)
-NOTHING_REDUNDANT = 2.0
-"""A threshold that no cosine reaches."""
+STRENGTHS = (1.0, 1.25, 1.5, 2.0)
 
 Row = dict[str, Any]
 
@@ -73,7 +74,7 @@ class Lab:
     vanilla: RACM3
     judge: Judge
     protocol: Protocol
-    on_step: Steps = lambda *_: None
+    on_step: Report = lambda *_: None
 
     @property
     def memory(self) -> Memory:
@@ -90,9 +91,9 @@ class Lab:
         scenes = self.protocol.world.scenes(SPLITS[entities])
         return [(scene, caption) for _, scene, caption in islice(scenes, self.protocol.n)]
 
-    def named(self, what: str) -> Steps:
+    def named(self, what: str) -> Report:
         """``on_step``, told what it is of."""
-        return lambda name, done, total: self.on_step(f"{what}: {name}", done, total)
+        return within(self.on_step, what)
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ class Found:
     decoding: Mapping[str, Settings] = field(default_factory=dict)
 
 
+EXPERIMENTS: Registry[Callable[[Lab], Found]] = Registry("experiment")
+"""By name, the most telling first. One of another package is asked for as MODULE:FUNCTION."""
+
+
+@EXPERIMENTS.register("pictures")
 def pictures(lab: Lab) -> Found:
     """Caption -> image: with retrieval, without, the returned picture, the tokenizer's ceiling, the true picture."""
     rows: list[Row] = []
@@ -128,6 +134,7 @@ def pictures(lab: Lab) -> Found:
     return Found(rows, Sheet((*ROWS[:-1], "true"), tuple(lines)))
 
 
+@EXPERIMENTS.register("captions")
 def captions(lab: Lab) -> Found:
     """Image -> caption: with retrieval, without, and the caption of the best-ranked document itself."""
     rows: list[Row] = []
@@ -139,6 +146,22 @@ def captions(lab: Lab) -> Found:
     return Found(rows)
 
 
+@EXPERIMENTS.register("one-shot")
+def shots(lab: Lab) -> Found:
+    """One-shot classification of novel entities with labels that mean nothing, and averages of 2, 4 and 8 contexts."""
+    rows: list[Row] = []
+    models: tuple[tuple[str, RACM3], ...] = (("retrieval", lab.retrieval), ("vanilla", lab.vanilla))
+    protocols: tuple[By, ...] = ("picture", "label")
+    for by, (row, model) in product(protocols, models):
+        found = one_shot(model, lab.protocol.world, lab.protocol.trials, by, lab.named(f"{row}, by {by}"))
+        n = int(found["n"])
+        for count in SHOTS:
+            right = np.arange(n) < round(found[str(count)] * n)
+            rows.append({"entities": "novel", "by": by, "model": row, "contexts": count} | means({"right": right}))
+    return Found(rows)
+
+
+@EXPERIMENTS.register("two-entities")
 def two(lab: Lab) -> Found:
     """Two novel entities in one picture, from the memory, or with a document of each given by hand: of the one entity
     large, as in most documents, or twice, as small as it is to be drawn."""
@@ -163,6 +186,7 @@ def two(lab: Lab) -> Found:
     return Found(rows, _sheet([describe(scene) for scene in task.scenes], drawn), {"usual": settings})
 
 
+@EXPERIMENTS.register("tasks")
 def tasks(lab: Lab) -> Found:
     """Infilling, editing by a picture, and a style that is only demonstrated: the tasks of ``tasks.py``."""
     asked = all_tasks({entities: lab.tests(entities) for entities in SPLITS}, lab.protocol.world)
@@ -185,83 +209,7 @@ def tasks(lab: Lab) -> Found:
     return Found(rows, Sheet(("given", "retrieval", "vanilla", "wanted"), tuple(lines)))
 
 
-def shots(lab: Lab) -> Found:
-    """One-shot classification of novel entities with labels that mean nothing, and averages of 2, 4 and 8 contexts."""
-    rows: list[Row] = []
-    models: tuple[tuple[str, RACM3], ...] = (("retrieval", lab.retrieval), ("vanilla", lab.vanilla))
-    protocols: tuple[By, ...] = ("picture", "label")
-    for by, (row, model) in product(protocols, models):
-        found = one_shot(model, lab.protocol.world, lab.protocol.trials, by, lab.named(f"{row}, by {by}"))
-        n = int(found["n"])
-        for count in SHOTS:
-            right = np.arange(n) < round(found[str(count)] * n)
-            rows.append({"entities": "novel", "by": by, "model": row, "contexts": count} | means({"right": right}))
-    return Found(rows)
-
-
-def documents(lab: Lab) -> Found:
-    """What is retrieved: how many documents, whole ones or one part of them, redundant ones skipped or not."""
-    tests = lab.tests("novel")
-    asked = [Document.of(caption, Hole("image")) for _, caption in tests]
-    gauge, usual, rows = Gauge(tests, lab.judge, lab.retrieval.encoder), replace(lab.single, k=2), list[Row]()
-    by_hand: dict[str, list[list[Document]]] = {
-        "2 documents, text alone": _found(lab, asked, "text"),
-        "2 documents, image alone": _found(lab, asked, "image"),
-        "2 documents, redundant ones too": _found(lab, asked, None, NOTHING_REDUNDANT),
-    }
-    ways: dict[str, tuple[Settings, list[list[Document]] | None]] = {
-        "no document": (replace(usual, k=0), None),
-        "1 document": (replace(usual, k=1), None),
-        "2 documents": (usual, None),
-        **{what: (usual, given) for what, given in by_hand.items()},
-        "2 contexts of 2": (replace(usual, contexts=2), None),
-        "4 contexts of 2": (replace(usual, contexts=4), None),
-    }
-    for what, (settings, given) in ways.items():
-        step = partial(lab.on_step, what)
-        drawn = _pictures(lab.retrieval.complete(asked, settings, retrieved=given, on_step=step))
-        rows.append({"entities": "novel", "given": what} | gauge.scores(drawn))
-    return Found(rows, decoding={"usual": usual})
-
-
-def caption_documents(lab: Lab) -> Found:
-    """The same for captions: how many documents the generator reads beside the picture."""
-    tests, rows = lab.tests("novel"), list[Row]()
-    scenes = [scene for scene, _ in tests]
-    asked = [Document.of(Hole("text"), Image(draw(scene))) for scene in scenes]
-    usual = replace(lab.protocol.captioning, k=2)
-    ways = {
-        "no document": replace(usual, k=0),
-        "1 document": replace(usual, k=1),
-        "2 documents": usual,
-        "2 contexts of 2": replace(usual, contexts=2),
-    }
-    for what, settings in ways.items():
-        done = lab.retrieval.complete(asked, settings, on_step=partial(lab.on_step, what))
-        rows.append(
-            {"entities": "novel", "given": what} | caption_scores([d.document.text or "" for d in done], scenes)
-        )
-    return Found(rows, decoding={"usual": usual})
-
-
-def grounding(lab: Lab) -> Found:
-    """How much more than usual the retrieved documents count: what is drawn and told, and a style only demonstrated."""
-    rows: list[Row] = []
-    shown = style(lab.tests("seen"), lab.protocol.world)
-    for strength in GROUNDINGS:
-        own = replace(lab, protocol=lab.protocol.grounded(strength))
-        for entities in SPLITS:
-            row: Row = {"entities": entities, "grounding": strength} | _drawn_and_told(own, entities, 2)
-            if entities == "seen":
-                step = partial(lab.on_step, f"style, grounding {strength}")
-                filling = own.protocol.filling
-                done = lab.retrieval.complete(shown.documents, filling, retrieved=shown.retrieved, on_step=step)
-                found = scored("style", shown, done, lab.judge)
-                row |= {"style": found["style"], "interval": row["interval"] | {"style": found["interval"]["style"]}}
-            rows.append(row)
-    return Found(rows)
-
-
+@EXPERIMENTS.register("knowledge")
 def knowledge(lab: Lab) -> Found:
     """Novel entities are added to a live memory that knew none: the same requests and weights, before and after."""
     items, vectors, novel = list(lab.memory.items()), lab.memory.vectors, set(lab.protocol.world.novel)
@@ -297,6 +245,73 @@ def knowledge(lab: Lab) -> Found:
     )
 
 
+@EXPERIMENTS.register("documents")
+def documents(lab: Lab) -> Found:
+    """What is retrieved: how many documents, whole ones or one part of them, redundant ones skipped or not."""
+    tests = lab.tests("novel")
+    asked = [Document.of(caption, Hole("image")) for _, caption in tests]
+    gauge, usual, rows = Gauge(tests, lab.judge, lab.retrieval.encoder), replace(lab.single, k=2), list[Row]()
+    by_hand: dict[str, list[list[Document]]] = {
+        "2 documents, text alone": _found(lab, asked, "text"),
+        "2 documents, image alone": _found(lab, asked, "image"),
+        "2 documents, redundant ones too": _found(lab, asked, None, Relevance()),
+    }
+    ways: dict[str, tuple[Settings, list[list[Document]] | None]] = {
+        "no document": (replace(usual, k=0), None),
+        "1 document": (replace(usual, k=1), None),
+        "2 documents": (usual, None),
+        **{what: (usual, given) for what, given in by_hand.items()},
+        "2 contexts of 2": (replace(usual, contexts=2), None),
+        "4 contexts of 2": (replace(usual, contexts=4), None),
+    }
+    for what, (settings, given) in ways.items():
+        step = partial(lab.on_step, what)
+        drawn = _pictures(lab.retrieval.complete(asked, settings, retrieved=given, on_step=step))
+        rows.append({"entities": "novel", "given": what} | gauge.scores(drawn))
+    return Found(rows, decoding={"usual": usual})
+
+
+@EXPERIMENTS.register("caption-documents")
+def caption_documents(lab: Lab) -> Found:
+    """The same for captions: how many documents the generator reads beside the picture."""
+    tests, rows = lab.tests("novel"), list[Row]()
+    scenes = [scene for scene, _ in tests]
+    asked = [Document.of(Hole("text"), Image(draw(scene))) for scene in scenes]
+    usual = replace(lab.protocol.captioning, k=2)
+    ways = {
+        "no document": replace(usual, k=0),
+        "1 document": replace(usual, k=1),
+        "2 documents": usual,
+        "2 contexts of 2": replace(usual, contexts=2),
+    }
+    for what, settings in ways.items():
+        done = lab.retrieval.complete(asked, settings, on_step=partial(lab.on_step, what))
+        rows.append(
+            {"entities": "novel", "given": what} | caption_scores([d.document.text or "" for d in done], scenes)
+        )
+    return Found(rows, decoding={"usual": usual})
+
+
+@EXPERIMENTS.register("context-aware")
+def context_aware(lab: Lab) -> Found:
+    """How much more than usual the retrieved documents count: what is drawn and told, and a style only demonstrated."""
+    rows: list[Row] = []
+    shown = style(lab.tests("seen"), lab.protocol.world)
+    for strength in STRENGTHS:
+        own = replace(lab, protocol=lab.protocol.with_context_aware(strength))
+        for entities in SPLITS:
+            row: Row = {"entities": entities, "context_aware": strength} | _drawn_and_told(own, entities, 2)
+            if entities == "seen":
+                step = partial(lab.on_step, f"style, context-aware {strength}")
+                filling = own.protocol.filling
+                done = lab.retrieval.complete(shown.documents, filling, retrieved=shown.retrieved, on_step=step)
+                found = scored("style", shown, done, lab.judge)
+                row |= {"style": found["style"], "interval": row["interval"] | {"style": found["interval"]["style"]}}
+            rows.append(row)
+    return Found(rows)
+
+
+@EXPERIMENTS.register("retriever")
 def retriever(lab: Lab) -> Found:
     """How often the entity of a query is among the first documents retrieved, for a query of words and of a picture."""
     rows: list[Row] = []
@@ -307,8 +322,8 @@ def retriever(lab: Lab) -> Found:
             "picture": [Document.of(Image(draw(scene))) for scene, _ in tests],
         }
         for kind, asked in queries.items():
-            for what, threshold in (("skipped", None), ("kept", NOTHING_REDUNDANT)):
-                hits = Retriever(lab.memory, lab.retrieval.encoder, threshold).retrieve(asked, 2)
+            for what, strategy in (("skipped", None), ("kept", Relevance())):
+                hits = Retriever(lab.memory, lab.retrieval.encoder, strategy).retrieve(asked, 2)
                 relevant = [
                     [scene.entities[0] in hit.metadata["scene"]["entities"] for hit in own]
                     for own, (scene, _) in zip(hits, tests, strict=True)
@@ -318,6 +333,7 @@ def retriever(lab: Lab) -> Found:
     return Found(rows)
 
 
+@EXPERIMENTS.register("perplexity")
 def perplexities(lab: Lab) -> Found:
     """Perplexity of test documents behind the documents that their words retrieve."""
     rows: list[Row] = []
@@ -333,22 +349,6 @@ def perplexities(lab: Lab) -> Found:
     return Found(rows)
 
 
-EXPERIMENTS: dict[str, Callable[[Lab], Found]] = {
-    "pictures": pictures,
-    "captions": captions,
-    "one-shot": shots,
-    "two-entities": two,
-    "tasks": tasks,
-    "knowledge": knowledge,
-    "documents": documents,
-    "caption-documents": caption_documents,
-    "grounding": grounding,
-    "retriever": retriever,
-    "perplexity": perplexities,
-}
-"""By name, the most telling first."""
-
-
 def examine_generator(lab: Lab, documents: Iterable[int]) -> list[Row]:
     """What a generator of the study, ``lab.retrieval``, draws and tells with so many retrieved documents."""
     return [
@@ -362,7 +362,7 @@ def _drawn_and_told(lab: Lab, entities: str, k: int) -> Row:
     """The scores of one drawing a caption and of one caption a picture, behind k retrieved documents."""
     tests = lab.tests(entities)
     scenes, truth = [scene for scene, _ in tests], [Image(draw(scene)) for scene, _ in tests]
-    what = f"{entities}, {k} documents, grounding {lab.single.image.grounding}"
+    what = f"{entities}, {k} documents, context-aware {lab.single.image.context_aware}"
     asked = [Document.of(caption, Hole("image")) for _, caption in tests]
     step = partial(lab.on_step, f"{what}: pictures")
     drawn = _pictures(lab.retrieval.complete(asked, replace(lab.single, k=k), on_step=step))
@@ -387,9 +387,9 @@ def _twice(scene: Scene) -> Scene:
 
 
 def _found(
-    lab: Lab, asked: Sequence[Document], modality: Modality | None, threshold: float | None = None
+    lab: Lab, asked: Sequence[Document], modality: Modality | None, strategy: Strategy | None = None
 ) -> list[list[Document]]:
-    hits = Retriever(lab.memory, lab.retrieval.encoder, threshold).retrieve(asked, 2, modality=modality)
+    hits = Retriever(lab.memory, lab.retrieval.encoder, strategy).retrieve(asked, 2, modality=modality)
     return [[hit.document for hit in own] for own in hits]
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import PIL.Image
-from PIL import ImageDraw, ImageFont
 
+from racm3.document import Image
 from racm3.errors import ConfigError
 from racm3.scenes.draw import SCENE_PX
+from racm3.util.contact_sheet import Tile, sheet
 from study.claims import Results, of_seeds, trained
 from study.runs import SIZES
 
@@ -49,7 +51,7 @@ def plot_sizes(results: Results, file: Path) -> bool:
 
 
 def plot_shots(results: Results, file: Path) -> bool:
-    """Share right by the number of contexts, ours with intervals beside the talk's."""
+    """Share right by the number of contexts, ours with intervals beside the paper's."""
     lines: dict[str, Line] = {}
     every = results["one-shot"]["rows"]
     for by, model in dict.fromkeys((row["by"], row["model"]) for row in every):
@@ -95,21 +97,11 @@ def _plot(file: Path, lines: Mapping[str, Line], x: str, y: str) -> bool:
     return True
 
 
-TILE_PX, GAP_PX, FONT_PX = 96, 8, 11
+TILE_PX = 96
 
 
 def draw_sheet(tiles: PIL.Image.Image, heads: Sequence[str], titles: Sequence[str]) -> PIL.Image.Image:
     """The tiles of a result, larger, with the heads above the columns and the titles above the rows."""
-    row_px, column_px = TILE_PX + FONT_PX + 2 * GAP_PX, TILE_PX + GAP_PX
-    sheet = PIL.Image.new("RGB", (GAP_PX + column_px * len(heads), 3 * GAP_PX + row_px * len(titles)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
-    for column, head in enumerate(heads):
-        pen.text((GAP_PX + column * column_px, GAP_PX // 2), head, fill="#636a73", font=font)
-    for row, title in enumerate(titles):
-        top = 3 * GAP_PX + row * row_px
-        pen.text((GAP_PX, top), title, fill="#1f2328", font=font)
-        for column in range(len(heads)):
-            place = column * SCENE_PX, row * SCENE_PX, (column + 1) * SCENE_PX, (row + 1) * SCENE_PX
-            tile = tiles.crop(place).resize((TILE_PX, TILE_PX), PIL.Image.Resampling.LANCZOS)
-            sheet.paste(tile, (GAP_PX + column * column_px, top + FONT_PX + GAP_PX // 2))
-    return sheet
+    pixels = np.asarray(tiles).reshape(len(titles), SCENE_PX, len(heads), SCENE_PX, 3).swapaxes(1, 2)
+    rows = [[Tile(Image(one), head=head) for one, head in zip(row, heads, strict=True)] for row in pixels]
+    return sheet(rows, TILE_PX, titles, enlarge=True)

@@ -57,13 +57,15 @@ def load_results(folder: Path) -> dict[str, Any]:
         raise InputError(f"there are no results in {folder}; run this in a checkout of racm3, or add --rerun")
     results: dict[str, Any] = {}
     for file in sorted(folder.glob("*.json")):
-        if file.stem not in NAMES:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        name = str(result.get("name")) if ":" in str(result.get("name")) else file.stem  # of another package's
+        if file.stem != name.replace(":", ".") or (name == file.stem and name not in NAMES):
             raise InputError(f"{file} is no result of the study; it has {', '.join(NAMES)}: move the file away")
-        results[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+        results[name] = result
     trained = [name for name in TRAININGS if name in results]
     for name in trained[1:]:
         check_comparable(results[trained[0]]["protocol"], results[name]["protocol"], (trained[0], name))
-    return {name: results[name] for name in NAMES if name in results}
+    return {name: results[name] for name in (*NAMES, *results) if name in results}
 
 
 def claims_table(results: Results) -> list[str]:
@@ -183,7 +185,7 @@ SECTIONS = (
         "One-shot classification, and averages of several contexts",
         'Two novel entities named "animal X" and "animal Y", one example of each a context; the predictions of '
         "several contexts are averaged. *picture*: which example makes the third picture more probable behind its "
-        "label; *label*, as in the talk: which label is more probable before the third picture. Chance is 50 %.",
+        "label; *label*, as in the paper: which label is more probable before the third picture. Chance is 50 %.",
     ),
     (
         "two-entities",
@@ -212,8 +214,8 @@ SECTIONS = (
     ),
     ("caption-documents", "What is retrieved, for captions", "Novel entities."),
     (
-        "grounding",
-        "Grounding",
+        "context-aware",
+        "Context-aware decoding",
         "How much more than usual the retrieved documents count: the logits are moved by so many times the distance "
         "from those of the main document alone (context-aware decoding). 1 is the generator by itself, as trainings "
         "are examined; elsewhere it is what `Protocol` says. One drawing a request; *style* as above.",
@@ -242,25 +244,27 @@ def write_report(docs: Path) -> Path:
     page = [
         "# Results",
         "",
-        "Written by `racm3 report` from the files in `results/study`; nothing here is typed by hand.",
+        "Written by `python -m study` from the files in `results/study`; nothing here is typed by hand.",
         "",
         NOTE,
         "",
     ]
-    page += ["## The talk's claims", "", *claims_table(results), ""]
-    for name, title, about in SECTIONS:
+    page += ["## The paper's claims", "", *claims_table(results), ""]
+    foreign = [(name, name, result["about"]) for name, result in results.items() if name not in NAMES]
+    for name, title, about in (*SECTIONS, *foreign):
         page += [f"## {title}", "", about, ""]
         if name not in results:
-            page += [f"{NOT_RUN}: `racm3 report --rerun --only {name}`", ""]
+            page += [f"{NOT_RUN}: `python -m study --rerun --only {name}`", ""]
             continue
         result = results[name]
         page += [*table(result["rows"]), ""]
         if name == "one-shot" and plot_shots(results, folder / "one-shot.svg"):
             page += ["![Share right by the number of contexts](results/one-shot.svg)", ""]
         if sheet := result.get("sheet"):
-            tiles = PIL.Image.open(folder / "study" / f"{name}.webp").convert("RGB")
-            draw_sheet(tiles, sheet["heads"], sheet["titles"]).save(folder / f"{name}.webp", quality=90)
-            page += [f"![{title}, the first of the seeded draw](results/{name}.webp)", ""]
+            file = f"{name.replace(':', '.')}.webp"
+            tiles = PIL.Image.open(folder / "study" / file).convert("RGB")
+            draw_sheet(tiles, sheet["heads"], sheet["titles"]).save(folder / file, quality=90)
+            page += [f"![{title}, the first of the seeded draw](results/{file})", ""]
         page += [_source(name, result["protocol"]), ""]
     page += ["## Trainings", "", *_about_trainings(), "", *trainings_table(results), ""]
     for plot, file, about in (

@@ -21,34 +21,32 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import torch
 
 from racm3.data import write_webdataset
 from racm3.errors import ConfigError, unknown
-from racm3.evaluation.protocol import flat, weights_digest
-from racm3.evaluation.scenes_protocol import WEIGHTS, Protocol, about_scenes, progress, world_memory
-from racm3.generator.model import Generator
-from racm3.pipeline import RACM3, SCENES
+from racm3.evaluation.protocol import weights_digest
+from racm3.evaluation.scenes_protocol import Protocol, about_scenes, world_memory
+from racm3.model_folder import SCENES, SHIPPED, ModelFolder
+from racm3.pipeline import RACM3
 from racm3.presets import preset
-from racm3.retriever.encoder import Encoder
 from racm3.scenes.draw import SCENE_PX
 from racm3.scenes.judges import Judge
-from racm3.tokens.image_tokenizer import FSQImageTokenizer, load_image_tokenizer
-from racm3.tokens.markup import Markup
-from racm3.tokens.vocabulary import Vocabulary
-from racm3.training.generator_recipe import Batches, GeneratorRun, train_generator
-from racm3.training.journal import write_whole
+from racm3.training.generator_recipe import Batches, GeneratorRun
 from racm3.training.loop import MAY_CHANGE
-from racm3.training.prepare import learn_text, prepare
+from racm3.training.models import prepared_model
 from racm3.training.prepared_cache import Cache
-from racm3.util.config import override, to_dict
-from study.experiments import EXPERIMENTS, NOTHING_REDUNDANT, Lab, Sheet, examine_generator
+from racm3.util.config import dotted, override, to_dict
+from racm3.util.files import write_whole
+from racm3.util.progress import progress
+from study.experiments import EXPERIMENTS, Lab, Sheet, examine_generator
 
 __all__ = ["EXPERIMENTS", "NAMES", "SIZES", "TRAININGS", "VARIANTS", "Study", "Variant", "rerun", "steps_to_reach"]
 
 SEEDS = (0, 1, 2)
 SHARED = ("image-tokenizer", "encoder", "judge")
 """Models that all trainings are made or examined with."""
+NOTHING_REDUNDANT = 2.0
+"""A threshold that no cosine reaches."""
 SHORT = ("loop.steps=1400", "validation_documents=100", "loop.look_every=100")
 """Of every training (ours): 36 at the size and the steps of the preset take 21 hours of a core, these 8. Small ones
 begin to copy: after 600 steps two documents change nothing of what is drawn, after 1,400 they bring it nearer to the
@@ -69,6 +67,7 @@ class Variant:
     skip: bool = True
 
     def run(self, seed: int, more: Sequence[str] = ()) -> GeneratorRun:
+        """The training of one seed, with further settings."""
         usual = override(preset(self.preset).generator, SHORT)
         return override(override(usual, self.set), [f"loop.seed={seed}", *more])
 
@@ -77,7 +76,7 @@ SMALL = ("model.width=128", "model.layers=4", "model.head_dim=32", "model.mlp_wi
 MEDIUM = ("model.width=160", "model.layers=5", "model.head_dim=40", "model.mlp_width=432")
 
 DROPPED = "query_dropout=0.2"
-"""As in the talk; the presets of the world ask whole queries."""
+"""As in the paper; the presets of the world ask whole queries."""
 
 VARIANTS: dict[str, Variant] = {
     "alpha-0.1": Variant(set=(*SMALL, DROPPED, "alpha=0.1")),
@@ -109,7 +108,7 @@ TRAININGS: dict[str, tuple[str, int]] = {
 }
 """(variant, seed) by name, in the order in which they are run."""
 
-NAMES = (*EXPERIMENTS, *TRAININGS)
+NAMES = (*EXPERIMENTS.names(), *TRAININGS)
 
 
 @dataclass(frozen=True)
@@ -127,19 +126,25 @@ class Study:
     train: tuple[str, ...] = ()
 
     def file(self, name: str) -> Path:
-        return self.results / f"{name}.json"
+        """Where the result of an experiment or training lies."""
+        return self.results / f"{name.replace(':', '.')}.json"
 
 
 def selected(only: Iterable[str]) -> list[str]:
-    """The names of experiments and trainings, all or those asked for; a variant stands for all of its seeds.
+    """The names of experiments and trainings, all or those asked for; a variant stands for all of its seeds, and
+    MODULE:FUNCTION for an experiment of another package.
 
     Raises ConfigError for a name that is none.
     """
     asked = list(only)
+    foreign = [name for name in asked if ":" in name]
+    for name in foreign:
+        EXPERIMENTS.get(name)
     for name in asked:
-        if name not in (*NAMES, *VARIANTS):
+        if name not in (*NAMES, *VARIANTS, *foreign):
             raise ConfigError(unknown("experiment or training", name, (*NAMES, *VARIANTS)))
-    return [name for name in NAMES if not asked or name in asked or TRAININGS.get(name, ("",))[0] in asked]
+    own = [name for name in NAMES if not asked or name in asked or TRAININGS.get(name, ("",))[0] in asked]
+    return [*own, *foreign]
 
 
 def rerun(study: Study, only: Iterable[str] = ()) -> None:
@@ -165,14 +170,14 @@ def is_done(study: Study, name: str) -> bool:
     if not file.exists():
         return False
     stored = json.loads(file.read_bytes())
-    expected = flat(to_dict(study.protocol))
-    found = flat(stored["protocol"])
-    weights: tuple[str, ...] = WEIGHTS
+    expected = dotted(to_dict(study.protocol))
+    found = dotted(stored["protocol"])
+    weights: tuple[str, ...] = SHIPPED
     if name in TRAININGS:
         variant, seed = TRAININGS[name]
-        expected = flat(to_dict(_examined(study.protocol)))
+        expected = dotted(to_dict(_examined(study.protocol)))
         expected |= _identity(VARIANTS[variant], seed, study.train)
-        found |= flat(stored["settings"])
+        found |= dotted(stored["settings"])
         weights = SHARED
     expected |= {f"weights.{one}": weights_digest(study.models / one) for one in weights}
     differing = [key for key, value in expected.items() if found.get(key) != value]
@@ -183,21 +188,21 @@ def is_done(study: Study, name: str) -> bool:
 
 def _examined(protocol: Protocol) -> Protocol:
     """By which trainings are judged: as they are, without what decoding can add to them."""
-    return replace(protocol, n=min(protocol.n, EXAMINED)).grounded(1.0)
+    return replace(protocol, n=min(protocol.n, EXAMINED)).with_context_aware(1.0)
 
 
 def _identity(variant: Variant, seed: int, more: Sequence[str]) -> dict[str, Any]:
     """What makes a training this one, by dotted name: all but how it is computed, and what has no say in it."""
     run = variant.run(seed, more)
     no_say = (MAY_CHANGE - {"loop.steps"}) | (set() if run.k else OF_RETRIEVAL)
-    settings = flat(to_dict(run) | {"skip": variant.skip})
+    settings = dotted(to_dict(run) | {"skip": variant.skip})
     return {name: value for name, value in settings.items() if name not in no_say}
 
 
 def _left(study: Study, names: Sequence[str]) -> str:
     """What is still to do, and how long it takes if each takes as long as the mean of its kind that is done."""
     minutes = 0.0
-    for kind in (EXPERIMENTS, TRAININGS):
+    for kind in (EXPERIMENTS.names(), tuple(TRAININGS)):
         left = sum(name in kind for name in names)
         done = [json.loads(study.file(name).read_bytes()) for name in kind if study.file(name).exists()]
         if left and not done:
@@ -221,10 +226,12 @@ def _experiment(study: Study, name: str) -> tuple[dict[str, Any], Sheet | None]:
     vanilla = RACM3.from_pretrained(study.models, generator="vanilla")
     with progress() as on_step:
         retrieval.memory = world_memory(study.work / "memory", study.protocol.world, retrieval.encoder, on_step)
-        found = EXPERIMENTS[name](Lab(retrieval, vanilla, judge, study.protocol, on_step))
-    about = about_scenes(study.protocol, retrieval, study.models, WEIGHTS)
+        experiment = EXPERIMENTS.get(name)
+        found = experiment(Lab(retrieval, vanilla, judge, study.protocol, on_step))
+    about = about_scenes(study.protocol, retrieval, study.models, SHIPPED)
     decoding = {name: to_dict(settings) for name, settings in found.decoding.items()}
-    return {"rows": found.rows, "protocol": about | {"decoding": decoding}}, found.sheet
+    said = {} if name in NAMES else {"about": (experiment.__doc__ or "").strip()}  # of ours, the report says it
+    return said | {"rows": found.rows, "protocol": about | {"decoding": decoding}}, found.sheet
 
 
 def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
@@ -233,27 +240,23 @@ def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
     run = variant.run(seed, study.train)
     made_with = json.dumps(_identity(variant, seed, study.train), sort_keys=True).encode()
     folder = study.work / "runs" / f"{name}-seed-{seed}-{hashlib.blake2b(made_with, digest_size=4).hexdigest()}"
-    image = load_image_tokenizer(study.models / "image-tokenizer")
-    assert isinstance(image, FSQImageTokenizer)
-    encoder = Encoder.from_pretrained(study.models / "encoder")
+    models = ModelFolder(study.models)
+    encoder = models.encoder()
     if not variant.skip:
         encoder.redundancy_threshold = NOTHING_REDUNDANT
-    data, prepared = _training_data(study), Cache(study.work / "prepared")
-    text = learn_text(data, run.text_ids, prepared)
-    markup = Markup(Vocabulary(text.size, image.codebook_size), image.grid[0] * image.grid[1])
-    retriever = encoder if run.k else None
-    documents = prepare(data, text, image, markup, retriever, prepared, dropouts=run.dropouts)
-    vectors = image.fsq.values(image.fsq.digits_of(torch.arange(image.codebook_size)))
-    train_generator(documents, text, markup, image.grid, run, folder, vectors)  # nothing is left to do if it is done
-    generator = Generator.from_pretrained(folder).eval()
+    retriever, prepared = encoder if run.k else None, Cache(study.work / "prepared")
+    made = prepared_model(_training_data(study), run, models.image_tokenizer(), retriever, prepared, seed=0)
+    made.train(run, folder, samples=False)  # nothing is left to do if it is done
+    generator = ModelFolder.around(folder).generator()
     with progress() as on_step:
         memory = world_memory(study.work / "memory", study.protocol.world, encoder, on_step)
-        model = RACM3(generator, text, image, markup, encoder, memory)
+        model = RACM3(generator, made.text, made.image, made.markup, encoder, memory)
         protocol = _examined(study.protocol)
         lab = Lab(model, model, Judge.from_pretrained(study.models / "judge"), protocol, on_step)
         rows = examine_generator(lab, (2, 0) if run.k else (0,))
     journal = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     looks = [row for row in journal if "validation" in row]
+    tokens = Batches(made.documents, made.markup, made.image.grid, run).mean_tokens
     about = about_scenes(protocol, model, study.models, SHARED)
     about["weights"]["generator"] = weights_digest(folder)
     return {
@@ -261,8 +264,7 @@ def _train(study: Study, name: str, seed: int) -> tuple[dict[str, Any], None]:
         "seed": seed,
         "settings": to_dict(run) | {"skip": variant.skip},
         "parameters": generator.parameter_count,
-        "flops_per_step": generator.flops_per_token(round(Batches(documents, markup, image.grid, run).mean_tokens))
-        * run.tokens_per_step,
+        "flops_per_step": generator.flops_per_token(round(tokens)) * run.tokens_per_step,
         "train_s": round(seconds([row["elapsed_s"] for row in journal])),
         "curve": {"step": [row["step"] for row in looks], "loss": [round(row["validation"], 4) for row in looks]},
         "rows": rows,

@@ -16,7 +16,7 @@ from racm3.pipeline import RACM3
 from racm3.scenes.caption import describe
 from racm3.scenes.draw import Scene, draw
 from racm3.scenes.world import World
-from racm3.tokens.documents import token_documents
+from racm3.tokens.codec import token_documents
 from racm3.tokens.vocabulary import Vocabulary
 
 V = Vocabulary(text_size=5, image_size=9)

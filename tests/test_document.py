@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from racm3 import document
 from racm3.document import Document, Hole, Image, Text
-from racm3.errors import DocumentError, ImageError
+from racm3.errors import DocumentError, FormatError, ImageError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 ORIENTATION = 0x0112  # the EXIF tag
@@ -242,6 +245,179 @@ def test_a_decompression_bomb_is_refused() -> None:
     assert len(bomb) < 100_000
     with pytest.raises(ImageError, match="20000 x 20000 pixels|decompression bomb"):
         Image.open(bomb)
+
+
+# Image: formats and grey of more than 8 bits
+
+
+def tiff(array: np.ndarray) -> bytes:
+    return encoded(PIL.Image.fromarray(array), "TIFF")
+
+
+@pytest.mark.parametrize(
+    ("format", "mode"),
+    [
+        *(("AVIF", "RGB"), ("JPEG2000", "RGB"), ("TGA", "RGBA"), ("DDS", "RGB"), ("ICO", "RGBA"), ("PPM", "RGB")),
+        *(("PCX", "RGB"), ("SGI", "RGB"), ("QOI", "RGB"), ("ICNS", "RGBA"), ("DIB", "RGB"), ("MSP", "1"), ("XBM", "1")),
+    ],
+)
+def test_what_pillow_reads_is_read(format: str, mode: str) -> None:
+    given = PIL.Image.new(mode, (32, 32), (200, 60, 60) if mode.startswith("RGB") else 1)
+    opened = Image.open(encoded(given, format))
+    np.testing.assert_allclose(opened.pixels.mean((0, 1)), np.array(given.convert("RGB")).mean((0, 1)), atol=4)
+
+
+def test_a_photoshop_picture_is_read() -> None:
+    channels = b"".join(bytes([value]) * 6 for value in (200, 60, 10))
+    header = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 2, 3, 8, 3)
+    assert Image.open(header + struct.pack(">IIIH", 0, 0, 0, 0) + channels).pixels.tolist() == [[[200, 60, 10]] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("head", "title", "cure"),
+    [
+        (b"\xff\x0a", "JPEG XL", "convert it to PNG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC", "install racm3[heif]"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript", "convert it to PNG"),
+    ],
+)
+def test_a_format_that_is_not_read_is_named(
+    head: bytes, title: str, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document, "formats", lambda: document.FORMATS)  # as without the extra
+    (tmp_path / "a.png").write_bytes(head + bytes(50))
+    for source in (head + bytes(50), tmp_path / "a.png"):
+        with pytest.raises(FormatError, match=f"its format is {title}; {re.escape(cure)}"):
+            Image.open(source)
+
+
+def test_heic_is_read_with_its_extra() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    heif.from_pillow(PIL.Image.new("RGB", (64, 64), (200, 60, 60))).save(buffer, quality=90)
+    np.testing.assert_allclose(Image.open(buffer.getvalue()).pixels.mean((0, 1)), (200, 60, 60), atol=4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_of_a_png_is_white(bits: int) -> None:
+    """Written by hand: Pillow writes no PNG of 2 and 4 bits of grey. Black is transparent, the other pixel is not."""
+    row = (
+        bytes(2) + b"\xff\xff"
+        if bits == 16
+        else bytes([0, 255])
+        if bits == 8
+        else bytes([((1 << bits) - 1) << (8 - 2 * bits)])
+    )
+    assert Image.open(png(2, 1, row, bits, 0, bytes(2))).pixels[0, :, 0].tolist() == [255, 255]
+    top = struct.pack(">H", (1 << bits) - 1)
+    assert Image.open(png(2, 1, row, bits, 0, top)).pixels[0, :, 0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_transparent_colour_of_a_png_is_white(bits: int) -> None:
+    wide = struct.Struct(f">6{'B' if bits == 8 else 'H'}")
+    scale = 1 if bits == 8 else 257
+    row = wide.pack(*(value * scale for value in (10, 20, 30, 40, 50, 60)))
+    clear = struct.pack(">3H", *(value * scale for value in (10, 20, 30)))
+    assert Image.open(png(2, 1, row, bits, 2, clear)).pixels[0].tolist() == [[255, 255, 255], [40, 50, 60]]
+
+
+def png(width: int, height: int, row: bytes, bits: int, colour: int, clear: bytes) -> bytes:
+    """A PNG of equal rows, with a transparent colour."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"tRNS", clear), (b"IDAT", zlib.compress((b"\0" + row) * height)), (b"IEND", b""))
+    packed = (struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize(
+    ("values", "grey"),
+    [
+        (np.array([[0, 128, 65535]], np.int32), [0, 0, 255]),
+        (np.array([[0, 32768, 65535]], np.int32), [0, 128, 255]),
+        (np.array([[0, 77, 255]], np.int32), [0, 77, 255]),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, 77.9, 255]], np.float32), [0, 77, 255]),
+        (np.array([[0, 256, 65535]], np.float32), [0, 1, 255]),
+    ],
+)
+def test_grey_of_32_bits_is_scaled(values: np.ndarray, grey: list[int]) -> None:
+    assert Image.open(tiff(values)).pixels[0, :, 0].tolist() == grey
+    assert Image.open(PIL.Image.fromarray(values)).pixels[0, :, 2].tolist() == grey
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[-1, 5]], np.int32),
+        np.array([[0, 65536]], np.int32),
+        np.array([[-0.5, 1]], np.float32),
+        np.array([[0, np.inf]], np.float32),
+        np.array([[0, 1e9]], np.float32),
+        np.array([[np.nan, 1]], np.float32),
+    ],
+)
+def test_values_without_a_scale_are_refused(values: np.ndarray) -> None:
+    with pytest.raises(ImageError, match="what is black and what is white|are no numbers"):
+        Image.open(tiff(values))
+
+
+def raw_tiff(bits: int, data: bytes, width: int, photometric: int, sample_format: int) -> bytes:
+    """A TIFF of one row of grey."""
+    entries = [(256, 3, width), (257, 3, 1), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 134)]
+    entries += [(277, 3, 1), (278, 3, 1), (279, 4, len(data)), (339, 3, sample_format)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    return head + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries) + bytes(4) + data
+
+
+@pytest.mark.parametrize(
+    ("bits", "data", "photometric", "kind", "grey"),
+    [
+        (16, struct.pack("<2H", 0, 65535), 0, 1, [255, 0]),  # white is zero
+        (8, bytes([0, 255]), 0, 1, [255, 0]),
+        (32, struct.pack("<2f", 0, 1), 0, 3, [255, 0]),
+        (12, bytes([0x80, 0x0F, 0xFF]), 1, 1, [128, 255]),
+        (8, bytes([0, 100]), 1, 2, [0, 100]),  # signed, without anything below zero
+        (16, struct.pack("<2h", 0, 32767), 1, 2, [0, 127]),
+    ],
+)
+def test_unusual_tiffs(bits: int, data: bytes, photometric: int, kind: int, grey: list[int]) -> None:
+    assert Image.open(raw_tiff(bits, data, 2, photometric, kind)).pixels[0, :, 0].tolist() == grey
+
+
+@pytest.mark.parametrize(
+    ("bits", "data"), [(8, b"\0\xff"), (16, struct.pack("<2h", -1, 5)), (32, struct.pack("<2i", -1, 5))]
+)
+def test_a_signed_tiff_below_zero_is_refused(bits: int, data: bytes) -> None:
+    with pytest.raises(ImageError, match="what is black and what is white"):
+        Image.open(raw_tiff(bits, data, 2, 1, 2))
+
+
+def test_a_dark_16_bit_graymap_stays_dark() -> None:
+    assert Image.open(b"P5 2 1 65535\n" + struct.pack(">2H", 200, 65535)).pixels[0, :, 0].tolist() == [0, 255]
+    assert Image.open(b"P5 2 1 65535\n" + struct.pack(">2H", 200, 250)).pixels[0, :, 0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "I;16", "F", "CMYK"])
+def test_bands_change_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = PIL.Image.fromarray(pixels(13, 7)).convert("L" if mode == "I;16" else mode.replace("LA", "RGBA"))
+    if mode in ("I;16", "LA"):
+        picture = picture.convert(mode)
+    whole = Image.open(picture)
+    monkeypatch.setattr(document, "BAND_PIXELS", 20)
+    assert Image.open(picture) == whole
+
+
+@pytest.mark.parametrize("format", ["JPEG", "JPEG2000"])
+def test_a_jpeg_of_too_many_pixels_is_scaled_down_while_it_is_decoded(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(PIL.Image.fromarray(pixels(64, 48)).resize((480, 640)), format)
+    monkeypatch.setattr(document, "MAX_PIXELS", 20_000)
+    assert Image.open(data).pixels.shape == (160, 120, 3)
+    monkeypatch.setattr(document, "MAX_PIXELS", 200)
+    with pytest.raises(ImageError, match="60 x 80 pixels; at most 200 are read"):
+        Image.open(data)
 
 
 # Image: resizing

@@ -1,11 +1,10 @@
-"""Exported and imported, a model is the same: to transformers as to racm3, and word for word."""
+"""Exported, a model is the same: to transformers as to racm3."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from racm3.document import Hole
 from racm3.errors import CheckpointError
-from racm3.export import CARD, GRAMMAR, export_transformers, import_qwen3, whole_tokenizer
-from racm3.generator.decoding import Sampling
-from racm3.generator.engine import Engine, Job
+from racm3.export import CARD, GRAMMAR, export_transformers, whole_tokenizer
+from racm3.generator.engine import Engine, SequenceRequest
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.prompt import answer_constraint, build_prompt
-from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
+from racm3.generator.sampling import Sampling
+from racm3.model_folder import ModelFolder
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
@@ -45,10 +44,8 @@ def generator() -> Generator:
 
 @pytest.fixture(scope="module")
 def exported(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, out = tmp_path_factory.mktemp("generator"), tmp_path_factory.mktemp("exported") / "out"
-    generator.save_pretrained(folder)
-    TEXT.save(folder / "tokenizer.json")
-    (folder / "racm3.json").write_text(json.dumps(V.to_dict() | {"codes_per_image": CODES}), encoding="utf-8")
+    folder, out = ModelFolder(tmp_path_factory.mktemp("models")), tmp_path_factory.mktemp("exported") / "out"
+    folder.save_generator(generator, TEXT, MARKUP, (4, 4))
     export_transformers(folder, out)
     with pytest.raises(CheckpointError, match="holds something already"):
         export_transformers(folder, out)
@@ -84,7 +81,7 @@ def test_transformers_with_the_grammar_generates_what_racm3_does(
 ) -> None:
     words, picture = TextIds(tuple(TEXT.encode("a fox"))), ImageCodes((3,) * CODES)
     prompt = build_prompt([(words, picture)], [Hole("text"), picture] if text else [words, Hole("image")], MARKUP, 12)
-    job = Job(prompt.ids, answer_constraint(prompt.spans, V), Sampling(temperature=0))
+    job = SequenceRequest(prompt.ids, answer_constraint(prompt.spans, V), Sampling(temperature=0))
     (done,) = Engine(generator, V).run([job])
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     found = model.generate(
@@ -185,7 +182,7 @@ def test_the_card_is_tagged_and_shows_the_grammar(exported: Path) -> None:
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no racm3.json"):
-        export_transformers(tmp_path, tmp_path / "out")
+        export_transformers(ModelFolder(tmp_path), tmp_path / "out")
     TEXT.save(tmp_path / "tokenizer.json")
     facts = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     for change, message in (({"type": "WordPiece"}, "of type WordPiece"), ({}, "a token '<doc>' of its own")):
@@ -200,47 +197,3 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text(json.dumps(facts | {"model": model}), encoding="utf-8")
         with pytest.raises(CheckpointError, match=message):
             whole_tokenizer(tmp_path / "tokenizer.json", V)
-
-
-# Import
-
-
-def qwen3(folder: Path, rows: int) -> Qwen3ForCausalLM:
-    """A tiny Qwen3 with random weights, saved in the public layout: more rows than its tokenizer has ids."""
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    torch.manual_seed(1)
-    config = Qwen3Config(vocab_size=rows, intermediate_size=48, head_dim=16, max_position_embeddings=64, **shape)
-    model = Qwen3ForCausalLM(config).eval()
-    model.save_pretrained(folder)
-    TEXT.save(folder / "tokenizer.json")
-    return model
-
-
-def test_an_imported_model_still_knows_its_words(tmp_path: Path) -> None:
-    model = qwen3(tmp_path / "qwen", TEXT.size + 7)
-    images = FSQImageTokenizer(
-        FSQConfig(image_size_px=32, levels=(4, 4), encoder_width=8, decoder_width=16, decoder_layers=1)
-    )
-    images.save_pretrained(tmp_path / "images")
-    import_qwen3(tmp_path / "qwen", tmp_path / "images", tmp_path / "out")
-    imported = Generator.from_pretrained(tmp_path / "out")
-    vocabulary = Vocabulary(TEXT.size, 16)
-    assert imported.config == replace(imported.config, vocabulary_size=vocabulary.size)
-    facts = json.loads((tmp_path / "out" / "racm3.json").read_text())
-    assert facts == vocabulary.to_dict() | {"codes_per_image": 16, "grid": [4, 4]}
-    ids = torch.tensor([TEXT.encode("a fox in the snow")])
-    with torch.inference_mode():
-        expected = model(ids).logits[..., : TEXT.size]
-        found = imported.logits(imported(ids + vocabulary.text_start))
-    words = found[..., vocabulary.text_start : vocabulary.image_start]
-    assert torch.allclose(words, expected, atol=1e-5)
-    engine = Engine(imported.eval(), vocabulary)  # and can draw
-    prompt = build_prompt([], [Hole("image")], Markup(vocabulary, 16), 8)
-    assert len(engine.run([Job(prompt.ids, answer_constraint(prompt.spans, vocabulary))])[0].tokens) == 16
-
-
-def test_a_tokenizer_of_more_ids_than_there_are_rows_is_refused(tmp_path: Path) -> None:
-    qwen3(tmp_path / "qwen", TEXT.size - 1)
-    FSQImageTokenizer(FSQConfig()).save_pretrained(tmp_path / "images")
-    with pytest.raises(CheckpointError, match="weights and tokenizer that belong together"):
-        import_qwen3(tmp_path / "qwen", tmp_path / "images", tmp_path / "out")

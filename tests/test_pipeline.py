@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,17 +27,19 @@ from racm3.errors import (
     PromptTooLongError,
     RACM3Error,
 )
-from racm3.generator.decoding import Sampling
-from racm3.generator.engine import Context, Job
+from racm3.generator.engine import Context, SequenceRequest
 from racm3.generator.model import Generator, GeneratorConfig
-from racm3.generator.prompt import answer_constraint, build_prompt
+from racm3.generator.prompt import Answer, answer_constraint, build_prompt
+from racm3.generator.sampling import Sampling
 from racm3.memory.memory import Memory
-from racm3.pipeline import RACM3, Answer, Asked, Completion, Settings, looked_up_by
+from racm3.model_folder import ModelFolder
+from racm3.pipeline import RACM3, Completion, Request, Settings, query_of
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.retriever import Retriever
-from racm3.tokens.documents import image_codes, token_documents
+from racm3.retriever.retriever import Hit, Retriever
+from racm3.tokens.codec import image_codes, token_documents
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import Markup, TokenDocument
+from racm3.tokens.parts import HiddenCodes
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
@@ -85,10 +87,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():  # an opinion: new weights make all tokens equally likely
             for weight in generator.parameters():
                 weight.add_(torch.randn_like(weight), alpha=0.2)
-        generator.save_pretrained(folder / name)
-        text.save(folder / name / "tokenizer.json")
-        facts = vocabulary.to_dict() | {"codes_per_image": CODES}
-        (folder / name / "racm3.json").write_text(json.dumps(facts), encoding="utf-8")
+        ModelFolder(folder, name).save_generator(generator, text, Markup(vocabulary, CODES), image.grid)
     new_encoder(folder, 1).save_pretrained(folder / "encoder")
     return folder
 
@@ -147,8 +146,8 @@ def test_every_kind_of_document_is_completed(model: RACM3, name: str, k: int) ->
 
 def test_a_picture_is_exactly_its_codes(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[np.ndarray] = []
-    pixels = model.pixels
-    monkeypatch.setattr(model, "pixels", lambda codes: drawn.append(codes) or pixels(codes))  # type: ignore[func-returns-value]
+    pixels = model.codec.pixels
+    monkeypatch.setattr(model.codec, "pixels", lambda codes: drawn.append(codes) or pixels(codes))  # type: ignore[func-returns-value]
     model.complete(list(EVERY_KIND.values()), SETTINGS)
     assert len(drawn) == 6
     assert all(codes.shape == (CODES,) and codes.min() >= 0 and codes.max() < 16 for codes in drawn)
@@ -157,12 +156,14 @@ def test_a_picture_is_exactly_its_codes(model: RACM3, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("size", [SIZE, 48])
 def test_outside_the_region_nothing_changes(model: RACM3, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[np.ndarray] = []
-    pixels = model.pixels
-    monkeypatch.setattr(model, "pixels", lambda codes: drawn.append(codes) or pixels(codes))  # type: ignore[func-returns-value]
+    pixels = model.codec.pixels
+    monkeypatch.setattr(model.codec, "pixels", lambda codes: drawn.append(codes) or pixels(codes))  # type: ignore[func-returns-value]
     # Rows 9 to 15 and columns 17 to 23 of 32: the code in row 1, column 2 of the grid.
     scale = size / SIZE
     hole = masked(picture(5, size), slice(int(9 * scale), int(15 * scale)), slice(int(17 * scale), int(23 * scale)))
-    assert np.flatnonzero(model.hidden_codes(hole)).tolist() == [6]
+    (given_part,) = model.codec.encode_open(Document.of(hole))
+    assert isinstance(given_part, HiddenCodes)
+    assert np.flatnonzero(given_part.hidden).tolist() == [6]
     done = model.infill(hole, "a fox", SETTINGS)
     given, filled = hole.resized(SIZE).pixels, done.document.images[0]
     assert filled.mask is None
@@ -174,15 +175,15 @@ def test_outside_the_region_nothing_changes(model: RACM3, size: int, monkeypatch
     assert np.delete(drawn[0], 6).tolist() == np.delete(before, 6).tolist()
 
 
-def test_a_hidden_region_is_looked_up_by_its_words(model: RACM3) -> None:
+def test_a_hidden_region_is_query_of_its_words(model: RACM3) -> None:
     hole = masked(picture(5), slice(8, 16), slice(8, 16))
     by_words, by_both = (
         [hit.id for hit in model.complete([Document.of("a fox in the snow", part)], SETTINGS)[0].sources]
         for part in (Hole("image"), hole)
     )
     assert by_both == by_words
-    assert looked_up_by(Document.of(hole)) == Document.of(hole)
-    assert looked_up_by(Document.of("a fox", picture(5))) == Document.of("a fox", picture(5))
+    assert query_of(Document.of(hole)) == Document.of(hole)
+    assert query_of(Document.of("a fox", picture(5))) == Document.of("a fox", picture(5))
 
 
 def test_a_picture_all_hidden_is_drawn_anew(model: RACM3) -> None:
@@ -190,7 +191,7 @@ def test_a_picture_all_hidden_is_drawn_anew(model: RACM3) -> None:
     assert done.document.images[0].mask is None
 
 
-def test_the_daughters_are_complete(model: RACM3) -> None:
+def test_every_task_is_a_use_of_complete(model: RACM3) -> None:
     (expected,) = model.complete([EVERY_KIND["caption to image"]], SETTINGS)
     assert same(model.generate_image("a fox in the snow", SETTINGS), expected)
     (expected,) = model.complete([EVERY_KIND["image to caption"]], SETTINGS)
@@ -286,7 +287,7 @@ def test_a_region_of_more_gaps_than_there_are_masks(model: RACM3) -> None:
     (done,) = model.complete([asked], SETTINGS)
     for number, answer in enumerate(done.answers[:2]):
         given, filled = asked.images[number], done.document.images[number]
-        assert len(answer.chosen) == 8
+        assert len(answer.generated(model.markup.vocabulary).codes) == 8
         assert (given.pixels == filled.pixels)[~mask].all()
 
 
@@ -473,6 +474,28 @@ def test_sources_are_what_the_retriever_finds(model: RACM3) -> None:
     assert [hit.origin for hit in done.sources] == ["test", "test"]
 
 
+def test_a_retriever_of_ones_own(model: RACM3) -> None:
+    """It is asked for all requests together, and replaces the one of the memory."""
+    asked: list[tuple[list[Document], int]] = []
+
+    class Newest:
+        def retrieve(self, queries: Sequence[Document], k: int) -> list[list[Hit]]:
+            asked.append((list(queries), k))
+            return [[Hit(f"new-{i}", 0.5, Document.of("a boat", picture(i)), {}, "own") for i in range(k)]] * len(
+                queries
+            )
+
+    own = RACM3(model.generator, model.text, model.image, model.markup, model.encoder, model.memory, Newest())
+    documents = [EVERY_KIND["caption to image"], EVERY_KIND["image to caption"]]
+    for done in own.complete(documents, SETTINGS):
+        assert [hit.id for hit in done.sources] == ["new-0", "new-1"]
+    assert asked == [(documents, 2)]
+    by_hand = [[Document.of("a boat", picture(i)) for i in range(2)]]
+    assert same(own.complete(documents[:1], SETTINGS)[0], model.complete(documents[:1], SETTINGS, retrieved=by_hand)[0])
+    found = own.complete(documents[:1], SETTINGS, memory=model.memory)[0]  # a memory given goes before it
+    assert same(found, model.complete(documents[:1], SETTINGS)[0])
+
+
 def test_documents_given_by_hand_are_read_as_retrieved_ones(model: RACM3) -> None:
     (found,) = model.complete([EVERY_KIND["caption to image"]], SETTINGS)
     by_hand = [[hit.document for hit in found.sources]]
@@ -485,25 +508,29 @@ def test_documents_given_by_hand_are_read_as_retrieved_ones(model: RACM3) -> Non
 
 @pytest.mark.parametrize("hole", ["image", "text"])
 @pytest.mark.parametrize("contexts", [1, 2])
-def test_grounding_moves_away_from_the_main_document_alone(model: RACM3, hole: Modality, contexts: int) -> None:
+def test_context_aware_decoding_moves_away_from_no_context(model: RACM3, hole: Modality, contexts: int) -> None:
     usual, greedy = replace(SETTINGS, contexts=contexts), Sampling(temperature=0)
-    plain, grounded = (
-        replace(usual, image=sampling, text=sampling) for sampling in (greedy, replace(greedy, grounding=4.0))
+    plain, aware = (
+        replace(usual, image=sampling, text=sampling) for sampling in (greedy, replace(greedy, context_aware=4.0))
     )
     asked = [Document.of(caption, Hole(hole)) for caption in CAPTIONS]
-    for document, done in zip(asked, model.complete(asked, grounded), strict=True):
+    for document, done in zip(asked, model.complete(asked, aware), strict=True):
         documents = token_documents([hit.document for hit in done.sources], model.text, model.image)
-        (main,) = model.begin([Asked(document, plain, 0, ())])
+        (main,) = model.start([Request(document, plain, ())])
         prompt = partial(build_prompt, main=main.parts, markup=model.markup, max_text_tokens=usual.max_text_tokens)
         first, *others = (prompt(documents[i::contexts]) for i in range(contexts))
         constraint = answer_constraint(first.spans, model.markup.vocabulary)
-        job = Job(
-            first.ids, constraint, grounded.text, others=[Context(one.ids) for one in others], alone=prompt([]).ids
+        request = SequenceRequest(
+            first.ids,
+            constraint,
+            aware.text,
+            others=[Context(one.ids) for one in others],
+            without_context=prompt([]).ids,
         )
-        assert model.engine.run([job])[0].spans == done.answers[0].spans
-    changed = zip(model.complete(asked, plain), model.complete(asked, grounded), strict=True)
+        assert model.engine.run([request])[0].spans == done.answers[0].spans
+    changed = zip(model.complete(asked, plain), model.complete(asked, aware), strict=True)
     assert any(one.document != other.document for one, other in changed)
-    nothing = zip(*(model.complete(asked, replace(one, k=0)) for one in (plain, grounded)), strict=True)
+    nothing = zip(*(model.complete(asked, replace(one, k=0)) for one in (plain, aware)), strict=True)
     assert all(one.document == other.document for one, other in nothing)
 
 
@@ -576,7 +603,7 @@ def test_a_memory_made_by_another_encoder(models: Path, model: RACM3, tmp_path: 
 
 @pytest.mark.parametrize("fields", [{"k": -1}, {"samples": 0}, {"max_text_tokens": 0}, {"seed": -1}])
 def test_settings_out_of_range(fields: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(fields))} >= "):
+    with pytest.raises(ConfigError, match=rf"settings.{next(iter(fields))} is -?\d; it must be"):
         Settings(**fields)  # type: ignore[arg-type]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from racm3 import cli
 from racm3.errors import ConfigError
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.presets import PRESETS, preset
@@ -55,10 +57,10 @@ def test_every_preset_builds_at_its_size(name: str, codes: int, text_ids: int, m
 
 def test_every_preset_is_tested() -> None:
     marks = test_every_preset_builds_at_its_size.pytestmark  # type: ignore[attr-defined]
-    assert [row[0] for row in marks[0].args[1]] == list(PRESETS)
+    assert [row[0] for row in marks[0].args[1]] == list(PRESETS.names())
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PRESETS.names())
 def test_every_encoder_builds_and_every_run_is_kept(name: str) -> None:
     runs = preset(name)
     words = TextTokenizer.train(["a fox"], 256)._tokenizer
@@ -69,7 +71,7 @@ def test_every_encoder_builds_and_every_run_is_kept(name: str) -> None:
         assert from_dict(type(run), to_dict(run)) == run
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("paper")])
+@pytest.mark.parametrize("name", [name for name in PRESETS.names() if name.startswith("paper")])
 def test_the_papers_pictures_optimiser_and_objective(name: str) -> None:
     runs = preset(name)
     assert (runs.image_tokenizer.model.image_size_px, runs.image_tokenizer.model.patch_px) == (256, 8)  # 1,024 codes
@@ -95,3 +97,24 @@ def test_the_vanilla_preset_differs_from_the_other_only_in_that_it_retrieves_not
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'scene'; did you mean 'scenes'"):
         preset("scene")
+
+
+THEIRS = """
+from dataclasses import replace
+
+from racm3.presets import scenes
+
+
+def small():
+    usual = scenes()
+    return replace(usual, generator=replace(usual.generator, tokens_per_step=512))
+"""
+
+
+def test_a_preset_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_presets.py").write_text(THEIRS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert preset("their_presets:small").generator == replace(preset("scenes").generator, tokens_per_step=512)
+    assert cli.main(["plan", "--preset", "their_presets:small"]) == 0
+    with pytest.raises(ConfigError, match="preset 'their_presets:large' cannot be imported"):
+        preset("their_presets:large")

@@ -16,6 +16,23 @@ def test_every_public_name_is_there(name: str) -> None:
     assert name in dir(racm3)
 
 
+def test_the_public_names_are_these() -> None:
+    names = {
+        "RACM3",
+        "Settings",
+        "Sampling",
+        "Document",
+        "Text",
+        "Image",
+        "Hole",
+        "Memory",
+        "RACM3Error",
+        "__version__",
+    }
+    assert set(racm3.__all__) == names
+    assert len(racm3.__all__) == len(names)
+
+
 def test_another_name_is_an_error_that_lists_them() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'Documnet'; it has RACM3, Document"):
         racm3.Documnet  # noqa: B018

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from racm3.doctor import SHIPPED
 from racm3.document import Document, Hole
 from racm3.memory.memory import Memory
-from racm3.pipeline import RACM3, SCENES, Settings
+from racm3.model_folder import SCENES, SHIPPED
+from racm3.pipeline import RACM3, Settings
 from racm3.retriever.ingest import ingest
 from racm3.scenes.world import World
 

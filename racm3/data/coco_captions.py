@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from racm3.data.item import ITEM_ID, Draft, Item, broken, inside, name_of, pair
+from racm3.data.item import ITEM_ID, Draft, Item, Skipped, broken, inside, name_of, pair
+from racm3.data.listed import listed
 from racm3.data.writing import file_name, text_and_picture, unique
 from racm3.errors import SourceError
 
@@ -18,12 +19,18 @@ MAX_BYTES = 500_000_000
 """Largest file (ours): five times COCO's own; it is one JSON value, read as a whole into some 3 GB."""
 
 
-def read_coco(file: Path, root: Path) -> Iterator[Draft]:
-    """One item an image, with its first caption; all are in metadata["captions"]. Raises SourceError if not COCO."""
+def read_coco(file: Path, root: Path) -> Iterator[Draft | Skipped]:
+    """One item an image, with its first caption; all are in metadata["captions"].
+
+    A JSON list of objects is read as the lines of a .jsonl are. Raises SourceError if it is neither.
+    """
     if file.stat().st_size > MAX_BYTES:
         raise SourceError(f"{name_of(file)} is larger than {MAX_BYTES:,} bytes; write it as a metadata.jsonl instead")
     try:
         data = json.loads(file.read_bytes(), parse_constant=lambda _: None)
+        if isinstance(data, list) and data and all(isinstance(record, dict) for record in data):
+            yield from listed(lambda: ((i, partial(dict, record)) for i, record in enumerate(data)), file, root)
+            return
         images, captions = list(data["images"]), defaultdict[Any, list[Any]](list)
         for annotation in data["annotations"]:
             captions[annotation["image_id"]].append(annotation["caption"])
@@ -35,12 +42,16 @@ def read_coco(file: Path, root: Path) -> Iterator[Draft]:
             '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
         ) from None
     for number, (image, found) in enumerate(records):
+        item_id = str(image.get(ITEM_ID, image["id"]))
         try:
             path = _picture(image.get("file_name"), file)
         except (SourceError, OSError) as error:
-            yield Draft(f"{name_of(file)}#images[{number}]", partial(broken, str(error)))
+            yield Draft(f"{name_of(file)}#images[{number}]", partial(broken, str(error)), item_id)
         else:
-            yield Draft(name_of(path), partial(_item, image, found, path))
+            yield Draft(name_of(path), partial(_item, image, found, path), item_id, files=(name_of(path),))
+    if lost := set(captions) - {image["id"] for image in images}:
+        reason = f"{len(lost)} images, such as {min(map(str, lost))}, have captions but are not listed"
+        yield Draft(f"{name_of(file)}#annotations", partial(broken, reason))
 
 
 def _picture(name: object, file: Path) -> Path:

@@ -80,8 +80,8 @@ def filter_shards(source: Source, out: Path, rules: Rules, score: Score | None) 
     With ``score``, the score of what is kept is written into its .json. Raises SourceError if ``source`` is no shards,
     or if a shard in ``out`` was made by other rules; ConfigError if a rule needs a score and there is none.
     """
-    if source.kind is not WEBDATASET or source.files is None:
-        raise SourceError(f"{source.path} is {source.kind.title}; only WebDataset shards are filtered")
+    if source.kinds != (WEBDATASET,):
+        raise SourceError(f"{source.path} is {source.title}; only WebDataset shards are filtered")
     if rules.min_clip_score is not None and score is None:
         raise ConfigError("min_clip_score needs an encoder that scores; give one")
     if out.resolve() == source.root.resolve():

@@ -1,4 +1,4 @@
-"""WebDataset shards, as img2dataset writes them: a tar, plain or gzipped, of .jpg/.png/.webp + .txt + .json.
+"""WebDataset shards, as img2dataset writes them: a tar, plain or gzipped, of pictures, .txt and .json.
 
 Members of one key (the name up to its first dot) that stand together are a sample. The tar is read as a stream, once,
 and nothing is ever extracted; tarfile takes a damaged header for the end of the tar, so headers are watched here.
@@ -10,29 +10,35 @@ import gzip
 import json
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from racm3.data.captions import PICTURE_SUFFIXES, TEXT_SUFFIXES, distinct, take_captions, with_all
+from racm3.data.exported import RECORD, exported_id, exported_item
 from racm3.data.item import (
     ITEM_ID,
     MAX_FILE_BYTES,
     Draft,
     Item,
+    Skipped,
     broken,
     json_object,
     leaves,
     name_of,
     pair,
 )
-from racm3.data.picture_folder import SUFFIXES as PICTURES
 from racm3.data.writing import file_name, text_and_picture, unique
+from racm3.document import is_marked
 from racm3.errors import SourceError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-READ = frozenset({"txt", "json", *(suffix[1:] for suffix in PICTURES)})
+TEXTS = tuple(suffix[1:] for suffix in TEXT_SUFFIXES)
+PICTURES = frozenset(suffix[1:] for suffix in PICTURE_SUFFIXES)
+MARK_BYTES = 32
 GZIP = b"\x1f\x8b"
 MAX_HEADER_BYTES = 65_536
 """Of a long name or extended header (ours): paths have at most 4,096; tarfile reads headers whole."""
@@ -46,26 +52,62 @@ DAMAGE = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error)
 
 @dataclass
 class Sample:
-    """What stands in a shard under one key: the members that are read, by extension, and what is wrong with it."""
+    """What stands in a shard under one key: the members that are read, by extension, and what is wrong with it.
+
+    An extension is all behind the first dot: of left.png, what counts is png.
+    """
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    kinds: dict[str, str] = field(default_factory=dict)
     problem: str | None = None
 
+    def of(self, kinds: Collection[str]) -> list[str]:
+        """The extensions of those members that are of ``kinds``: the plain ones (jpg), else all others (left.jpg)."""
+        found = [extension for extension in self.members if self.kinds.get(extension) in kinds]
+        return [extension for extension in found if "." not in extension] or found
 
-def read_webdataset(file: Path, root: Path) -> Iterator[Draft]:
+    @property
+    def left(self) -> list[str]:
+        """The extensions of the members that are no part of the item."""
+        if RECORD in self.members:
+            return []
+        used = {*self.of(TEXTS), *self.of(PICTURES), *(["json"] if "json" in self.members else [])}
+        return [] if self.problem else [extension for extension in self.names if extension not in used]
+
+
+def read_webdataset(file: Path, root: Path) -> Iterator[Draft | Skipped]:
     """Samples; of a damaged shard those that are whole, then one broken item. The id is shard/key, or "item_id"."""
     shard = name_of(file)
     prefix = id_prefix(file, root)
     count = 0
+    left: Counter[str] = Counter()
     try:
         for sample in samples(file):
-            yield Draft(f"{shard}#{sample.key}", partial(sample_item, sample, f"{prefix}/{sample.key}", shard))
+            item_id, scope = _id(sample, f"{prefix}/{sample.key}"), None
+            if item_id is None:
+                scope = shard
+            make = partial(sample_item, sample, f"{prefix}/{sample.key}", shard)
+            yield Draft(f"{shard}#{sample.key}", make, item_id, scope)
+            left.update(sample.left)
             count += 1
     except DAMAGE as error:
         reason = f"the shard is damaged after {count} samples, which are kept: {type(error).__name__}: {error}"
-        yield Draft(shard, partial(broken, reason))
+        yield Draft(shard, partial(broken, reason), scope=shard)
+    for extension, number in left.items():
+        reason = f"{number} members .{extension} of its samples are not read"
+        yield Skipped(f"{shard}#*.{extension}", reason, unread=f".{extension}", count=number)
+
+
+def _id(sample: Sample, place: str) -> str | None:
+    """What the sample's .json says, or else its place; None if that .json cannot be read."""
+    if RECORD in sample.members:
+        return exported_id(sample.members)
+    try:
+        return str(json_object(sample.members.get("json", b"{}")).get(ITEM_ID) or place)
+    except SourceError:
+        return None
 
 
 def id_prefix(file: Path, root: Path) -> str:
@@ -75,20 +117,29 @@ def id_prefix(file: Path, root: Path) -> str:
 
 
 def sample_item(sample: Sample, item_id: str, shard: str) -> Item:
+    """The item of a sample. Raises SourceError if the sample is broken."""
     if sample.problem:
         raise SourceError(sample.problem)
-    images = [ext for ext in sample.members if "." + ext in PICTURES]
-    if len(images) > 1:
-        raise SourceError(f"it has several pictures ({', '.join(images)}); a sample has one")
+    if RECORD in sample.members:
+        return exported_item(sample.members)
     record = json_object(sample.members.get("json", b"{}"))
-    caption = record.get("caption")  # as img2dataset writes it, where there is no .txt
-    text = sample.members.get("txt", caption if isinstance(caption, str) else None)
+    captions = distinct(sample.members[extension] for extension in sorted(sample.of(TEXTS), key=_txt_first))
+    if not sample.of(TEXTS):
+        if isinstance(caption := record.get("caption"), str):  # as img2dataset writes it, and where it stays
+            captions = distinct([caption])
+        elif ITEM_ID not in record:  # a shard that write_webdataset made has all texts in .txt
+            captions = take_captions(record)
     try:
-        document = pair(text, sample.members[images[0]] if images else None)
+        document = pair(captions[0] if captions else None, *(sample.members[image] for image in sample.of(PICTURES)))
     except SourceError as error:
         raise SourceError(f"{error} (its members: {', '.join(sample.names)})") from None
+    record = with_all(record, captions)
     given = record.pop(ITEM_ID, None)
     return Item(str(given) if given else item_id, document, record, f"{shard}#{sample.key}")
+
+
+def _txt_first(extension: str) -> bool:
+    return not extension.endswith("txt")
 
 
 def samples(file: Path) -> Iterator[Sample]:
@@ -98,7 +149,7 @@ def samples(file: Path) -> Iterator[Sample]:
         zipped = raw.read(len(GZIP)) == GZIP
         raw.seek(0)
         stream = _Zipped(raw) if zipped else raw
-        for name, data in _members(stream):
+        for name, kind, data in _members(stream):
             key, extension = _split(name)
             if sample is None or key != sample.key or extension in sample.names:
                 if sample:
@@ -109,6 +160,7 @@ def samples(file: Path) -> Iterator[Sample]:
                 sample.problem = f"the path of its member {name!r} leaves the shard"
             elif isinstance(data, bytes):
                 sample.members[extension] = data
+                sample.kinds[extension] = kind
             elif data is not None:
                 sample.problem = f"its .{extension} takes {data:,} bytes; at most {MAX_FILE_BYTES:,} are read"
         if sample:
@@ -116,8 +168,11 @@ def samples(file: Path) -> Iterator[Sample]:
         stream.read(TRAILING_BYTES)
 
 
-def _members(stream: Any) -> Iterator[tuple[str, bytes | int | None]]:
-    """Name, and the data of what is read, the size of what is too large to be, or None for what is of no use."""
+def _members(stream: Any) -> Iterator[tuple[str, str, bytes | int | None]]:
+    """Name, kind, and the data of what is read, the size of what is too large to be, or None for what is of no use.
+
+    The kind is the last part of the extension; of a picture without such a name, told by its content, png.
+    """
     with tarfile.open(
         fileobj=stream, mode="r|", bufsize=BUFFER_BYTES, tarinfo=_Header, errors="surrogateescape"
     ) as tar:
@@ -128,11 +183,16 @@ def _members(stream: Any) -> Iterator[tuple[str, bytes | int | None]]:
             if not member.isfile():
                 continue
             name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            data: bytes | int | None = None
-            if _split(name)[1] in READ:
-                opened = tar.extractfile(member) if member.size <= MAX_FILE_BYTES else None
-                data = opened.read() if opened else member.size
-            yield name.removeprefix("./"), data
+            kind = _split(name)[1].rpartition(".")[2]
+            known = kind in PICTURES or kind in (*TEXTS, "json")
+            opened = tar.extractfile(member) if member.size <= MAX_FILE_BYTES else None
+            data: bytes | int | None = member.size if known else None
+            if opened:
+                data = opened.read(MARK_BYTES)
+                if not known and is_marked(data):
+                    kind, known = "png", True
+                data = data + opened.read() if known else None
+            yield name.removeprefix("./"), kind, data
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -201,7 +261,7 @@ def write_webdataset(items: Iterable[Item], folder: str | Path, items_per_shard:
             sample: dict[str, Any] = {"__key__": file_name(item.id), "json": metadata.encode()}
             if picture:
                 sample["png"] = picture.png()
-            if text:
-                sample["txt"] = text
+            if text or "caption" in item.metadata:  # an empty text says that the metadata hold no caption
+                sample["txt"] = text or ""
             tar.write(sample)
     return shards

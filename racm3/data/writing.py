@@ -27,6 +27,7 @@ def text_and_picture(item: Item) -> tuple[str | None, Image | None]:
 
 
 def unique(items: Iterable[Item]) -> Iterator[Item]:
+    """The items as they come. Raises SourceError at an id that was there before."""
     seen: set[str] = set()
     for item in items:
         if item.id in seen:

@@ -34,13 +34,14 @@ from racm3.evaluation.clipscore import clip_score
 from racm3.evaluation.features import Features
 from racm3.evaluation.frechet import Moments, frechet_distance
 from racm3.evaluation.protocol import about_code, about_memory, check_comparable, digest_of_ids, weights_digest
-from racm3.evaluation.scenes_protocol import Steps, progress
 from racm3.evaluation.words import words
-from racm3.generator.decoding import Sampling
+from racm3.generator.sampling import Sampling
 from racm3.memory.memory import Memory
+from racm3.model_folder import ModelFolder
 from racm3.pipeline import RACM3, Completion, Settings
-from racm3.training.journal import write_whole
 from racm3.util.config import to_dict
+from racm3.util.files import write_whole
+from racm3.util.progress import Report, progress
 
 __all__ = ["CocoProtocol", "Picture", "evaluate_coco", "read_karpathy"]
 
@@ -103,7 +104,7 @@ def read_karpathy(file: Path) -> list[Picture]:
 
 def evaluate_coco(
     data: Path,
-    models: Path,
+    models: str | Path,
     memory: Path,
     out: Path,
     features: Path | None = None,
@@ -116,7 +117,8 @@ def evaluate_coco(
     vectors. Raises InputError if the memory holds pictures under examination, ``out`` is of another protocol, or there
     are fewer pictures than the protocol asks for.
     """
-    model = RACM3.from_pretrained(models, memory, generator)
+    folder = ModelFolder.open(models).path
+    model = RACM3.from_pretrained(folder, memory, generator)
     network = Features(features) if features else None
     drawn, captioned = chosen(read_karpathy(data), protocol)
     assert model.memory is not None
@@ -132,7 +134,7 @@ def evaluate_coco(
         "extractor": network.digest if network else "none",
         "encoder": model.encoder.fingerprint,
         "memory": about_memory(model.memory, memory.name),
-        "weights": {name: weights_digest(models / name) for name in (generator, "image-tokenizer", "encoder")},
+        "weights": {name: weights_digest(folder / name) for name in (generator, "image-tokenizer", "encoder")},
         "words": "racm3.evaluation.words",
     }
     _check_same_run(out, about)
@@ -223,7 +225,7 @@ def _drawing(
     protocol: CocoProtocol,
     network: Features | None,
     out: Path,
-    on_step: Steps,
+    on_step: Report,
 ) -> dict[str, Scores]:
     """Scores of what is drawn, and of the best retrieved pictures instead, if any are retrieved."""
     folder = out / "drawn"
@@ -259,7 +261,7 @@ def _drawing(
 
 
 def _captioning(
-    model: RACM3, captioned: Sequence[Picture], protocol: CocoProtocol, out: Path, on_step: Steps
+    model: RACM3, captioned: Sequence[Picture], protocol: CocoProtocol, out: Path, on_step: Report
 ) -> dict[str, Scores]:
     requests = [(one.id, partial(_to_caption, one)) for one in captioned]
     records = _answers(

@@ -13,7 +13,7 @@ import numpy as np
 from racm3.document import Document
 from racm3.evaluation.bootstrap import Scores, interval
 from racm3.pipeline import RACM3
-from racm3.tokens.documents import token_documents
+from racm3.tokens.codec import token_documents
 
 __all__ = ["document_perplexity", "perplexity"]
 

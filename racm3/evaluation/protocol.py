@@ -17,13 +17,13 @@ from typing import Any
 from racm3 import __version__
 from racm3.errors import InputError
 from racm3.memory.memory import Memory
+from racm3.util.config import dotted
 
 __all__ = [
     "about_code",
     "about_memory",
     "check_comparable",
     "digest_of_ids",
-    "flat",
     "numbers",
     "read_result",
     "weights_digest",
@@ -41,7 +41,7 @@ def check_comparable(
     ``names``: of the two results, for the message. ``may_differ``: fields that the comparison is about, such as
     "drawing.k", or "drawing" for all below it.
     """
-    ours, theirs = flat(one), flat(other)
+    ours, theirs = dotted(one), dotted(other)
     ignored = tuple(f"{name}." for name in MEASURED | set(may_differ))
     wrong = [
         f"{field}: {ours.get(field, 'missing')} and {theirs.get(field, 'missing')}"
@@ -80,14 +80,6 @@ def numbers(result: Mapping[str, Any], above: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)) and key != "n":
             found[f"{above}{key}"] = value
     return found
-
-
-def flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The values of a table of tables by their dotted names."""
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        values |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return values
 
 
 def about_code() -> dict[str, str]:

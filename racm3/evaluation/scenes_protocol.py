@@ -23,8 +23,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -42,19 +41,22 @@ from racm3.evaluation.clipscore import clip_score
 from racm3.evaluation.frechet import Moments, frechet_distance
 from racm3.evaluation.protocol import about_code, about_memory, weights_digest
 from racm3.evaluation.scenes_tasks import SHOTS, Tests, examine_tasks
-from racm3.generator.decoding import Sampling
+from racm3.evaluation.words import words
+from racm3.generator.sampling import Sampling
 from racm3.memory.memory import Memory
-from racm3.pipeline import RACM3, SCENES, Completion, Settings
+from racm3.model_folder import SHIPPED, ModelFolder
+from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.ingest import ingest
+from racm3.retriever.ingest import ingest, memory_of
 from racm3.scenes.caption import FORMS, describe, read, read_place
 from racm3.scenes.draw import SCENE_PX, Scene, draw
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.judges import Judge, Verdict
-from racm3.scenes.world import World, counted
-from racm3.tokens.documents import image_codes
+from racm3.scenes.world import World
+from racm3.tokens.codec import image_codes
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.util.config import to_dict
+from racm3.util.progress import Report, counted, progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,7 +64,6 @@ if TYPE_CHECKING:
 SPLITS = {"seen": "test-seen", "novel": "test-novel"}
 ROWS = ("retrieval", "vanilla", "returned", "ceiling", "judge")
 QUESTIONS = ("entity", "background", "position")
-WEIGHTS = ("generator", "vanilla", "image-tokenizer", "encoder", "judge")
 QUICK = 100
 """Pictures of each split in the quick run: a share then has a standard error of at most 5 points."""
 QUICK_TRIALS = 60
@@ -76,23 +77,20 @@ FD_SCALE = 100
 """Of distances between unit vectors, which are small numbers (ours)."""
 FD_RESAMPLES = 100
 
-Steps = Callable[[str, int, int], None]
-"""Called with what is being done, how many steps of it are done, and how many there are."""
-
 
 @dataclass(frozen=True)
 class Protocol:
     """``n``: at most so many pictures of each test split, its first. ``drawing`` and ``captioning`` hold for both
-    generators, but that vanilla has k = 0, and so nothing to be grounded in. Of 4 drawings the best by the encoder's
+    generators, but that vanilla has k = 0, and so no context to be aware of. Of 4 drawings the best by the encoder's
     score of picture and words is kept (ours; the paper draws 10); captions are greedy. ``filling`` is for the tasks of
     ``tasks.py``, of which one-shot classification has so many ``trials``."""
 
     n: int = 600
     trials: int = 300
     world: World = World()
-    drawing: Settings = Settings(k=2, samples=4, image=Sampling(temperature=0.5, top_p=0.9, grounding=1.25), seed=0)
-    captioning: Settings = Settings(k=2, text=Sampling(temperature=0.0, grounding=1.25), max_text_tokens=48, seed=0)
-    filling: Settings = Settings(k=2, samples=1, image=Sampling(temperature=0.5, top_p=0.9, grounding=1.25), seed=0)
+    drawing: Settings = Settings(k=2, samples=4, image=Sampling(temperature=0.5, top_p=0.9, context_aware=1.25), seed=0)
+    captioning: Settings = Settings(k=2, text=Sampling(temperature=0.0, context_aware=1.25), max_text_tokens=48, seed=0)
+    filling: Settings = Settings(k=2, samples=1, image=Sampling(temperature=0.5, top_p=0.9, context_aware=1.25), seed=0)
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= self.world.tests:
@@ -100,11 +98,11 @@ class Protocol:
         if self.trials < 1:
             raise ConfigError(f"trials is {self.trials}; it must be 1 or above")
 
-    def grounded(self, strength: float) -> Protocol:
-        """The same with another grounding of all that is generated."""
+    def with_context_aware(self, strength: float) -> Protocol:
+        """The same with context-aware decoding of another strength in all that is generated."""
 
         def own(settings: Settings) -> Settings:
-            image, text = (replace(one, grounding=strength) for one in (settings.image, settings.text))
+            image, text = (replace(one, context_aware=strength) for one in (settings.image, settings.text))
             return replace(settings, image=image, text=text)
 
         return replace(self, drawing=own(self.drawing), captioning=own(self.captioning), filling=own(self.filling))
@@ -120,7 +118,7 @@ def evaluate_scenes(
     Raises CheckpointError, MemoryStoreError or EncoderMismatchError.
     """
     started = time.monotonic()
-    folder = SCENES if str(models) == "scenes" else Path(models)
+    folder = ModelFolder.open(models).path
     judge = Judge.from_pretrained(folder / "judge")
     vanilla = RACM3.from_pretrained(folder, generator="vanilla")
     retrieval = RACM3.from_pretrained(folder)
@@ -133,10 +131,10 @@ def evaluate_scenes(
             for name, split in SPLITS.items()
         }
         for name, own in tests.items():
-            results[name] = examine(own, retrieval, vanilla, judge, protocol, _within(on_step, name))
+            results[name] = examine(own, retrieval, vanilla, judge, protocol, within(on_step, name))
         rows, world = {"retrieval": retrieval, "vanilla": vanilla}, protocol.world
         results["tasks"] = examine_tasks(tests, rows, judge, world, protocol.filling, protocol.trials, on_step)
-        about = about_scenes(protocol, retrieval, folder, WEIGHTS)
+        about = about_scenes(protocol, retrieval, folder, SHIPPED)
     return results | {"protocol": about | {"elapsed_s": round(time.monotonic() - started)}}
 
 
@@ -159,25 +157,20 @@ def about_scenes(protocol: Protocol, model: RACM3, folder: Path, weights: Sequen
     )
 
 
-def world_memory(path: Path, world: World, encoder: Encoder, on_step: Steps = lambda *_: None) -> Memory:
-    """The memory of a world: opened if it is there, else made; one that was broken off is completed.
+def world_memory(path: Path, world: World, encoder: Encoder, on_step: Report = lambda *_: None) -> Memory:
+    """The memory of a world: made if it is not there, completed if documents are missing.
 
     Raises MemoryStoreError if there are other documents in it, EncoderMismatchError if another encoder made it.
     """
     expected = {id_ for id_, _, _ in world.scenes("memory")}
-    if path.exists():
-        memory = Memory.open(path, encoder.fingerprint)
-        if set(memory.ids) == expected:
-            return memory
-        if not set(memory.ids) < expected:
-            raise MemoryStoreError(
-                f"the memory {path} holds {len(memory)} documents, and not the {len(expected)} of {world}; "
-                "give the path of that one, or one where nothing is yet"
-            )
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        memory = Memory.create(path, encoder.fingerprint, encoder.dimension)
-    ingest(memory, encoder, counted(world.items("memory"), len(expected), partial(on_step, "memory")))
+    memory = memory_of(path, encoder, counted(world.items("memory"), "memory", on_step, len(expected)))
+    if not expected.issuperset(memory.ids):
+        raise MemoryStoreError(
+            f"the memory {path} holds {len(memory)} documents, and not the {len(expected)} of {world}; "
+            "give the path of that one, or one where nothing is yet"
+        )
+    if len(memory) < len(expected):
+        ingest(memory, encoder, counted(world.items("memory"), "memory", on_step, len(expected)))
     return memory
 
 
@@ -187,7 +180,7 @@ def examine(
     vanilla: RACM3,
     judge: Judge,
     protocol: Protocol,
-    on_step: Steps = lambda *_: None,
+    on_step: Report = lambda *_: None,
 ) -> dict[str, Any]:
     """One row of shares for each of ``ROWS``, and "caption", of scenes with their captions.
 
@@ -203,7 +196,7 @@ def examine(
 
 
 def draw_all(
-    tests: Tests, retrieval: RACM3, vanilla: RACM3, settings: Settings, on_step: Steps = lambda *_: None
+    tests: Tests, retrieval: RACM3, vanilla: RACM3, settings: Settings, on_step: Report = lambda *_: None
 ) -> dict[str, list[Image]]:
     """The pictures of each of ``ROWS`` for the captions of scenes."""
     requests = [Document.of(caption, Hole("image")) for _, caption in tests]
@@ -220,7 +213,7 @@ def draw_all(
 
 
 def caption_all(
-    tests: Tests, retrieval: RACM3, vanilla: RACM3, settings: Settings, on_step: Steps = lambda *_: None
+    tests: Tests, retrieval: RACM3, vanilla: RACM3, settings: Settings, on_step: Report = lambda *_: None
 ) -> dict[str, list[str]]:
     """The captions of scenes' pictures: "retrieval", "vanilla", and "returned", those of the best-ranked document."""
     requests = [Document.of(Hole("text"), Image(draw(scene))) for scene, _ in tests]
@@ -322,19 +315,19 @@ def entity_named(caption: str, entity: str) -> bool:
     scene = read(caption)
     if scene is not None:
         return entity in scene.entities
-    spoken = f" {' '.join(words(caption))} "
-    if f" {' '.join(words(entity))} " not in spoken:
+    said, asked = _spaced(caption), _spaced(entity)
+    if asked not in said:
         return False
     for name in load_glyphs().names:
-        longer = f" {' '.join(words(name))} "
-        if f" {' '.join(words(entity))} " in longer and name != entity:
-            spoken = spoken.replace(longer, " | ")
-    return f" {' '.join(words(entity))} " in spoken
+        longer = _spaced(name)
+        if asked in longer and name != entity:
+            said = said.replace(longer, " | ")
+    return asked in said
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
-    return re.findall(r"[^\s,.;:!?()\"]+", text.lower())
+def _spaced(text: str) -> str:
+    """Lower-case words without punctuation, with a space on both sides of each."""
+    return " ".join(["", *re.findall(r"[^\s,.;:!?()\"]+", text.lower()), ""])
 
 
 # Showing ---------------------------------------------------------------------------------------------------------
@@ -389,23 +382,6 @@ def _task_tables(results: dict[str, Any]) -> list[RenderableType]:
     return [filled, shots]
 
 
-def _within(on_step: Steps, split: str) -> Steps:
-    """``on_step``, told which split it is."""
-    return lambda what, done, total: on_step(f"{split}: {what}", done, total)
-
-
-@contextmanager
-def progress() -> Iterator[Steps]:
-    """One bar on stderr for each thing done."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    with Progress(console=Console(stderr=True)) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def on_step(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield on_step
+def within(on_step: Report, name: str) -> Report:
+    """``on_step``, told what it is a part of."""
+    return lambda what, done, total: on_step(f"{name}: {what}", done, total)

@@ -5,7 +5,7 @@
     style       a picture in sepia is asked for, a style never met in training, after two demonstrations of it
     one-shot    two novel entities, called "animal X" and "animal Y", one example each: which is a third picture of?
                 Then with 2, 4 and 8 examples each, by averaging as many contexts. Chance is 50 %. By the probability
-                of the picture, and, as in the talk, by that of the label
+                of the picture, and, as in the paper, by that of the label
 
 In edit, style and one-shot no memory is asked, and the vanilla model reads the very same context as the other. Outside
 of a hidden region no pixel may change: ``untouched`` is the share of pictures in which none did.
@@ -13,7 +13,7 @@ of a hidden region no pixel may change: ``untouched`` is the share of pictures i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,13 +28,13 @@ from racm3.scenes.caption import describe
 from racm3.scenes.draw import SCENE_PX, Scene, background, draw
 from racm3.scenes.judges import Judge
 from racm3.scenes.world import HELD_OUT_STYLE, World
+from racm3.util.progress import Report
 
 LABELS = ("animal X", "animal Y")
-"""Words that mean nothing; those of the talk."""
+"""Words that mean nothing; those of the paper."""
 SHOTS = (1, 2, 4, 8)
-"""Examples of each label; those of the talk."""
+"""Examples of each label; those of the paper."""
 
-Steps = Callable[[str, int, int], None]
 Tests = Sequence[tuple[Scene, str]]
 
 
@@ -48,6 +48,7 @@ class Task:
 
 
 def infill(tests: Tests) -> Task:
+    """The entity of each test scene is hidden and to be drawn again from the caption."""
     documents = [Document.of(caption, Image(draw(scene)).hiding(box_of(scene))) for scene, caption in tests]
     return Task(documents, None, [scene for scene, _ in tests])
 
@@ -141,7 +142,7 @@ def examine_tasks(
     world: World,
     settings: Settings,
     trials: int,
-    on_step: Steps = lambda *_: None,
+    on_step: Report = lambda *_: None,
 ) -> dict[str, Any]:
     """Shares by task, then by split ("seen" and "novel", as in ``tests``), then by model: "retrieval", which has its
     memory, and "vanilla"."""
@@ -168,7 +169,7 @@ def scored(name: str, task: Task, done: Sequence[Completion], judge: Judge) -> S
     return means({"entity": entity, "untouched": untouched(task.documents, done)})
 
 
-def one_shot(model: RACM3, world: World, trials: int, by: By, on_step: Steps = lambda *_: None) -> dict[str, float]:
+def one_shot(model: RACM3, world: World, trials: int, by: By, on_step: Report = lambda *_: None) -> dict[str, float]:
     """The share of right answers by the number of examples of each label, and the number of trials.
 
     Trial i is of novel entities 2i and 2i + 1 in the order of the test split, and asks for them in turn.

@@ -1,10 +1,10 @@
 """Caches: keys and values of the tokens read so far, and attention over them.
 
-    Passage      one sequence, read many tokens at a time: a prompt, or the beginning that several prompts share
-    Rows         many sequences that go on by one token each; they may share one passage, which is then kept once
+    PromptCache  one sequence, read many tokens at a time: a prompt, or the beginning that several prompts share
+    BatchCache   many sequences that go on by one token each; they may share one prompt cache, which is then kept once
     PrefixCache  beginnings of earlier prompts, for later ones that begin alike
 
-A reader asks each cache for the positions of its next ``pending`` tokens, has it attend to them layer by layer, and
+A runner asks each cache for the positions of its next ``pending`` tokens, has it attend to them layer by layer, and
 lets it advance. Stored lengths are rounded up to a multiple of 64 and masked: attention then sums in the same order
 whatever else is in the batch (on a CPU), and the mask is built once a step.
 
@@ -24,16 +24,17 @@ from torch import Tensor
 
 from racm3.generator.model import GeneratorConfig
 
-__all__ = ["Cache", "Passage", "PrefixCache", "Rows", "rounded", "token_bytes"]
+__all__ = ["BatchCache", "Cache", "PrefixCache", "PromptCache", "rounded", "token_bytes"]
 
 MULTIPLE = 64
 """Tokens to which lengths are rounded up; attention kernels work in vectors of at most 16 numbers and tiles of 64."""
 
 QUERIES = 4
-"""Multiple to which queries of a passage are filled up: one or two left over would be summed in another order."""
+"""Multiple to which queries of a prompt are filled up: one or two left over would be summed in another order."""
 
 
 def rounded(tokens: int) -> int:
+    """The next multiple of ``MULTIPLE``."""
     return -(-tokens // MULTIPLE) * MULTIPLE
 
 
@@ -43,6 +44,8 @@ def token_bytes(config: GeneratorConfig, dtype: torch.dtype) -> int:
 
 
 class Cache(Protocol):
+    """Keys and values of what was read, and the attention over them."""
+
     @property
     def pending(self) -> int:
         """How many tokens it takes of the next pass."""
@@ -67,7 +70,7 @@ def _mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -math.inf)
 
 
-class Passage:
+class PromptCache:
     """One sequence, with room for ``tokens`` in all; ``pending`` of them come next."""
 
     def __init__(
@@ -76,7 +79,7 @@ class Passage:
         tokens: int,
         dtype: torch.dtype,
         device: torch.device,
-        after: Passage | None = None,
+        after: PromptCache | None = None,
     ) -> None:
         """Begins with a copy of what ``after`` holds, if given."""
         shape = (config.layers, config.kv_heads, rounded(tokens), config.head_dim)
@@ -115,43 +118,45 @@ class Passage:
 
 
 class PrefixCache:
-    """Passages by the ids that they hold, each with the states (T, D) of its tokens: those used last, in
+    """Prompt caches by the ids that they hold, each with the hidden states (T, D) of its tokens: those used last, in
     ``limit_bytes``.
 
-    Nothing is written to a passage that is in here.
+    Nothing is written to a cache that is in here.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.nbytes = 0
-        self._kept: OrderedDict[tuple[int, ...], tuple[Passage, Tensor]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, ...], tuple[PromptCache, Tensor]] = OrderedDict()
 
-    def get(self, ids: tuple[int, ...]) -> tuple[Passage, Tensor] | None:
+    def get(self, ids: tuple[int, ...]) -> tuple[PromptCache, Tensor] | None:
+        """The cache and the last hidden states of these ids, if they are kept."""
         if ids in self._kept:
             self._kept.move_to_end(ids)
         return self._kept.get(ids)
 
-    def put(self, ids: tuple[int, ...], passage: Passage, states: Tensor) -> None:
-        self._kept[ids] = passage, states
-        self.nbytes += passage.nbytes + states.nbytes
+    def put(self, ids: tuple[int, ...], cache: PromptCache, hidden_states: Tensor) -> None:
+        """Keep a prompt's cache; the ones not used for longest make room."""
+        self._kept[ids] = cache, hidden_states
+        self.nbytes += cache.nbytes + hidden_states.nbytes
         while self.nbytes > self.limit_bytes:
-            _, (passage, states) = self._kept.popitem(last=False)
-            self.nbytes -= passage.nbytes + states.nbytes
+            _, (cache, hidden_states) = self._kept.popitem(last=False)
+            self.nbytes -= cache.nbytes + hidden_states.nbytes
 
 
-class Rows:
-    """Sequences that go on by one token each, behind one passage that they ``share`` or none.
+class BatchCache:
+    """Sequences that go on by one token each, behind one prompt cache that they ``share`` or none.
 
     Rows join by ``add`` and leave by ``drop``; memory is taken in advance and doubled when it does not suffice.
     """
 
     def __init__(
-        self, config: GeneratorConfig, dtype: torch.dtype, device: torch.device, shared: Passage | None = None
+        self, config: GeneratorConfig, dtype: torch.dtype, device: torch.device, shared: PromptCache | None = None
     ) -> None:
         self.shared = shared
         self.keys = torch.zeros(config.layers, 0, config.kv_heads, 0, config.head_dim, dtype=dtype, device=device)
         self.values = self.keys  # (L, rows with room, G, S with room, E)
-        self.lengths: list[int] = []  # tokens of each row, behind the shared passage
+        self.lengths: list[int] = []  # tokens of each row, behind the shared prompt
         self._scale = 1 / math.sqrt(config.head_dim)
         # Of every layer, keys and values with all tokens in one dimension, and those in use, (R, G, S, E). Made again
         # only when a length passes a multiple or rows come and go: slicing costs as much as a small product.
@@ -164,7 +169,7 @@ class Rows:
         return len(self.lengths)
 
     def reserve(self, rows: int, tokens: int) -> None:
-        """Make room for this many more rows, of up to ``tokens`` behind the shared passage."""
+        """Make room for this many more rows, of up to ``tokens`` behind the shared prompt."""
         layers, have_rows, groups, have_tokens, head_dim = self.keys.shape
         used = len(self.lengths)
         room = have_rows if used + rows <= have_rows else max(used + rows, 2 * have_rows)
@@ -177,12 +182,12 @@ class Rows:
             self._viewed = (0, 0, 0)
             self._places = None
 
-    def add(self, passage: Passage) -> None:
-        """A row that goes on behind ``passage``, which begins with the shared one; room is reserved."""
+    def add(self, prompt: PromptCache) -> None:
+        """A row that goes on behind ``prompt``, which begins with the shared one; room is reserved."""
         row, start = len(self.lengths), self.shared.length if self.shared else 0
-        length = passage.length - start
-        self.keys[:, row, :, :length] = passage.keys[:, :, start : passage.length]
-        self.values[:, row, :, :length] = passage.values[:, :, start : passage.length]
+        length = prompt.length - start
+        self.keys[:, row, :, :length] = prompt.keys[:, :, start : prompt.length]
+        self.values[:, row, :, :length] = prompt.values[:, :, start : prompt.length]
         self.lengths.append(length)
         self._places = None
 
@@ -242,7 +247,7 @@ class Rows:
         store_values.index_copy_(0, self._target, v.flatten(0, 1))
         if self.shared is None:
             return _attention(q[:, :, None], keys, values, self._mask)[:, :, 0]
-        # One softmax over both parts. All queries of a key/value head are one product with the shared passage.
+        # One softmax over both parts. All queries of a key/value head are one product with the shared prompt.
         groups, length = keys.shape[1], self.shared.length
         q = q.unflatten(1, (groups, -1)) * self._scale  # (R, G, H/G, E)
         per_head = q.shape[2]
@@ -266,7 +271,7 @@ class Rows:
 
 
 _LENGTH = 4
-"""Column of ``Rows.places``."""
+"""Column of ``BatchCache.places``."""
 
 
 def _place(keys: Tensor, values: Tensor, length: int) -> list[int]:

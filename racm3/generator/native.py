@@ -2,7 +2,7 @@
 
 At small batches a step in operators of torch is mostly the calls of them. Here it is one call, which reads every weight
 once for all rows. Compiling takes a second, once a process, and needs a C compiler (``cc``); without one, or on a GPU,
-``reader.py`` decodes in operators.
+``model_runner.py`` decodes in operators.
 
 Letters in shapes: R rows, P panels, D width, H heads, G key/value heads, E width of a head, F width of the MLP.
 """
@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from racm3.generator.kv_cache import Rows
+from racm3.generator.kv_cache import BatchCache
 from racm3.generator.model import GeneratorConfig
 
-__all__ = ["Matrix", "Stepper", "compiled"]
+__all__ = ["Matrix", "NativeRunner", "compiled"]
 
 LANES, PANEL = 16, 32
 """As in ``step.c``: numbers of a vector, outputs that are summed at once."""
@@ -102,7 +102,7 @@ class _Shape(ctypes.Structure):
     ]
 
 
-class Stepper:
+class NativeRunner:
     """Reads one token a row.
 
     ``layers``: of each, the matrices of queries, keys and values, of the output, of gate and up (gated), and down, and
@@ -124,8 +124,8 @@ class Stepper:
         shape = c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
         self._shape = _Shape(*shape, c.width * c.norm_eps, c.head_dim * c.norm_eps)
 
-    def __call__(self, x: Tensor, caches: Sequence[Rows]) -> Tensor:
-        """The states (R, D) of tokens whose embeddings are x (R, D), which is overwritten, behind what caches hold."""
+    def __call__(self, x: Tensor, caches: Sequence[BatchCache]) -> Tensor:
+        """The hidden states (R, D) of tokens with embeddings x (R, D), overwritten, behind what caches hold."""
         c, count, threads = self.config, x.shape[0], torch.get_num_threads()
         tokens = max(cache.longest for cache in caches) + 1
         assert tokens <= c.context_tokens, "there is no position for this token"

@@ -14,43 +14,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
-from racm3.document import Hole
+from racm3.document import Hole, Modality
 from racm3.errors import DocumentError
-from racm3.generator.decoding import Chain, Constraint, Fixed, ImageSpan, TextSpan
-from racm3.tokens.markup import ImageCodes, Markup, TextIds, TokenDocument
+from racm3.generator.constraints import Chain, Constraint, Fixed, ImageSpan, TextSpan
+from racm3.tokens.markup import AFTER_PART, MARKERS, Markup
+from racm3.tokens.parts import (
+    GeneratedCodes,
+    HiddenCodes,
+    HiddenText,
+    ImageCodes,
+    OpenPart,
+    TextIds,
+    TokenDocument,
+)
 from racm3.tokens.vocabulary import MAX_MASKS, Vocabulary
 
 
 @dataclass(frozen=True)
-class HiddenText:
-    """A text part with a gap between ``before`` and ``after``, either of which may be empty."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class HiddenCodes:
-    """An image part some of whose codes are to be generated: ``hidden`` (N,) bool beside the ``codes`` (N,)."""
-
-    codes: tuple[int, ...]
-    hidden: tuple[bool, ...]
-
-
-OpenPart = TextIds | HiddenText | ImageCodes | HiddenCodes | Hole
-
-
-@dataclass(frozen=True)
 class Span:
-    """A stretch of the answer: ``count`` image codes, or text of free length up to ``count`` ids if ``stop`` is given.
+    """A stretch of the answer: ``count`` image codes, or at most ``count`` text ids before one of the ids ``stop``.
 
     ``start`` is the place of its first code in the picture; ``given`` holds (place in the span, code) of codes that are
     not the generator's to choose.
     """
 
+    modality: Modality
     count: int
     stop: tuple[int, ...] = ()
     start: int = 0
@@ -71,6 +63,58 @@ class Prompt:
     unconditional: list[int]
     part: int
     spans: tuple[Span, ...]
+
+    @property
+    def modality(self) -> Modality:
+        """What is asked for."""
+        return self.spans[0].modality
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated for one part of a document: the ``spans`` of the answer to ``prompts``, one a context.
+
+    ``log_probability``: of all ``steps`` tokens together, in nats.
+    """
+
+    prompts: tuple[Prompt, ...]
+    spans: tuple[tuple[int, ...], ...]
+    log_probability: float
+    steps: int
+
+    @property
+    def part(self) -> int:
+        return self.prompts[0].part
+
+    @property
+    def modality(self) -> Modality:
+        return self.prompts[0].modality
+
+    def generated(self, vocabulary: Vocabulary) -> TextIds | GeneratedCodes:
+        """What was written into the part, in ids or codes of its tokenizer."""
+        if self.modality == "text":
+            return TextIds(tuple(id_ - vocabulary.text_start for id_ in (self.spans[0] if self.spans else ())))
+        asked = self.prompts[0].spans
+        places = [span.start + place for span in asked for place in span.chosen]
+        codes = {
+            span.start + i: ids[i] - vocabulary.image_start
+            for span, ids in zip(asked, self.spans, strict=False)
+            for i in span.chosen
+            if i < len(ids)
+        }
+        return GeneratedCodes(codes, tuple(places[len(codes) :]))
+
+
+T = TypeVar("T")
+
+
+def split(documents: Sequence[T], contexts: int) -> list[Sequence[T]]:
+    """The documents of every context; the best go to different ones, and none stays empty beside others.
+
+    >>> split("abc", 2), split("a", 2), split("", 2)
+    (['ac', 'b'], ['a'], [''])
+    """
+    return [documents[i::contexts] for i in range(min(contexts, len(documents)) or 1)]
 
 
 def build_prompt(
@@ -114,8 +158,8 @@ def _causal(before: list[int], main: Sequence[OpenPart], number: int, markup: Ma
         ids += written
         wordless += kept
     (marker, _), _, (span,) = _written(main[number], 0, 1, markup, max_text_tokens)
-    if span.stop:
-        span = replace(span, stop=(v.end, v.text, v.image))
+    if span.modality == "text":
+        span = replace(span, stop=AFTER_PART)
     return Prompt([*before, *ids, marker], [*before, *wordless, marker], number, (span,))
 
 
@@ -132,7 +176,7 @@ def _infill(
         wordless += kept
         spans += more
         own = own or spans[:]  # of the first open part
-    if own[0].stop and len(spans) > 1:
+    if own[0].modality == "text" and len(spans) > 1:
         own = [replace(own[0], stop=(v.infill(1),))]
     end = [v.end, v.infill(0)]
     return Prompt([*before, *ids, *end], [*before, *wordless, *end], number, tuple(own))
@@ -143,7 +187,7 @@ def _written(
 ) -> tuple[list[int], list[int], list[Span]]:
     """A part as ids, its gaps numbered from ``gap``; the same without words; and what stands in its gaps."""
     v = markup.vocabulary
-    text = Span(max_text_tokens, stop=(v.eos,))
+    text = Span("text", max_text_tokens, stop=(v.eos,))
     if isinstance(part, TextIds):
         return markup.to_ids((part,))[1:-1], [], []
     if isinstance(part, HiddenText):
@@ -151,9 +195,8 @@ def _written(
         return [v.text, *left, v.mask(gap), *right], [v.text, v.mask(gap)], [text]
     spans = []
     if isinstance(part, Hole):
-        is_text = part.modality == "text"
-        ids = [v.text if is_text else v.image, v.mask(gap)]
-        spans = [text if is_text else Span(markup.codes_per_image)]
+        ids = [MARKERS[part.modality], v.mask(gap)]
+        spans = [text if part.modality == "text" else Span("image", markup.codes_per_image)]
     elif isinstance(part, ImageCodes):
         ids = markup.to_ids((part,))[1:-1]
     else:
@@ -162,7 +205,7 @@ def _written(
             if hidden:
                 ids.append(v.mask(gap + len(spans)))
                 given = [(i - start, part.codes[i]) for i in range(start, end) if not part.hidden[i]]
-                spans.append(Span(end - start, start=start, given=tuple(given)))
+                spans.append(Span("image", end - start, start=start, given=tuple(given)))
             else:
                 ids += [v.image_start + code for code in part.codes[start:end]]
     return ids, ids, spans
@@ -194,7 +237,7 @@ def answer_constraint(spans: Sequence[Span], vocabulary: Vocabulary) -> Chain:
     for i, span in enumerate(spans):
         if i:
             links.append(Fixed(vocabulary, (vocabulary.infill(i),)))
-        if span.stop:
+        if span.modality == "text":
             links.append(TextSpan(vocabulary, span.stop, span.count))
         else:
             links.append(ImageSpan(vocabulary, span.count, dict(span.given)))

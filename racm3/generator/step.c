@@ -1,6 +1,6 @@
 /* One decoding step: every row of the batch reads one token, through all layers in one call.
 
-   native.py compiles this and calls it; reader.py has the same arithmetic in operators of torch, its twin in tests.
+   native.py compiles this and calls it; model_runner.py has the same arithmetic in torch, its twin in tests.
    What a step costs is reading the weights, so each is read once for all rows, in the order in which it lies. A row's
    sums run over inputs and tokens in their order, whatever else is in the batch: results are the same bit by bit.
 
@@ -81,7 +81,7 @@ typedef struct {
 typedef struct { /* where a row's keys and values lie: of layer 0 (G, room, E), the next layer's a stride further on */
     cached *keys, *values;
     int64_t stride, room, length;
-    const cached *shared_keys, *shared_values; /* the same of the passage before them */
+    const cached *shared_keys, *shared_values; /* the same of the prompt before them */
     int64_t shared_stride, shared_room, shared_length;
 } Row;
 
@@ -284,7 +284,7 @@ static void measure(const float *x, int64_t count, int64_t width, float floor, f
     for (int64_t r = 0; r < count; r++) units[r] = 1.0f / sqrtf(squares(x + r * width, width) + floor);
 }
 
-/* x (count, D): embeddings of the tokens in, their states out. angles (positions, E), scores (threads, most_tokens).
+/* x (count, D): embeddings of the tokens in, their hidden states out. angles (positions, E), scores (threads, most_tokens).
    qkv (count, H + 2 G, E), y (count, H, E), hidden (count, F) and units (threads, count) are for use. */
 void step(const Shape *s, const Layer *layers, const Row *rows, int64_t count, const float *angles, float *x,
           float *qkv, float *y, float *hidden, float *units, float *scores, int64_t most_tokens, int threads) {

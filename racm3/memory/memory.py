@@ -4,8 +4,8 @@ memory = Memory.open("out/memory", encoder.fingerprint)
 ranking = memory.search(encoder.embed([Document.of("a fox in the snow")]), 5)[0]
 memory.get(ranking.ids)
 
-What a change has acknowledged is on disk; every search sees what any process has acknowledged. How it is kept is
-`store.Store`, how it is searched `search.Exact` and `search.Indexed`.
+What a change has acknowledged is on disk; every search sees what any process has acknowledged, and what it returns is
+what was put in. Threads may share a memory. How it is kept is `store.Store`, how it is searched `search`.
 
 Letters: B batch, D dimension, K hits, N items.
 """
@@ -14,22 +14,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from racm3.data import Item
+from racm3.document import Modality
 from racm3.errors import EncoderMismatchError, InputError, MemoryStoreError, unknown
+from racm3.memory.damage import UNREADABLE, no_panic, readable
 from racm3.memory.metadata_filter import Facts, Where
-from racm3.memory.search import Exact, Indexed, Ranking, recall
-from racm3.memory.store import DOCUMENT, INDEX_FROM, UNREADABLE, About, Store, content_hash, item_of, metadata_json
+from racm3.memory.re_embedding import UNIT_TOLERANCE, change_encoder
+from racm3.memory.rows import DOCUMENT, FACTS, About, check_facts, content_hash, item_of, metadata_json
+from racm3.memory.search import Ranking, View, recall
+from racm3.memory.snapshot import Snapshot
+from racm3.memory.storage import storage_at
+from racm3.memory.store import INDEX_FROM, Store
 
 __all__ = ["Memory", "Ranking"]
 
@@ -40,10 +45,11 @@ EXACT_UP_TO = 1_000_000
 vector are 2 GB then)."""
 UNINDEXED = 0.1
 """The share of documents outside the index from which it is brought up to date."""
-UNIT_TOLERANCE = 1e-3
 GROWTH = 8
 """How many times more of a ranking is looked at, again and again, where conditions leave too little."""
 SELF_CHECK = "racm3.self_check"
+UNFINISHED = "racm3.unfinished"
+"""Set while a memory is being made, until `Memory.finish`."""
 
 
 @dataclass(frozen=True)
@@ -65,24 +71,60 @@ class Info:
 
 
 class Memory:
-    """A memory in a folder or at s3://bucket/name. Make one with `create`, open one with `open`."""
+    """A memory in a folder or at s3://bucket/name, which threads may share. `create` makes one, `open` opens one."""
 
     def __init__(self, store: Store, search: Search = "auto") -> None:
         if search not in ("auto", "exact", "index"):
             raise InputError(unknown("search", search, ["auto", "exact", "index"]))
-        self.path = store.place.path
+        self.path = store.storage.path
         self._store = store
         self._search = search
         self._encoder = store.about.encoder
-        self._made: Exact | Indexed | None = None
-        self._version = -1
-        self._ids: list[str] | None = None
-        self.refresh()
+        self._lock = threading.Lock()
+        self._view = View(store.snapshot, self._by_index(store.snapshot), {})
 
     @classmethod
     def create(cls, path: str | Path, encoder_fingerprint: str, dimension: int) -> Memory:
         """An empty memory for one encoder's vectors (D,). Raises MemoryStoreError if ``path`` exists."""
         return cls(Store.create(path, encoder_fingerprint, dimension))
+
+    @classmethod
+    def create_or_resume(cls, path: str | Path, encoder_fingerprint: str, dimension: int) -> Memory:
+        """As `create`, but a memory whose making was broken off before `finish` is opened, to go on with.
+
+        Raises EncoderMismatchError if that was being made by another encoder.
+        """
+        try:
+            return cls(Store.create(path, encoder_fingerprint, dimension, {UNFINISHED: "yes"}))
+        except MemoryStoreError:
+            if not storage_at(path).versions():
+                raise
+        memory = cls.open(path)
+        begun = memory._store.snapshot.version == 1  # broken off before it was marked
+        if not memory.unfinished and (len(memory) or not begun):
+            raise MemoryStoreError(
+                f"the memory {memory.path} is there already, with {len(memory)} documents; add to it with "
+                "`racm3 memory add`, make it equal to the data with `racm3 memory sync`, or give a new path"
+            )
+        memory.check_encoder(encoder_fingerprint)
+        return memory
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the memory is being made, or its making was broken off."""
+        return UNFINISHED in self._store.table.config()
+
+    def finish(self) -> None:
+        """Say that all is in it that it was made for."""
+        if self.unfinished:
+            with self.writing():
+                self._store.set_config({UNFINISHED: None})
+
+    def discard(self) -> None:
+        """Delete a memory that is unfinished and empty: nothing was found to put in. Any other one stays."""
+        with self.writing():
+            if self.unfinished and not len(self):
+                self._store.storage.remove()
 
     @classmethod
     def open(cls, path: str | Path, encoder_fingerprint: str | None = None, search: Search = "auto") -> Memory:
@@ -108,7 +150,7 @@ class Memory:
     # Reading -------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return self._store.table.count_rows()
+        return self._store.snapshot.rows
 
     @property
     def encoder_fingerprint(self) -> str:
@@ -121,16 +163,14 @@ class Memory:
     @property
     def ids(self) -> Sequence[str]:
         """Ids in row order, as of the last `refresh`, `search` or change."""
-        if self._ids is None:
-            self._ids = self._store.table.to_table(columns=["id"])["id"].to_pylist()
-        return self._ids
+        with readable(self.path):
+            return self._view.ids
 
     @property
     def fingerprint(self) -> str:
         """32 hex digits that change with the documents and their ids, and with nothing else: not with their order, nor
         with the encoder."""
-        self.refresh()
-        rows = self._store.table.to_table(columns=["id", "hash"]).to_pylist()
+        rows = self._reading(lambda view: view.snapshot.table.to_table(columns=["id", "hash"]).to_pylist())
         pairs = sorted(f"{row['hash']} {row['id']}" for row in rows)
         return hashlib.blake2b("\n".join(pairs).encode(), digest_size=16).hexdigest()
 
@@ -141,41 +181,33 @@ class Memory:
 
     def vector_blocks(self) -> Iterator[np.ndarray]:
         """`vectors`, a block of rows at a time."""
-        return (self._store.vectors(fragment)[2] for fragment in self._store.table.get_fragments())
+        snapshot = self._view.snapshot
+        with readable(self.path):
+            for fragment in snapshot.fragments:
+                yield snapshot.vectors(fragment)[2]
 
     def refresh(self) -> None:
         """See what other processes have changed. Raises EncoderMismatchError if they changed the encoder."""
-        self._again_if_gone(self._follow)
+        self._newest()
 
-    def _follow(self) -> None:
-        self._store.refresh()
-        version = self._store.table.version
-        if self._version == version:
-            return
-        if self.encoder_fingerprint != self._encoder:
-            raise EncoderMismatchError(
-                f"the memory {self.path} was changed to encoder {self.encoder_fingerprint} while it was open; open it "
-                "again with that one"
-            )
-        kind = Indexed if self._by_index() else Exact
-        if self._made is not None and type(self._made) is kind:
-            self._made.refresh()
-        else:
-            self._made = None
-        self._ids = None
-        self._version = version
+    def _newest(self) -> View:
+        """The newest version. Who still reads an older one is not disturbed."""
+        snapshot = self._store.refresh()
+        with self._lock:
+            view = self._view
+            if snapshot is not view.snapshot and snapshot.version >= view.snapshot.version:
+                if snapshot.about.encoder != self._encoder:
+                    raise EncoderMismatchError(
+                        f"the memory {self.path} was changed to encoder {snapshot.about.encoder} while it was open; "
+                        "open it again with that one"
+                    )
+                view = self._view = View(snapshot, self._by_index(snapshot), view.known)
+            return view
 
-    @property
-    def _engine(self) -> Exact | Indexed:
-        """What searches, made when it is first asked: an exact one reads all vectors."""
-        if self._made is None:
-            self._made = Indexed(self._store) if self._by_index() else Exact(self._store)
-        return self._made
-
-    def _by_index(self) -> bool:
-        if self._search == "exact" or (self._search == "auto" and len(self) <= EXACT_UP_TO):
+    def _by_index(self, snapshot: Snapshot) -> bool:
+        if self._search == "exact" or (self._search == "auto" and snapshot.rows <= EXACT_UP_TO):
             return False
-        if self._store.indexed() is not None:
+        if snapshot.indexed is not None:
             return True
         if self._search == "index":
             raise MemoryStoreError(f"the memory {self.path} has no index; make one with `racm3 memory index`")
@@ -199,86 +231,82 @@ class Memory:
         ):
             raise InputError(f"exclude_ids holds one collection of ids for each of {len(queries)} queries")
         excluded = [frozenset(ids) for ids in exclude_ids] if exclude_ids is not None else [frozenset()] * len(queries)
-        self.refresh()
-        return self._again_if_gone(lambda: self._found(queries, k, excluded, where))
+        return self._reading(lambda view: self._found(view, queries, k, excluded, where))
 
     def _found(
-        self, queries: np.ndarray, k: int, excluded: Sequence[frozenset[str]], where: Where | None
+        self, view: View, queries: np.ndarray, k: int, excluded: Sequence[frozenset[str]], where: Where | None
     ) -> list[Ranking]:
+        engine, rows = view.engine, view.snapshot.rows
         found: dict[int, Ranking] = {}
         pending, wanted = list(range(len(queries))), k + max(map(len, excluded), default=0)
         while pending:
-            for i, ranking in zip(pending, self._engine.nearest(queries[pending], min(wanted, len(self))), strict=True):
+            for i, ranking in zip(pending, engine.nearest(queries[pending], min(wanted, rows)), strict=True):
                 kept = [position for position, item_id in enumerate(ranking.ids) if item_id not in excluded[i]]
                 if where is not None:
-                    facts = self._facts(ranking.addresses[kept])
+                    facts = _facts(view.snapshot, ranking.addresses[kept])
                     kept = [position for position, fact in zip(kept, facts, strict=True) if where(fact)]
                 found[i] = ranking.at(kept[:k])
-            pending = [i for i in pending if len(found[i]) < k] if wanted < len(self) else []
+            pending = [i for i in pending if len(found[i]) < k] if wanted < rows else []
             wanted *= GROWTH
         return [found[i] for i in range(len(queries))]
 
-    def _facts(self, addresses: np.ndarray) -> list[Facts]:
-        rows = self._store.take(addresses, ["id", "parts", "metadata", "origin"])
-        return [
-            Facts(
-                row["id"],
-                json.loads(row["metadata"]),
-                frozenset("text" if isinstance(part, str) else "image" for part in json.loads(row["parts"])),
-                row["origin"],
-            )
-            for row in rows
-        ]
-
     def get(self, ids: Sequence[str]) -> list[Item]:
-        """The items of ``ids``, in that order. Raises MemoryStoreError for an id that is not here."""
+        """The items of ``ids``, in that order.
 
-        def read() -> list[Item]:
-            addresses = self._engine.find(ids)
+        Raises MemoryStoreError for an id that is not here, or whose document is not what was put in.
+        """
+
+        def read(view: View) -> list[Item]:
+            addresses = view.engine.find(ids)
             if missing := [item_id for item_id in ids if item_id not in addresses]:
                 raise MemoryStoreError(
                     f"the memory {self.path} holds no document {missing[0]!r}; Memory.ids lists them all"
                 )
-            rows = self._store.take([addresses[item_id] for item_id in ids], DOCUMENT)
+            rows = view.snapshot.take([addresses[item_id] for item_id in ids], DOCUMENT)
             return [item_of(row) for row in rows]
 
-        return self._again_if_gone(read)
+        return self._reading(read, refreshed=False)
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        """Every item from row ``start``, in order, as of the last `refresh`, `search` or change; bounded in memory."""
-        return map(item_of, self._store.scan(DOCUMENT, start=start))
+        """Every item from row ``start``, in order, as of the last `refresh`, `search` or change; bounded in memory.
 
-    def _again_if_gone(self, read: Callable[[], T]) -> T:
-        """What ``read`` gives, once more if another process has compacted the memory and deleted what was read."""
+        Raises MemoryStoreError if a document is not what was put in.
+        """
+        with readable(self.path):
+            yield from map(item_of, self._view.snapshot.scan(DOCUMENT, start=start))
+
+    def _reading(self, read: Callable[[View], T], *, refreshed: bool = True) -> T:
+        """What ``read`` gives of the newest version; once more if another process has compacted the memory meanwhile
+        and deleted what was being read."""
         try:
-            return read()
+            with no_panic():
+                return read(self._newest() if refreshed else self._view)
         except UNREADABLE as error:
             if isinstance(error, InputError):
                 raise
-        self._follow()
-        try:
-            return read()
-        except OSError as error:
-            raise MemoryStoreError(f"{self.path} cannot be read: {error}; run `racm3 memory check` on it") from error
+        with readable(self.path):
+            return read(self._newest())
 
     def info(self) -> Info:
         """How much there is, of what, and how it is searched."""
-        self.refresh()
-        table, about = self._store.table, self._store.about
-        hashes = table.to_table(columns=["hash"])["hash"]
-        check = table.config().get(SELF_CHECK)
-        indexed = self._store.indexed()
-        return Info(
-            documents=len(self),
-            same_content=len(hashes) - len(hashes.unique()),
-            bytes_on_disk=self._store.place.size_bytes(),
-            dimension=about.dimension,
-            encoder=about.encoder,
-            version=table.version,
-            fragments=len(table.get_fragments()),
-            indexed=indexed,
-            recall_at_10=float(check) if check and indexed is not None else None,
-        )
+
+        def read(view: View) -> Info:
+            snapshot = view.snapshot
+            hashes = snapshot.table.to_table(columns=["hash"])["hash"]
+            recall = snapshot.table.config().get(SELF_CHECK)
+            return Info(
+                documents=snapshot.rows,
+                same_content=len(hashes) - len(hashes.unique()),
+                bytes_on_disk=self._store.storage.size_bytes(),
+                dimension=snapshot.about.dimension,
+                encoder=snapshot.about.encoder,
+                version=snapshot.version,
+                fragments=len(snapshot.fragments),
+                indexed=snapshot.indexed,
+                recall_at_10=float(recall) if recall and snapshot.indexed is not None else None,
+            )
+
+        return self._reading(read)
 
     # Writing -------------------------------------------------------------------------------------------------------
 
@@ -288,11 +316,29 @@ class Memory:
 
     def known(self, ids: Collection[str]) -> dict[str, str]:
         """Those ``ids`` that are here, and the origin of each."""
-        return {item_id: row["origin"] for item_id, row in self._store.find(ids, ["origin"]).items()}
+        with readable(self.path):
+            return {item_id: row["origin"] for item_id, row in self._store.snapshot.find(ids, ["origin"]).items()}
+
+    def facts(self, ids: Collection[str]) -> dict[str, Facts]:
+        """What is known, without decoding them, of those ``ids`` that are here."""
+        with readable(self.path):
+            return {item_id: _fact(row) for item_id, row in self._store.snapshot.find(ids, FACTS[1:]).items()}
+
+    def note(self, key: str) -> str | None:
+        """What `set_note` has kept."""
+        return self._store.table.config().get(f"racm3.{key}")
+
+    def set_note(self, key: str, value: str) -> None:
+        """Keep a fact about the memory, durably."""
+        if self.note(key) != value:
+            with self.writing():
+                self._store.set_config({f"racm3.{key}": value})
+            self.refresh()
 
     def unlike(self, items: Sequence[Item]) -> list[Item]:
         """Those of ``items`` that are not in the memory as they are: new, or with other content or metadata."""
-        known = self._store.find([item.id for item in items], ["hash", "metadata"])
+        with readable(self.path):
+            known = self._store.snapshot.find([item.id for item in items], ["hash", "metadata"])
 
         def here(item: Item) -> bool:
             row = known.get(item.id)
@@ -307,6 +353,16 @@ class Memory:
         writing; DocumentError if a document has holes; InputError if vectors and items do not fit together.
         """
         self._put(list(items), vectors, replace=False)
+
+    def add_missing(self, items: Sequence[Item], vectors: np.ndarray) -> int:
+        """As `add`, but what is here already as it is, since another writer was faster, is passed over; how many were
+        added."""
+        vectors = self._fitting(items, vectors)
+        with self.writing():
+            missing = {id(item) for item in self.unlike(items)}
+            rows = [row for row, item in enumerate(items) if id(item) in missing]
+            self._put([items[row] for row in rows], vectors[rows], replace=False)
+        return len(rows)
 
     def put(self, items: Iterable[Item], vectors: np.ndarray) -> None:
         """As `add`, but an item takes the place of the one that has its id, in the same step."""
@@ -347,7 +403,7 @@ class Memory:
         if not items:
             return
         with self.writing():
-            here = self._store.find(ids)
+            here = self._store.snapshot.find(ids)
             if here and not replace:
                 raise MemoryStoreError(
                     f"the id {min(here)!r} is already in the memory; ids are unique: rename it or leave it out"
@@ -365,7 +421,7 @@ class Memory:
         if not ids:
             return
         with self.writing():
-            here = self._store.find(set(ids))
+            here = self._store.snapshot.find(set(ids))
             if missing := sorted(set(ids) - here.keys()):
                 raise MemoryStoreError(f"the memory {self.path} holds no document {missing[0]!r}; nothing was removed")
             self._store.change([], np.zeros((0, self.dimension), np.float32), [r["_rowaddr"] for r in here.values()])
@@ -388,14 +444,14 @@ class Memory:
             )
         with self.writing():
             self._store.index()
-            found = recall(self._store)
-            self._store.set_config(SELF_CHECK, f"{found:.4f}")
+            found = recall(self._store.snapshot)
+            self._store.set_config({SELF_CHECK: f"{found:.4f}"})
         self.refresh()
         return found
 
     def tidy(self) -> None:
         """What is due after many changes: an index for a memory beyond ``EXACT_UP_TO``, brought up to date."""
-        indexed = self._store.indexed()
+        indexed = self._store.snapshot.indexed
         if len(self) > EXACT_UP_TO and len(self) - (indexed or 0) > UNINDEXED * len(self):
             self.index()
 
@@ -405,7 +461,7 @@ class Memory:
         dimension: int,
         embed: Callable[[list[Item]], np.ndarray],
         batch: int,
-        report: Callable[[int], None] = lambda done: None,
+        report: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Move the memory to another encoder. Until it is done, and if it is broken off, the old vectors are there.
 
@@ -413,28 +469,7 @@ class Memory:
         same call goes on where another was broken off; ``report`` is told how many documents are done.
         """
         with self.writing():
-            ids = list(self.ids)
-            scratch = self._store.place.scratch()
-            part = scratch / f"re-embed-{fingerprint}-{self._store.table.version}.f32"
-            for old in scratch.glob("re-embed-*.f32"):
-                if old != part:
-                    old.unlink()
-            done = _sound_rows(part, dimension)
-            with part.open("ab") as file:
-                file.truncate(done * 4 * dimension)
-                items = self.items(done)
-                while some := list(islice(items, batch)):
-                    file.write(np.ascontiguousarray(embed(some), np.float32).tobytes())
-                    file.flush()
-                    os.fsync(file.fileno())
-                    done += len(some)
-                    report(done)
-            row_of = {item_id: row for row, item_id in enumerate(ids)}
-            made = np.memmap(part, np.float32, "r", shape=(len(ids), dimension)) if ids else np.zeros((0, dimension))
-            self._store.set_vectors(
-                About(0, fingerprint, dimension), lambda asked: np.array(made[[row_of.get(i, 0) for i in asked]])
-            )
-            part.unlink()
+            change_encoder(self._store, About(0, fingerprint, dimension), embed, batch, report)
             self._encoder = fingerprint
         self.refresh()
 
@@ -445,11 +480,12 @@ class Memory:
         return vectors
 
 
-def _sound_rows(file: Path, dimension: int) -> int:
-    """How many rows (D,) of unit norm a file of vectors begins with; a power cut may have spoilt the last ones."""
-    if not file.exists():
-        return 0
-    rows = np.fromfile(file, np.float32)
-    rows = rows[: len(rows) // dimension * dimension].reshape(-1, dimension)
-    spoilt = ~(np.abs(np.linalg.norm(rows, axis=1) - 1) < UNIT_TOLERANCE)
-    return int(spoilt.argmax()) if spoilt.any() else len(rows)
+def _fact(row: dict[str, Any]) -> Facts:
+    check_facts(row)
+    parts = json.loads(row["parts"])
+    modalities: frozenset[Modality] = frozenset("text" if isinstance(part, str) else "image" for part in parts)
+    return Facts(row["id"], json.loads(row["metadata"]), modalities, row["origin"])
+
+
+def _facts(snapshot: Snapshot, addresses: np.ndarray) -> list[Facts]:
+    return [_fact(row) for row in snapshot.take(addresses, FACTS)]

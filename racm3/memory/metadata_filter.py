@@ -1,4 +1,4 @@
-"""Where: which documents of a memory a search may find, said in conditions on what is known about them.
+"""Metadata filter: which documents of a memory a search may find, said in conditions on what is known about them.
 
 >>> licensed = where(["license=CC0", "width>=512"])
 >>> licensed(Facts("a", {"license": "CC0", "width": 640}, frozenset({"image"}), ""))

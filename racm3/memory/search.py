@@ -8,15 +8,16 @@ Letters: B batch, D dimension, K hits, N documents.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from racm3.memory.store import Key, Store, key_of
+from racm3.memory.snapshot import Key, Snapshot, key_of
 
-__all__ = ["Exact", "Indexed", "Ranking", "recall"]
+__all__ = ["Exact", "Indexed", "Ranking", "View", "recall"]
 
 SCORES_AT_ONCE = 32_000_000
 """Scores held at once in a search, 128 MB of float32: bounds memory, and is far more than a fast matmul needs."""
@@ -60,36 +61,30 @@ class Block:
 
 
 class Exact:
-    """All vectors in memory, a block a fragment: what did not change is not read again."""
+    """All vectors of a snapshot in memory, a block a fragment. Blocks ``known`` of another one are not read again."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._blocks: dict[Key, Block] = {}
+    def __init__(self, snapshot: Snapshot, known: Mapping[Key, Block]) -> None:
+        fragments = {key_of(fragment): fragment for fragment in snapshot.fragments}
+        self.blocks = {key: known.get(key) or Block(*snapshot.vectors(part)) for key, part in fragments.items()}
+        self._dimension = snapshot.about.dimension
         self._address_of: dict[str, int] | None = None
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Follow the store to the version that it reads now."""
-        fragments = {key_of(fragment): fragment for fragment in self._store.table.get_fragments()}
-        self._blocks = {
-            key: self._blocks.get(key) or Block(*self._store.vectors(fragment)) for key, fragment in fragments.items()
-        }
-        self._address_of = None
 
     def find(self, ids: Collection[str]) -> dict[str, int]:
         """Addresses of those ``ids`` that are here."""
-        if self._address_of is None:
-            blocks = self._blocks.values()
-            self._address_of = {i: a for b in blocks for i, a in zip(b.ids, b.addresses.tolist(), strict=True)}
-        return {item_id: self._address_of[item_id] for item_id in ids if item_id in self._address_of}
+        known = self._address_of
+        if known is None:
+            blocks = self.blocks.values()
+            known = {i: a for b in blocks for i, a in zip(b.ids, b.addresses.tolist(), strict=True)}
+            self._address_of = known
+        return {item_id: known[item_id] for item_id in ids if item_id in known}
 
     def nearest(self, queries: np.ndarray, k: int) -> list[Ranking]:
         """The ``k`` nearest to each of ``queries`` (B, D)."""
-        return [self._ranking(*best) for best in _nearest(self._blocks.values(), queries, k)]
+        return [self._ranking(*best) for best in _nearest(self.blocks.values(), queries, k)]
 
     def _ranking(self, addresses: np.ndarray, scores: np.ndarray) -> Ranking:
-        ids, vectors = [""] * len(addresses), np.empty((len(addresses), self._store.about.dimension), np.float32)
-        for key, block in self._blocks.items():
+        ids, vectors = [""] * len(addresses), np.empty((len(addresses), self._dimension), np.float32)
+        for key, block in self.blocks.items():
             (here,) = np.nonzero(addresses >> 32 == key[0])
             rows = np.searchsorted(block.addresses, addresses[here])
             vectors[here] = block.vectors[rows]
@@ -101,47 +96,83 @@ class Exact:
 class Indexed:
     """Lance's index on disk (product codes, 1/16 of the vectors); rows that it does not hold yet are scanned."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def refresh(self) -> None:
-        """Nothing is held that could be out of date."""
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
 
     def find(self, ids: Collection[str]) -> dict[str, int]:
         """Addresses of those ``ids`` that are here."""
-        return {item_id: row["_rowaddr"] for item_id, row in self._store.find(ids).items()}
+        return {item_id: row["_rowaddr"] for item_id, row in self._snapshot.find(ids).items()}
 
     def nearest(self, queries: np.ndarray, k: int) -> list[Ranking]:
         """The ``k`` nearest to each of ``queries`` (B, D), but for those that the index misses."""
-        if k * DEPTH > self._store.table.count_rows():
-            return [self._ranking(*best) for best in _nearest(_blocks(self._store), queries, k)]
+        if k * DEPTH > self._snapshot.rows:
+            return [self._ranking(*best) for best in _nearest(_blocks(self._snapshot), queries, k)]
         return [self._ask(query, k) for query in queries]
 
     def _ranking(self, addresses: np.ndarray, scores: np.ndarray) -> Ranking:
-        column = self._store.about.column
-        rows = self._store.take(addresses, ["id", column])
-        vectors = np.array([row[column] for row in rows], np.float32).reshape(len(rows), -1)
-        return Ranking(addresses, [row["id"] for row in rows], scores, vectors)
+        about = self._snapshot.about
+        rows = self._snapshot.take(addresses, ["id", about.column, about.checksum])
+        vectors = np.array([row[about.column] for row in rows], np.float32).reshape(len(rows), -1)
+        ids = [row["id"] for row in rows]
+        if about.checksum in self._snapshot.columns:
+            self._snapshot.check_vectors(ids, vectors, [row[about.checksum] for row in rows])
+        return Ranking(addresses, ids, scores, vectors)
 
     def _ask(self, query: np.ndarray, k: int) -> Ranking:
-        column = self._store.about.column
+        column, checksum = self._snapshot.about.column, self._snapshot.about.checksum
         refine = max(4, -(-REFINED // k))
         nearest = {"column": column, "q": query, "k": k, "nprobes": PROBES, "refine_factor": refine}
+        covered = [checksum] if checksum in self._snapshot.columns else []
         # Scores are made of the vectors; Lance warns, search after search, where its own distance is not asked for.
-        found = self._store.table.to_table(columns=["id", column, "_distance"], nearest=nearest, with_row_address=True)
-        vectors = _matrix(found[column])
+        columns = ["id", column, *covered, "_distance"]
+        found = self._snapshot.table.to_table(columns=columns, nearest=nearest, with_row_address=True)
+        ids, vectors = found["id"].to_pylist(), _matrix(found[column])
+        if covered:
+            self._snapshot.check_vectors(ids, vectors, found[checksum].to_pylist())
         addresses, scores = found["_rowaddr"].to_numpy().astype(np.int64), vectors @ query
-        return Ranking(addresses, found["id"].to_pylist(), scores, vectors).at(np.lexsort((addresses, -scores)))
+        return Ranking(addresses, ids, scores, vectors).at(np.lexsort((addresses, -scores)))
 
 
-def recall(store: Store, k: int = 10, count: int = SELF_CHECK, seed: int = 0) -> float:
+class View:
+    """One version, and what searches it, made when it is first asked for: threads may share it."""
+
+    def __init__(self, snapshot: Snapshot, by_index: bool, known: Mapping[Key, Block]) -> None:
+        self.snapshot = snapshot
+        self._by_index, self._known = by_index, known
+        self._lock = threading.Lock()
+        self._engine: Exact | Indexed | None = None
+        self._ids: list[str] | None = None
+
+    @property
+    def engine(self) -> Exact | Indexed:
+        """What searches; an exact one reads all vectors that are not known from the version before."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = Indexed(self.snapshot) if self._by_index else Exact(self.snapshot, self._known)
+                self._known = {}
+            return self._engine
+
+    @property
+    def known(self) -> Mapping[Key, Block]:
+        """The vectors that have been read."""
+        with self._lock:
+            return self._engine.blocks if isinstance(self._engine, Exact) else self._known
+
+    @property
+    def ids(self) -> list[str]:
+        if self._ids is None:
+            self._ids = self.snapshot.table.to_table(columns=["id"])["id"].to_pylist()
+        return self._ids
+
+
+def recall(snapshot: Snapshot, k: int = 10, count: int = SELF_CHECK, seed: int = 0) -> float:
     """The share of the ``k`` nearest that the index finds, over ``count`` documents drawn as queries."""
-    total = store.table.count_rows()
+    column, total = snapshot.about.column, snapshot.rows
     rows = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
-    queries = _matrix(store.table.take(rows.tolist(), columns=[store.about.column])[store.about.column])
-    indexed = Indexed(store)
+    queries = _matrix(snapshot.table.take(rows.tolist(), columns=[column])[column])
+    indexed = Indexed(snapshot)
     found = [set(indexed._ask(query, k).addresses.tolist()) for query in queries]
-    true = [set(addresses.tolist()) for addresses, _ in _nearest(_blocks(store), queries, k)]
+    true = [set(addresses.tolist()) for addresses, _ in _nearest(_blocks(snapshot), queries, k)]
     return sum(len(f & t) for f, t in zip(found, true, strict=True)) / max(1, sum(map(len, true)))
 
 
@@ -151,10 +182,10 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     return vectors.flatten().to_numpy().reshape(len(vectors), vectors.type.list_size)
 
 
-def _blocks(store: Store) -> Iterator[Block]:
+def _blocks(snapshot: Snapshot) -> Iterator[Block]:
     """The rows, a fragment at a time, from disk."""
-    for fragment in store.table.get_fragments():
-        yield Block(*store.vectors(fragment))
+    for fragment in snapshot.fragments:
+        yield Block(*snapshot.vectors(fragment))
 
 
 def _nearest(blocks: Iterable[Block], queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,8 +1,9 @@
-"""Places: where a memory lies, a folder or a bucket, and what has to be done there besides what Lance does.
+"""Storage: where a memory lies, a folder or a bucket, and what has to be done there besides what Lance does.
 
 Both promise the same: what was acknowledged stays, and one process writes at a time.
 
-- A folder: files are flushed (Lance itself flushes none, measured), and a lock file dies with its owner.
+- A folder: files are flushed (Lance itself flushes none, measured), each with its checksum in checksums/, and a lock
+  file dies with its owner.
 - A bucket: an object that was put is whole and stays, so there is nothing to flush. The lock is a lease (`Lease`).
 """
 
@@ -12,20 +13,22 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import socket
 import tempfile
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from racm3.errors import InputError, MemoryStoreError
 from racm3.util.s3 import Remote, is_remote
 
-__all__ = ["Bucket", "Folder", "Place", "place_of"]
+__all__ = ["Bucket", "FileState", "Folder", "Storage", "storage_at"]
 
 LOCK_WAIT_S = 10.0
 """How long a writer waits for another one in a folder (ours: longer than any add of a few thousand items)."""
@@ -34,6 +37,10 @@ LEASE_S = 20.0
 POLL_S = 0.5
 HINT = "latest_version_hint.json"
 """Where Lance notes the newest version."""
+OURS = frozenset({"_versions", "_transactions", "_deletions", "_indices", "data", "checksums", "writer.lock"})
+"""What lies in a memory's folder before it has a version."""
+FileState = Literal["as written", "unknown", "doubtful", "changed", "missing"]
+"""Unknown is a file without a checksum, doubtful one whose checksum is damaged itself."""
 
 log = logging.getLogger(__name__)
 
@@ -56,29 +63,98 @@ class Folder:
         return str(self.path)
 
     def exists(self) -> bool:
-        return self.path.exists()
+        """Whether there is something; what a `create` that was broken off at once has left is nothing."""
+        try:
+            return not OURS.issuperset(os.listdir(self.path)) or bool(self.versions())
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            return True
 
     def versions(self) -> list[str]:
-        """The names of the manifests, newest first: Lance counts down, so that the newest sorts first."""
-        return sorted(file.name for file in (self.path / "_versions").glob("*.manifest"))
+        """The names of the manifests, newest first: Lance counts down, so that the newest sorts first.
+
+        Raises OSError if they cannot be listed.
+        """
+        try:
+            return sorted(name for name in os.listdir(self.path / "_versions") if name.endswith(".manifest"))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def move_aside(self, manifest: str) -> str:
         """Make ``manifest`` a version no more; where it lies now."""
         versions, aside = self.path / "_versions", self.path / "damaged" / manifest
         aside.parent.mkdir(exist_ok=True)
         (versions / manifest).replace(aside)
+        self._checksum_file(f"_versions/{manifest}").unlink(missing_ok=True)  # another version may get its number
         (versions / HINT).unlink(missing_ok=True)  # it names the version moved aside
         _fsync(aside.parent, versions, self.path)
         return str(aside)
 
+    def remove(self) -> None:
+        """Delete all of it."""
+        shutil.rmtree(self.path)
+
     def flush(self, *names: str) -> None:
-        """Make files, and their entries in their folders, survive a power cut."""
+        """Note the checksums of files, and make them and their entries in their folders survive a power cut."""
         files = [self.path / name for name in names]
-        _fsync(*files, *sorted({file.parent for file in files}), self.path)
+        files += [self._write_checksum(name) for name in names]
+        folders = {folder for file in files for folder in file.parents if self.path in folder.parents}
+        _fsync(*files, *sorted(folders), self.path)
+
+    def flush_folder(self) -> None:
+        """Make the entry of the folder itself survive a power cut."""
+        _fsync(self.path.parent)
 
     def flush_indices(self) -> None:
-        if (self.path / "_indices").is_dir():
-            _fsync(*(self.path / "_indices").rglob("*"), self.path / "_indices", self.path)
+        new = [name for name in self.files("_indices") if not self._checksum_file(name).exists()]
+        if new:
+            self.flush(*new)
+
+    # Checksums of files --------------------------------------------------------------------------------------------
+
+    def files(self, folder: str) -> list[str]:
+        """The names of all files below a folder of the memory."""
+        found = (self.path / folder).rglob("*")
+        return sorted(str(file.relative_to(self.path)) for file in found if file.is_file())
+
+    def state(self, name: str) -> FileState:
+        """Whether a file is as it was written. Raises OSError if it cannot be read, which says nothing about it."""
+        try:
+            with (self.path / name).open("rb") as file:
+                found = _digest(file)
+        except FileNotFoundError:
+            return "missing"
+        try:
+            noted = self._checksum_file(name).read_bytes()
+        except FileNotFoundError:
+            return "unknown"
+        if len(noted) < len(_sealed(found)):
+            return "unknown"  # the disk was full, or the power was cut, while it was noted
+        if noted != _sealed(noted[: len(found)].decode("utf-8", "replace")):
+            return "doubtful"
+        return "as written" if noted == _sealed(found) else "changed"
+
+    def covered(self) -> list[str]:
+        """The files that have a checksum."""
+        return [name.removeprefix("checksums/").removesuffix(".sum") for name in self.files("checksums")]
+
+    def expire_checksums(self) -> None:
+        """Delete those of files that are no more."""
+        for name in self.covered():
+            if not (self.path / name).exists():
+                self._checksum_file(name).unlink(missing_ok=True)
+
+    def _checksum_file(self, name: str) -> Path:
+        return self.path / "checksums" / f"{name}.sum"
+
+    def _write_checksum(self, name: str) -> Path:
+        noted = self._checksum_file(name)
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        with (self.path / name).open("rb") as file:
+            digest = _digest(file)
+        noted.write_bytes(_sealed(digest))
+        return noted
 
     def size_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
@@ -98,7 +174,7 @@ class Folder:
             raise MemoryStoreError(
                 f"another process is writing to {self} (waited {LOCK_WAIT_S:g} s); try again when it is done"
             ) from None
-        except PermissionError as error:
+        except OSError as error:
             raise MemoryStoreError(f"the memory {self} cannot be written to: {error}") from None
         try:
             yield
@@ -144,10 +220,30 @@ class Bucket:
                 self._objects.delete(f"_versions/{HINT}")
         return f"{self}/damaged/{manifest}"
 
-    def flush(self, *names: str) -> None:
-        """An object that was put is on disk."""
+    def remove(self) -> None:
+        """As of a folder."""
+        with _reached(self):
+            self._objects.delete(list(self._names("")))
 
-    flush_indices = flush
+    def flush(self, *names: str) -> None:
+        """An object that was put is on disk, and the store looks after its checksum."""
+
+    flush_folder = flush_indices = expire_checksums = flush
+
+    def covered(self) -> list[str]:
+        """None: the store looks after its own."""
+        return []
+
+    def state(self, name: str) -> FileState:
+        """As of a folder, but for checksums."""
+        from obstore.exceptions import NotFoundError
+
+        with _reached(self):
+            try:
+                self._objects.get(name).bytes()
+            except (NotFoundError, FileNotFoundError):
+                return "missing"
+        return "unknown"
 
     def size_bytes(self) -> int:
         return sum(self._names("").values())
@@ -177,7 +273,7 @@ class Bucket:
             return {found["path"]: found["size"] for some in self._objects.list(folder or None) for found in some}
 
 
-Place = Folder | Bucket
+Storage = Folder | Bucket
 
 
 class Lease:
@@ -284,7 +380,7 @@ class Lease:
                 log.warning("the lease on %s was not renewed, and will be tried again: %s", self._uri, error)
 
 
-def place_of(at: str | Path) -> Place:
+def storage_at(at: str | Path) -> Storage:
     """The folder, or for s3://bucket/name the bucket. Raises InputError for anything else with a scheme."""
     if is_remote(at):
         return Bucket(str(Remote(at)))
@@ -294,7 +390,7 @@ def place_of(at: str | Path) -> Place:
 
 
 @contextmanager
-def _reached(place: object) -> Iterator[None]:
+def _reached(storage: object) -> Iterator[None]:
     """Raises MemoryStoreError instead of what the object store answers."""
     from obstore.exceptions import BaseError
 
@@ -303,9 +399,18 @@ def _reached(place: object) -> Iterator[None]:
     except BaseError as error:
         told = " ".join(str(error).partition("\n\nDebug source:")[0].split())
         raise MemoryStoreError(
-            f"{place} cannot be reached: {told}; check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the "
+            f"{storage} cannot be reached: {told}; check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the "
             "credentials in the environment"
         ) from None
+
+
+def _sealed(digest: str) -> bytes:
+    """A checksum as it lies on disk, with what tells whether it is damaged itself."""
+    return f"{digest} {zlib.crc32(digest.encode()):08x}".encode()
+
+
+def _digest(file: IO[bytes]) -> str:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type]
 
 
 def _fsync(*paths: Path) -> None:

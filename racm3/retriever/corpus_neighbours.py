@@ -28,7 +28,16 @@ from racm3.document import Document, Modality
 from racm3.errors import InputError
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import CANDIDATES, GROWTH, QUERY_DROPOUT, drop_query
+from racm3.retriever.strategy import (
+    CANDIDATES,
+    GROWTH,
+    QUERY_DROPOUT,
+    RelevanceRedundancy,
+    Strategy,
+    cache_key,
+    drop_query,
+    strategy_for,
+)
 
 __all__ = ["MemoryNeighbours", "document_neighbours", "draw_queries", "memory_neighbours", "neighbours"]
 
@@ -55,11 +64,11 @@ def neighbours(
     queries: np.ndarray,
     vectors: np.ndarray | Tensor,
     k: int,
-    threshold: float,
+    strategy: Strategy,
     exclude_rows: np.ndarray | None = None,
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
-    """`strategy.select` for each of ``queries`` (Q, D) over all ``vectors`` (N, D): (Q, k) int64 rows, -1 where none.
+    """`Strategy.select` for each of ``queries`` (Q, D) over all ``vectors`` (N, D): (Q, k) int64 rows, -1 where none.
 
     ``exclude_rows`` (Q,) names a row that a query may not have (its own document), or -1. The result is that of walking
     down each full ranking. ``vectors`` stay where they are, in memory or in a mapped file; what is scored goes to
@@ -79,7 +88,7 @@ def neighbours(
             scores, best = _best(asked[rows], table, excluded[rows], candidates, scratch)
             walked = [some.split(WALKED_AT_ONCE) for some in (rows, scores, best)]
             for here, here_scores, here_best in zip(*walked, strict=True):
-                found[here] = _walk(here_scores, here_best, table, k, threshold)
+                found[here] = _walk(here_scores, here_best, table, k, strategy)
         if candidates == len(table):
             break
         pending = pending[found[pending, -1] < 0]  # their first candidates did not suffice: look further down
@@ -122,9 +131,20 @@ def _promising(scores: Tensor, count: int) -> Tensor:
     return torch.cat([inside.flatten(1), every[width * GROUP :].expand(len(scores), -1)], dim=1)
 
 
-def _walk(scores: Tensor, rows: Tensor, table: Tensor, k: int, threshold: float) -> Tensor:
-    """(B, k) of the ranked ``rows`` (B, C) with their ``scores``, relevant and different ones; -1 for what lacks."""
+def _walk(scores: Tensor, rows: Tensor, table: Tensor, k: int, strategy: Strategy) -> Tensor:
+    """(B, k) of the ranked ``rows`` (B, C) with their ``scores``: those that are selected; -1 for what lacks."""
     vectors = table[rows.to(table.device)].to(rows.device)  # (B, C, D)
+    if isinstance(strategy, RelevanceRedundancy):  # all queries at once
+        return _different(scores, rows, vectors, k, strategy.threshold)
+    taken = torch.full((len(rows), k), -1, dtype=torch.int64, device=rows.device)
+    for i, count in enumerate((scores > -torch.inf).sum(dim=1).tolist()):  # what is excluded stands last
+        chosen = strategy.select(scores[i, :count].cpu().numpy(), vectors[i, :count].cpu().numpy(), k)
+        taken[i, : len(chosen)] = rows[i, chosen]
+    return taken
+
+
+def _different(scores: Tensor, rows: Tensor, vectors: Tensor, k: int, threshold: float) -> Tensor:
+    """`RelevanceRedundancy.select` for each of B queries: (B, k) of ``rows`` (B, C), whose vectors are (B, C, D)."""
     free = (scores <= threshold) & (scores > -torch.inf)  # (B, C): neither redundant nor excluded
     taken = torch.full((len(rows), k), -1, dtype=torch.int64, device=rows.device)
     every = torch.arange(len(rows), device=rows.device)
@@ -158,13 +178,13 @@ def document_neighbours(
     vectors: np.ndarray | Tensor,
     first: int,
     k: int,
-    threshold: float,
+    strategy: Strategy,
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
     """(B, R, k) rows: `neighbours` for the ``queries`` (B, R, D) of the documents in the rows from ``first`` on."""
     flat = np.ascontiguousarray(queries).reshape(-1, queries.shape[-1])
     own = np.repeat(np.arange(first, first + len(queries)), queries.shape[1])
-    return neighbours(flat, vectors, k, threshold, own, device).reshape(*queries.shape[:2], k)
+    return neighbours(flat, vectors, k, strategy, own, device).reshape(*queries.shape[:2], k)
 
 
 class MemoryNeighbours:
@@ -185,16 +205,18 @@ class MemoryNeighbours:
         dropouts: Sequence[float] = (0.0, QUERY_DROPOUT),
         seed: int = 0,
         device: str | torch.device = "cpu",
+        strategy: Strategy | None = None,
     ) -> None:
         memory.check_encoder(encoder.fingerprint)
         memory.refresh()
         self._memory, self._encoder, self._out, self._device = memory, encoder, out, device
         self._k, self._dropouts, self._seed = k, tuple(dropouts), seed
+        self._strategy = strategy or strategy_for(encoder)
         self._ids = list(memory.ids)
         settings = {
             "documents": hashlib.blake2b(json.dumps(self._ids).encode(), digest_size=8).hexdigest(),
             "encoder": encoder.fingerprint,
-            "redundancy_threshold": encoder.redundancy_threshold,
+            **cache_key(self._strategy),
             "k": k,
             "dropouts": list(dropouts),
             "seed": seed,
@@ -205,7 +227,7 @@ class MemoryNeighbours:
         """The parts that are not written yet."""
         return [part for part in range(-(-len(self._ids) // PART)) if not self._file(part).exists()]
 
-    def write(self, part: int, report: Callable[[int], None] = lambda done: None) -> None:
+    def write(self, part: int, report: Callable[[int], None] = lambda _: None) -> None:
         """Find and write the neighbours of one part; ``report`` is told in which row of the memory it is."""
         first = part * PART
         items = islice(self._memory.items(first), PART)
@@ -217,8 +239,7 @@ class MemoryNeighbours:
             done += len(some)
             report(done)
         queries = np.concatenate(drawn)  # (B, R, D)
-        threshold = self._encoder.redundancy_threshold
-        found = document_neighbours(queries, self.table, first, self._k, threshold, self._device)
+        found = document_neighbours(queries, self.table, first, self._k, self._strategy, self._device)
         kinds = [(kind, dropout) for dropout in self._dropouts for kind, _ in PAIRS]  # R of them
         columns = {
             "id": np.repeat(self._ids[first:done], len(kinds)).tolist(),
@@ -257,7 +278,7 @@ class MemoryNeighbours:
 
 
 def memory_neighbours(
-    memory: Memory, encoder: Encoder, out: Path, *, report: Callable[[int], None] = lambda done: None, **asked: Any
+    memory: Memory, encoder: Encoder, out: Path, *, report: Callable[[int], None] = lambda _: None, **asked: Any
 ) -> None:
     """Write all `MemoryNeighbours`. The same call goes on where another was broken off.
 

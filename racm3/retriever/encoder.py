@@ -34,6 +34,10 @@ REDUNDANCY_THRESHOLD = 0.9
 scale, so the number is stored with the encoder."""
 
 SETTINGS = "racm3.json"
+PREPROCESSING = "preprocessor_config.json"
+LONGEST_SIDE = 8
+"""Of a picture that is scaled by its shorter side and cropped to the middle, in shorter sides: the rest is cut off
+before (ours), or a strip of 30,000 x 1 px would take gigabytes."""
 LEGACY_EOS = 2
 """CLIP configurations with this ``eos_token_id`` are pooled at the highest id of a text, the true end token."""
 
@@ -105,8 +109,9 @@ class Encoder:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
-        """Open the folder of a CLIPModel or a SiglipModel: config.json, safetensors, preprocessor_config.json, and
-        tokenizer.json (or CLIP's vocab.json with merges.txt; SigLIP's tokenizer_config.json as well).
+        """Open the folder of a CLIPModel or a SiglipModel: config.json, safetensors, preprocessor_config.json (or
+        processor_config.json with an image_processor in it, as transformers 5 writes it), and tokenizer.json (or CLIP's
+        vocab.json with merges.txt; SigLIP's tokenizer_config.json as well).
 
         Raises CheckpointError if something is missing or damaged, or it is another kind of model.
         """
@@ -114,8 +119,8 @@ class Encoder:
         from transformers import CLIPImageProcessorPil, CLIPModel, SiglipImageProcessorPil, SiglipModel
 
         folder = Path(folder)
-        needed = {"config.json", "preprocessor_config.json"}
-        missing = sorted(name for name in needed if not (folder / name).is_file())
+        needed = {"config.json": (folder / "config.json").is_file(), PREPROCESSING: _has_preprocessing(folder)}
+        missing = [name for name, there in needed.items() if not there]
         if missing:
             what = f"lacks {', '.join(missing)}" if folder.is_dir() else "does not exist"
             raise CheckpointError(
@@ -138,7 +143,7 @@ class Encoder:
                 folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
             processor = processor_class.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"the encoder in {folder} cannot be opened: {error}; make or fetch it again"
             ) from error
@@ -247,7 +252,7 @@ class Encoder:
             pixels = torch.from_numpy(np.stack(arrays)).to(self.model.device)  # (B, H, W, 3) uint8
             mean, std = (pixels.new_tensor(v, dtype=torch.float32) * 255 for v in self._statistics())
             return ((pixels.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
-        pictures = [Image(array).pil for array in arrays]
+        pictures = [Image(self._middle(array)).pil for array in arrays]
         return self.processor(pictures, return_tensors="pt")["pixel_values"].to(self.model.device, torch.float32)
 
     def _statistics(self) -> tuple[list[float], list[float]]:
@@ -258,6 +263,14 @@ class Encoder:
         size, given = self.image_size_px, dict(self.processor.size)
         resizes_to = {given.get("shortest_edge", size), given.get("height", size), given.get("width", size)}
         return resizes_to == {size} and self.processor.do_normalize and self.processor.do_rescale
+
+    def _middle(self, pixels: np.ndarray) -> np.ndarray:
+        """The part of a very long picture that the processor may look at."""
+        height, width = pixels.shape[:2]
+        if "shortest_edge" not in dict(self.processor.size) or not getattr(self.processor, "do_center_crop", False):
+            return pixels
+        cut = [max(0, side - LONGEST_SIDE * min(height, width)) // 2 for side in (height, width)]
+        return pixels[cut[0] : height - cut[0], cut[1] : width - cut[1]]
 
     def _visible(self, image: Image) -> np.ndarray:
         """(H, W, 3) uint8: what of the picture a query may see."""
@@ -308,6 +321,15 @@ class Encoder:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     """Rows at unit norm; a zero row stays zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _has_preprocessing(folder: Path) -> bool:
+    """Whether a folder says how pictures are prepared, in either of the files in which transformers writes it."""
+    try:
+        nested = json.loads((folder / "processor_config.json").read_text(encoding="utf-8")).get("image_processor")
+    except (OSError, ValueError, AttributeError):
+        nested = None
+    return nested is not None or (folder / PREPROCESSING).is_file()
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:

@@ -5,20 +5,39 @@ Each goes on where it was broken off: what is stored already is recognised befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from racm3.data import Item
+from racm3.data import Item, Protected
+from racm3.document import modality_of
 from racm3.errors import MemoryStoreError
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 
-__all__ = ["Changes", "batches", "ingest", "re_embed", "sync"]
+__all__ = [
+    "Changes",
+    "Plan",
+    "apply",
+    "batches",
+    "ingest",
+    "memory_of",
+    "plan_sync",
+    "re_embed",
+    "remember_kinds",
+    "sync",
+]
 
 DOCUMENTS_AT_ONCE = 512
 PIXELS_AT_ONCE = 2**26
 """What is embedded and added together has at most so many documents, and little more pixels than these (ours): few
 commits, and 200 MB of large pictures."""
+
+
+KINDS = "kinds"
+"""Under which a memory keeps what it was made of."""
 
 
 @dataclass
@@ -35,11 +54,18 @@ class Changes:
         return ", ".join(done) or "nothing to do"
 
 
-def ingest(memory: Memory, encoder: Encoder, items: Iterable[Item]) -> Changes:
+def ingest(
+    memory: Memory,
+    encoder: Encoder,
+    items: Iterable[Item],
+    kinds: Sequence[str] = (),
+    report: Callable[[int], None] = lambda _: None,
+) -> Changes:
     """Embed the items and add them to the memory; those that are there already are passed over, unembedded.
 
-    Raises EncoderMismatchError if another encoder made the memory, MemoryStoreError if it holds an item's id with other
-    content.
+    ``kinds``: what the source is, in words; the memory keeps it for `plan_sync`. ``report`` is told how many items are
+    stored. Raises EncoderMismatchError if another encoder made the memory, MemoryStoreError if it holds an item's id
+    with other content.
     """
     memory.check_encoder(encoder.fingerprint)
     done = Changes()
@@ -51,47 +77,188 @@ def ingest(memory: Memory, encoder: Encoder, items: Iterable[Item]) -> Changes:
                 "has changed with `racm3 memory sync`"
             )
         if new:
-            memory.add(new, encoder.embed([item.document for item in new]))
-        done.added += len(new)
+            added = memory.add_missing(new, encoder.embed([item.document for item in new]))
+            done.added += added
+            done.unchanged += len(new) - added
         done.unchanged += len(batch) - len(new)
+        report(done.added + done.unchanged)
     memory.tidy()
+    remember_kinds(memory, kinds)
     return done
 
 
-def sync(
-    memory: Memory, encoder: Encoder, items: Iterable[Item], is_broken: Callable[[str], bool] = lambda origin: False
-) -> Changes:
-    """Make the memory equal to ``items``: new ones are added, changed ones replaced, all others removed.
+def remember_kinds(memory: Memory, kinds: Iterable[str]) -> None:
+    """Have the memory keep what it was made of, beside what it was made of before."""
+    if known := {*_kinds_of(memory), *kinds}:
+        memory.set_note(KINDS, json.dumps(sorted(known)))
 
-    Equal is what has the same content and metadata. What comes from an origin that ``is_broken`` (asked at the end) is
-    not removed: a file that is there but broken takes no document with it. Raises EncoderMismatchError if another
-    encoder made the memory, MemoryStoreError if there are no items.
+
+def memory_of(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
+    """The memory at ``path``; if nothing is there it is made of ``items``, whole or not at all.
+
+    What a kill left half made, in ``path``.part, is completed. Raises MemoryStoreError if something else is there,
+    EncoderMismatchError if another encoder made it.
     """
-    memory.check_encoder(encoder.fingerprint)
+    if not path.exists():
+        part = path.with_name(f"{path.name}.part")
+        try:
+            memory = Memory.open(part, encoder.fingerprint)
+        except MemoryStoreError:  # there is none yet, or one that is of no use
+            shutil.rmtree(part, ignore_errors=True)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            memory = Memory.create(part, encoder.fingerprint, encoder.dimension)
+        ingest(memory, encoder, items)
+        part.rename(path)
+    return Memory.open(path, encoder.fingerprint)
+
+
+@dataclass
+class Plan:
+    """What a sync would do, in documents; `apply` does it. ``reasons``: why somebody is to agree first."""
+
+    added: int = 0
+    replaced: int = 0
+    removed: list[str] = field(default_factory=list)
+    unchanged: int = 0
+    losing: list[str] = field(default_factory=list)
+    """Those of the replaced that lose all their text, or all their pictures."""
+    protected: list[str] = field(default_factory=list)
+    """Those that stay as they are because what was skipped may stand for them."""
+    warnings: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    kinds: Sequence[str] = ()
+    changed: list[Item] | None = field(default_factory=list)
+    """The items that are new or replaced, if they are few."""
+
+    def __str__(self) -> str:
+        counts = {"add": self.added, "replace": self.replaced, "remove": len(self.removed)}
+        told = [f"{name} {count:,}" for name, count in counts.items() if count]
+        kept = f"; {len(self.protected):,} that could not be read stay as they are" if self.protected else ""
+        return f"would {', '.join(told) or 'change nothing'}{kept}"
+
+
+def plan_sync(
+    memory: Memory, items: Iterable[Item], protected: Protected | None = None, kinds: Sequence[str] = ()
+) -> Plan:
+    """What makes the memory equal to ``items``: new ones are added, changed ones replaced, all others removed.
+
+    Equal is what has the same content and metadata. ``protected``, asked when all items were read, says which documents
+    stay because they may be among those that could not be read: they are not removed, and where nobody knows which they
+    are, they do not lose their text or pictures either. A plan that removes more than half of the memory, that takes
+    the text or the pictures from most of what it replaces, or whose ``kinds`` are not those of last time, has reasons
+    to be confirmed. Raises MemoryStoreError if there are no items.
+    """
     memory.refresh()
-    done, seen = Changes(), set[str]()
+    plan, seen, losing, size = Plan(kinds=kinds), set[str](), dict[str, str](), 0
     for batch in batches(items):
         seen.update(item.id for item in batch)
         fresh = memory.unlike(batch)
+        known = memory.facts([item.id for item in fresh])
+        losing |= {
+            item.id: fact.origin
+            for item in fresh
+            if (fact := known.get(item.id)) and fact.modalities - {modality_of(part) for part in item.document.parts}
+        }
+        plan.added += len(fresh) - len(known)
+        plan.replaced += len(known)
+        plan.unchanged += len(batch) - len(fresh)
+        size += _pixels(fresh)
+        if plan.changed is not None:
+            few = len(plan.changed) + len(fresh) <= DOCUMENTS_AT_ONCE and size <= PIXELS_AT_ONCE
+            plan.changed = [*plan.changed, *fresh] if few else None
+    if not seen:
+        raise MemoryStoreError(
+            f"there is not one document to make {memory.path} equal to; nothing was removed: check the source"
+        )
+    gone = memory.known([item_id for item_id in memory.ids if item_id not in seen])
+    if protected is not None:
+        plan.protected = [item_id for item_id, origin in losing.items() if protected.by_scope(origin)]
+        plan.replaced -= len(plan.protected)
+        plan.protected += [item_id for item_id, origin in gone.items() if protected(item_id, origin)]
+        plan.warnings = [
+            f"{why}; it may be any of the documents from there, so none of them is removed" for why in protected.unknown
+        ]
+    stay = set(plan.protected)
+    plan.removed = [item_id for item_id in gone if item_id not in stay]
+    plan.losing = [item_id for item_id in losing if item_id not in stay]
+    plan.reasons = list(_reasons(plan, memory))
+    return plan
+
+
+def _reasons(plan: Plan, memory: Memory) -> Iterator[str]:
+    if 2 * len(plan.removed) > len(memory):
+        yield f"it would remove {len(plan.removed):,} of {len(memory):,} documents"
+    if 2 * len(plan.losing) > plan.replaced:
+        yield (
+            f"it would take the text or the pictures from {len(plan.losing):,} of the {plan.replaced:,} documents that "
+            f"it replaces, such as {plan.losing[0]!r}: was a column or an ending renamed?"
+        )
+    last = _kinds_of(memory)
+    if last and plan.kinds and set(plan.kinds) != last and (plan.added or plan.replaced or plan.removed):
+        yield f"it was {' + '.join(sorted(last))} last time, and is {' + '.join(plan.kinds)} now"
+
+
+def _kinds_of(memory: Memory) -> set[str]:
+    """What the memory was made of."""
+    return set(json.loads(memory.note(KINDS) or "[]"))
+
+
+def apply(
+    plan: Plan,
+    memory: Memory,
+    encoder: Encoder,
+    items: Iterable[Item],
+    report: Callable[[int], None] = lambda _: None,
+) -> Changes:
+    """Do what was planned. ``items`` are those of the plan, from the beginning; they are not read if few have changed.
+
+    ``report`` is told how many items are stored. Raises EncoderMismatchError if another encoder made the memory.
+    """
+    memory.check_encoder(encoder.fingerprint)
+    done, stay, seen = Changes(unchanged=plan.unchanged), set(plan.protected), set[str]()
+    for batch in batches(items if plan.changed is None else plan.changed):
+        fresh = [item for item in memory.unlike(batch) if item.id not in stay]
+        seen.update(item.id for item in batch)
         if fresh:
             replaced = len(memory.known([item.id for item in fresh]))
             memory.put(fresh, encoder.embed([item.document for item in fresh]))
             done.replaced += replaced
             done.added += len(fresh) - replaced
-        done.unchanged += len(batch) - len(fresh)
-    if not seen:
-        raise MemoryStoreError(
-            f"there is not one document to make {memory.path} equal to; nothing was removed: check the source"
-        )
-    gone = [item_id for item_id in memory.ids if item_id not in seen]
-    gone = [item_id for item_id, origin in memory.known(gone).items() if not is_broken(origin)]
+        report(len(seen))
+    gone = [item_id for item_id in memory.known(plan.removed) if item_id not in seen]
     memory.remove(gone)
     done.removed = len(gone)
     memory.tidy()
+    if plan.kinds:
+        memory.set_note(KINDS, json.dumps(sorted(plan.kinds)))
     return done
 
 
-def re_embed(memory: Memory, encoder: Encoder, report: Callable[[int], None] = lambda done: None) -> None:
+def sync(
+    memory: Memory,
+    encoder: Encoder,
+    items: Iterable[Item],
+    protected: Protected | None = None,
+    kinds: Sequence[str] = (),
+    *,
+    confirmed: bool = False,
+) -> Changes:
+    """`plan_sync`, then `apply`. An iterator is held in memory, as it is gone through twice.
+
+    Raises MemoryStoreError if the plan has reasons to be confirmed and is not ``confirmed``, or if there are no items.
+    """
+    memory.check_encoder(encoder.fingerprint)
+    held = list(items) if isinstance(items, Iterator) else items
+    plan = plan_sync(memory, held, protected, kinds)
+    if plan.reasons and not confirmed:
+        raise MemoryStoreError(
+            f"nothing was changed: {memory.path} {plan}. {'; '.join(plan.reasons)}. If that is what is wanted, "
+            "confirm it with --yes"
+        )
+    return apply(plan, memory, encoder, held)
+
+
+def re_embed(memory: Memory, encoder: Encoder, report: Callable[[int], None] = lambda _: None) -> None:
     """Move the memory to ``encoder``: the same documents with its vectors. Until it is done, the old ones are there."""
     memory.re_embed(
         encoder.fingerprint,
@@ -109,9 +276,13 @@ def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     pixels = 0
     for item in items:
         batch.append(item)
-        pixels += sum(image.pixels[..., 0].size for image in item.document.images)
+        pixels += _pixels([item])
         if len(batch) == DOCUMENTS_AT_ONCE or pixels >= PIXELS_AT_ONCE:
             yield batch
             batch, pixels = [], 0
     if batch:
         yield batch
+
+
+def _pixels(items: Iterable[Item]) -> int:
+    return sum(image.pixels[..., 0].size for item in items for image in item.document.images)

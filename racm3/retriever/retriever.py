@@ -15,7 +15,7 @@ from racm3.errors import InputError
 from racm3.memory.memory import Memory, Ranking
 from racm3.memory.metadata_filter import Where
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import CANDIDATES, GROWTH, select
+from racm3.retriever.strategy import CANDIDATES, GROWTH, Strategy, strategy_for
 
 __all__ = ["Hit", "Retriever"]
 
@@ -32,19 +32,16 @@ class Hit:
 
 
 class Retriever:
-    """A memory and the encoder that made it.
+    """A memory, the encoder that made it, and a strategy, by default the paper's with the encoder's threshold.
 
-    ``redundancy_threshold`` is the encoder's own unless given. Raises EncoderMismatchError if the two do not belong
-    together.
+    Raises EncoderMismatchError if memory and encoder do not belong together.
     """
 
-    def __init__(self, memory: Memory, encoder: Encoder, redundancy_threshold: float | None = None) -> None:
+    def __init__(self, memory: Memory, encoder: Encoder, strategy: Strategy | None = None) -> None:
         memory.check_encoder(encoder.fingerprint)
         self.memory = memory
         self.encoder = encoder
-        self.redundancy_threshold = (
-            encoder.redundancy_threshold if redundancy_threshold is None else redundancy_threshold
-        )
+        self.strategy = strategy or strategy_for(encoder)
 
     def retrieve(
         self,
@@ -57,10 +54,10 @@ class Retriever:
     ) -> list[list[Hit]]:
         """Up to ``k`` hits for each query (text, picture or both; holes are ignored), best first.
 
-        A document too similar to the query, or to a better hit, is left out (`strategy.select`). ``exclude`` holds one
-        collection of ids a query that it may not get, such as its own; ``where`` says of a document whether it may be
-        found. With a ``modality`` only that part of documents is fetched, of those that have one. Raises DocumentError
-        for a query of holes only, InputError if ``exclude`` does not fit ``queries``.
+        The strategy chooses them from the ranking. ``exclude`` holds one collection of ids a query that it may not get,
+        such as its own; ``where`` says of a document whether it may be found. With a ``modality`` only that part of
+        documents is fetched, of those that have one. Raises DocumentError for a query of holes only, InputError if
+        ``exclude`` does not fit ``queries``.
         """
         if exclude is not None and len(exclude) != len(queries):
             raise InputError(f"exclude holds one collection of ids a query: {len(exclude)} for {len(queries)} queries")
@@ -73,7 +70,7 @@ class Retriever:
             excluded = None if exclude is None else [exclude[i] for i in pending]
             rankings = self.memory.search(vectors[pending], candidates, excluded, where)
             for i, ranking in zip(pending, rankings, strict=True):
-                chosen[i] = ranking.at(select(ranking.scores, ranking.vectors, k, self.redundancy_threshold))
+                chosen[i] = ranking.at(self.strategy.select(ranking.scores, ranking.vectors, k))
             # A ranking shorter than asked for is all there is; else look further down for what is missing.
             full = {i for i, ranking in zip(pending, rankings, strict=True) if len(ranking) == candidates}
             pending = [i for i in pending if len(chosen[i]) < k and i in full]

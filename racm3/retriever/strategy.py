@@ -8,14 +8,31 @@ Letters: C candidates, D dimension, K retrieved documents.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
 import numpy as np
 
 from racm3.document import Document, Image, Part, Text
+from racm3.util.registry import Registry
 
-__all__ = ["QUERY_DROPOUT", "drop_query", "select"]
+if TYPE_CHECKING:
+    from racm3.retriever.encoder import Encoder
+
+__all__ = [
+    "QUERY_DROPOUT",
+    "STRATEGIES",
+    "Relevance",
+    "RelevanceRedundancy",
+    "Strategy",
+    "cache_key",
+    "drop_query",
+    "strategy_for",
+]
 
 QUERY_DROPOUT = 0.2
-"""Share of a query that is dropped in training. Source: the talk's "query dropout"."""
+"""Share of a query that is dropped in training. Source: the paper's "query dropout"."""
 PATCH_PX = 8
 """Side of the squares that stand for the tokens of a picture (ours: the stride of the built-in image tokenizer)."""
 GREY = 128
@@ -26,20 +43,77 @@ GROWTH = 8
 """How many times more are looked at, again and again, where those did not suffice."""
 
 
-def select(scores: np.ndarray, vectors: np.ndarray, k: int, threshold: float) -> list[int]:
-    """Positions of up to ``k`` candidates that are relevant and different, best first.
+class Strategy(Protocol):
+    """Which documents of a ranking are retrieved. Inference, training and the search over a whole corpus use the same.
 
-    ``scores`` (C,) are the candidates' similarities to the query, best first; ``vectors`` (C, D) are theirs, of unit
-    norm. A candidate more similar than ``threshold`` to the query or to one already taken is skipped.
+    Frozen dataclasses do well: they can be sent to other processes.
     """
-    taken: list[int] = []
-    for candidate in range(len(scores)):
-        if len(taken) == k:
-            break
-        redundant = scores[candidate] > threshold or (vectors[taken] @ vectors[candidate] > threshold).any()
-        if not redundant:
-            taken.append(candidate)
-    return taken
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever changes the choice: neighbours that are kept are known by it."""
+        ...
+
+    def select(self, scores: np.ndarray, vectors: np.ndarray, k: int) -> list[int]:
+        """Positions of up to ``k`` candidates, best first.
+
+        ``scores`` (C,) are the candidates' similarities to the query, best first; ``vectors`` (C, D) are theirs, of
+        unit norm. If fewer than ``k`` are chosen, the same is asked again with more candidates, until there are none.
+        """
+        ...
+
+
+STRATEGIES: Registry[Callable[[float], Strategy]] = Registry("retrieval strategy")
+"""By name: what makes the strategy for an encoder's redundancy threshold. One of another package is asked for as
+MODULE:NAME."""
+
+
+@STRATEGIES.register("relevance-redundancy")
+@dataclass(frozen=True)
+class RelevanceRedundancy:
+    """The paper's: relevant and different ones. A candidate more similar than ``threshold`` to the query, or to one
+    already taken, is skipped."""
+
+    threshold: float
+
+    @property
+    def fingerprint(self) -> str:
+        return f"relevance-redundancy {self.threshold}"
+
+    def select(self, scores: np.ndarray, vectors: np.ndarray, k: int) -> list[int]:
+        taken: list[int] = []
+        for candidate in range(len(scores)):
+            if len(taken) == k:
+                break
+            similar = scores[candidate] > self.threshold or (vectors[taken] @ vectors[candidate] > self.threshold).any()
+            if not similar:
+                taken.append(candidate)
+        return taken
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """The most relevant ones, redundant or not."""
+
+    fingerprint: str = "relevance"
+
+    def select(self, scores: np.ndarray, vectors: np.ndarray, k: int) -> list[int]:
+        return list(range(min(k, len(scores))))
+
+
+STRATEGIES.register("relevance")(lambda _: Relevance())
+
+
+def strategy_for(encoder: Encoder, name: str | None = None) -> Strategy:
+    """The strategy of that name for an encoder, by default the paper's. Raises ConfigError if there is none."""
+    return STRATEGIES.get(name or "relevance-redundancy")(encoder.redundancy_threshold)
+
+
+def cache_key(strategy: Strategy) -> dict[str, Any]:
+    """What tells a strategy in the names and settings of what is kept: of the paper's as before there were others."""
+    if isinstance(strategy, RelevanceRedundancy):
+        return {"redundancy_threshold": strategy.threshold}
+    return {"strategy": strategy.fingerprint}
 
 
 def drop_query(document: Document, rate: float, rng: np.random.Generator) -> Document:

@@ -19,7 +19,7 @@ from racm3.data import Item, Skipped, Source
 from racm3.errors import SourceError
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.ingest import Changes, batches
+from racm3.retriever.ingest import Changes, batches, remember_kinds
 from racm3.scale.pool import Work, Workers, each
 
 __all__ = ["embed"]
@@ -34,8 +34,8 @@ def embed(
     encoder: Path,
     sources: Sequence[Source],
     workers: Workers,
-    skip: Callable[[Skipped], None] = lambda skipped: None,
-    report: Callable[[int], None] = lambda done: None,
+    skip: Callable[[Skipped], None] = lambda _: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> Changes:
     """Embed the documents of ``sources`` with the encoder in the folder ``encoder`` and add them, as `remember` does.
 
@@ -50,6 +50,10 @@ def embed(
             pieces = _round(memory, encoder, pieces, workers, done, skip, report)
         memory.compact(thorough=False)
         memory.tidy()
+    for source in sources:
+        for skipped in source.unread():
+            skip(skipped)
+    remember_kinds(memory, [kind.title for source in sources for kind in source.kinds])
     return done
 
 

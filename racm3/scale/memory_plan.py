@@ -1,6 +1,6 @@
 """What a memory of very many documents takes, before anything starts: bytes, hours, machines.
 
-Each line is a product of `Assumptions`, which are options of ``racm3 scale plan``; their defaults are measured by the
+Each line is a product of `Assumptions`, which are options of ``racm3 memory plan``; their defaults are measured by the
 benchmark that each names, or are a data sheet's. docs/scale.md shows and explains the result.
 """
 

@@ -19,7 +19,7 @@ def neighbours(
     encoder: Path,
     out: Path,
     workers: Workers,
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda _: None,
     **asked: Any,
 ) -> None:
     """`MemoryNeighbours` with the encoder in the folder ``encoder``, the missing parts shared out among ``workers``.

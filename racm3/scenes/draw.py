@@ -88,10 +88,12 @@ class Scene:
         return self.count * len(self.entities)
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; ``from_dict`` reads it back."""
         return asdict(self) | {"entities": list(self.entities)}
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Scene:
+        """The scene that ``to_dict`` wrote."""
         return cls(**(facts | {"entities": tuple(facts["entities"])}))
 
     @property

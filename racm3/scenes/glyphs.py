@@ -67,7 +67,10 @@ def make_glyphs(font_path: Path = FONT, folder: Path = DATA) -> Glyphs:
 
     if not font_path.exists():
         raise SourceError(f"there is no font {font_path}; on Debian: apt-get install fonts-noto-color-emoji")
-    font = ImageFont.truetype(str(font_path), FONT_STRIKE)
+    try:
+        font = ImageFont.truetype(str(font_path), FONT_STRIKE)
+    except OSError as error:  # Pillow's, of a file that is no font
+        raise SourceError(f"{font_path} is no font that can be read: {error}; give NotoColorEmoji.ttf") from error
     names: list[str] = []
     drawings: list[np.ndarray] = []
     for characters, entry in emoji.EMOJI_DATA.items():

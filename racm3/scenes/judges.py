@@ -73,6 +73,7 @@ class Judge(nn.Module):
         return Verdict(**answers)
 
     def save_pretrained(self, folder: Path) -> None:
+        """Write a folder that ``from_pretrained`` opens, in 16 bits."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {key: value.half().contiguous() for key, value in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
@@ -109,7 +110,7 @@ def train_judge(run: JudgeRun, folder: Path) -> Judge:
     combinations = {name: run.world.combinations(name) for name in load_glyphs().names}
     last = run.world.train + run.world.pretrain
 
-    def batch(step: int, part: int, parts: int) -> Batch:
+    def batch(step: int, _part: int, _parts: int) -> Batch:
         rng = random.Random(f"judge {run.loop.seed} {step}")
         scenes = [_random_scene(rng, combinations, last) for _ in range(run.batch_size)]
         content = {
@@ -126,7 +127,7 @@ def train_judge(run: JudgeRun, folder: Path) -> Judge:
             content[name] = torch.tensor([judge.names[name].index(answer) for answer in answers])
         return Batch(content, [str(scene) for scene in scenes])
 
-    def loss(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+    def loss(batch: Batch, _normaliser: float) -> tuple[Tensor, Metrics]:
         given = {name: value.to(next(judge.parameters()).device) for name, value in batch.content.items()}
         pixels = given["pixels"].permute(0, 3, 1, 2).float() / 255
         blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -135,10 +135,3 @@ class World:
                 write_coco(self.items(split), folder / split)
         facts = asdict(self) | {"novel": list(self.novel)}
         (folder / "world.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def counted(items: Iterable[Item], total: int, on_item: Callable[[int, int], None]) -> Iterator[Item]:
-    """The items, calling ``on_item(how many, total)`` as they are used."""
-    for number, item in enumerate(items, start=1):
-        yield item
-        on_item(number, total)

@@ -19,17 +19,21 @@ import numpy as np
 import PIL.Image
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
 
-from racm3.document import Document, Image
+from racm3.attribution import PartAttribution
+from racm3.completion import BY_HAND, Completion, Partial, Request
+from racm3.document import Document, Image, Modality
 from racm3.errors import ConfigError, InputError, MemoryStoreError
 from racm3.memory.memory import Memory
-from racm3.pipeline import BY_HAND, RACM3, Asked, Completion, PartAttribution, Partial, Settings
+from racm3.pipeline import RACM3
 from racm3.serve import picture_input as pictures
-from racm3.serve.engine_thread import Busy, Gone, Late, Worker
+from racm3.serve.engine_thread import Busy, EngineThread, Gone, Late
 from racm3.serve.guard import ApiError, Limits, error_body, too_many
 from racm3.serve.shapes import Attribution, Options, Source, Used
+from racm3.settings import USUAL, Settings
+from racm3.util.config import RENAMED, from_dict, to_dict
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -57,19 +61,19 @@ DECODERS = 2
 
 
 class Api:
-    """One model, its memory and its worker, as the routes see them."""
+    """One model, its memory and the threads that own them, as the routes see them."""
 
     def __init__(
         self, model: RACM3, name: str, limits: Limits, fetch_from: Collection[str], policy: Policy | None
     ) -> None:
         self.model, self.name, self.limits, self.policy = model, name, limits, policy
         self.fetch_from = frozenset(fetch_from)
-        self.worker = Worker(model, limits.queue)
+        self.engine_thread = EngineThread(model, limits.queue)
         self.created = int(time.time())
 
     @property
     def memory(self) -> Memory:
-        """To be used in the keeper's thread."""
+        """For use in the memory thread."""
         if self.model.memory is None:
             raise ApiError(404, "this server runs without a memory", "no_memory")
         return self.model.memory
@@ -77,11 +81,12 @@ class Api:
     async def documents(self) -> int | None:
         """How many the memory holds."""
         memory = self.model.memory
-        return None if memory is None else await self.worker.keeper.call(lambda: len(memory))
+        return None if memory is None else await self.engine_thread.memory_thread.call(lambda: len(memory))
 
     # Requests --------------------------------------------------------------------------------------------------------
 
     def check_model(self, name: str | None) -> None:
+        """Raises ApiError if a request names another model."""
         if name not in (None, self.name):
             raise ApiError(
                 404, f"there is no model {name!r}; this server has {self.name!r}", "model_not_found", "model"
@@ -106,52 +111,52 @@ class Api:
         ]
 
     def check_policy(self, stage: Literal["request", "answer", "memory"], document: Document) -> None:
+        """Raises ApiError if the policy gives a reason to refuse the document."""
         reason = self.policy(stage, document) if self.policy is not None else None
         if reason is not None:
             raise ApiError(400, reason, "content_policy_violation")
 
     async def partials(
         self,
+        http: HttpRequest,
         request: Request,
-        documents: Sequence[Document],
-        settings: Settings,
         options: Options,
         *,
-        retrieved: Sequence[Document] | None = None,
+        n: int = 1,
         show: bool = False,
     ) -> AsyncIterator[Partial | list[Completion]]:
-        """What there is to show as it comes, at last the completions, document i with seed ``settings.seed + i``.
+        """What there is to show as it comes, at last the ``n`` completions, each with a seed one above that before it.
 
         Partial answers are shown only if there is no policy that would have to see the whole first.
         """
-        for document in [documents[0], *(retrieved or ())]:  # the others are the same
+        for document in [request.document, *(request.retrieved or ())]:
             await self.aside(self.check_policy, "request", document)
-        asked = [Asked(document, settings, settings.seed + i, retrieved) for i, document in enumerate(documents)]
+        settings = request.settings
+        requests = [replace(request, settings=replace(settings, seed=settings.seed + i)) for i in range(n)]
         timeout_s = min(options.timeout_s or self.limits.timeout_s, self.limits.timeout_s)
-        ticket = self.worker.submit(
-            asked, timeout_s=timeout_s, show=show and self.policy is None, attribution=options.attribution
+        pending = self.engine_thread.submit(
+            requests, timeout_s=timeout_s, show=show and self.policy is None, attribution=options.attribution
         )
-        watch = asyncio.create_task(_watch(request, ticket.cancel))
+        watch = asyncio.create_task(_watch(http, pending.cancel))
         try:
-            async for event in ticket.partials():
+            async for event in pending.partials():
                 if isinstance(event, list):
                     for done in event:
                         await self.aside(self.check_policy, "answer", done.document)
                 yield event
         finally:
-            ticket.cancelled = True
+            pending.cancelled = True
             watch.cancel()
 
     async def completions(
         self,
+        http: HttpRequest,
         request: Request,
-        documents: Sequence[Document],
-        settings: Settings,
         options: Options,
-        *,
-        retrieved: Sequence[Document] | None = None,
+        n: int,
     ) -> list[Completion]:
-        async for event in self.partials(request, documents, settings, options, retrieved=retrieved):
+        """The completions of a request; it is cancelled if its client goes away."""
+        async for event in self.partials(http, request, options, n=n):
             if isinstance(event, list):
                 return event
         raise AssertionError("a stream ends with its completions")
@@ -159,6 +164,7 @@ class Api:
     # Answers ---------------------------------------------------------------------------------------------------------
 
     def sources(self, done: Completion) -> list[Source]:
+        """The documents that were read, as answers name them."""
         return [
             Source(
                 id=hit.id,
@@ -189,12 +195,10 @@ class Api:
         )
 
     def used(self, settings: Settings, options: Options, temperature: float) -> Used:
+        """All settings that reproduce an answer."""
         return Used(
-            k=options.k,
-            contexts=settings.contexts,
-            samples=settings.samples,
-            seed=settings.seed,
-            grounding=settings.image.grounding,
+            **to_dict(settings) | {"k": options.k},
+            context_aware=settings.image.context_aware,
             guidance=settings.image.guidance,
             temperature=temperature,
             retrieve=options.retrieve,
@@ -207,19 +211,16 @@ class Api:
         return sum(map(len, ids)) - pictures, pictures
 
 
-def settings_of(options: Options) -> Settings:
-    """The settings that options ask for; guidance and temperature are those of pictures."""
-    usual = Settings()
-    names = ("grounding", "guidance", "temperature")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    return Settings(
-        k=options.k if options.retrieve else 0,
-        contexts=options.contexts,
-        samples=options.samples,
-        image=replace(usual.image, **given),
-        text=replace(usual.text, grounding=given.get("grounding", usual.text.grounding)),
-        seed=options.seed or 0,
-    )
+def settings_of(options: Options, temperature_of: Modality = "image") -> Settings:
+    """The settings that options ask for. One given for a modality goes before one for all that is generated."""
+    table = options.model_dump(include=set(to_dict(USUAL)))
+    both: tuple[Modality, ...] = ("image", "text")
+    for name, modalities in (("context_aware", both), ("guidance", ("image",)), ("temperature", (temperature_of,))):
+        value = getattr(options, name)
+        for modality in modalities if value is not None else ():
+            if name not in getattr(options, modality).model_fields_set:
+                table[modality][name] = value
+    return from_dict(Settings, table | {"k": options.k if options.retrieve else 0, "seed": options.seed or 0})
 
 
 def image_path(item_id: str) -> str:
@@ -228,14 +229,15 @@ def image_path(item_id: str) -> str:
 
 
 def base64_png(picture: PIL.Image.Image) -> str:
+    """A picture as the base64 of a PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-async def _watch(request: Request, gone: Callable[[], None]) -> None:
+async def _watch(http: HttpRequest, gone: Callable[[], None]) -> None:
     """Wait until the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await http.receive())["type"] != "http.disconnect":
         pass
     gone()
 
@@ -301,6 +303,9 @@ def first_problem(errors: Sequence[Any]) -> tuple[str, str | None, str | None]:
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     if first["type"] == "json_invalid":
         return f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", None, None
+    if first["type"] == "extra_forbidden" and where.rpartition(".")[2] in RENAMED:
+        new = RENAMED[where.rpartition(".")[2]]
+        return f"the field {where!r} is called {new!r} now; give that", "unknown_field", where
     if first["type"] == "extra_forbidden":
         return f"there is no field {where!r} here; /openapi.json lists them", "unknown_field", where
     return f"{where}: {first['msg']}" if where else first["msg"], None, where or None

@@ -63,10 +63,10 @@ def create_app(
     metrics = Metrics()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        api.worker.start()
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        api.engine_thread.start()
         yield
-        await asyncio.to_thread(api.worker.stop)
+        await asyncio.to_thread(api.engine_thread.stop)
 
     app = FastAPI(
         title="racm3",
@@ -129,9 +129,9 @@ def _system(api: Api, metrics: Metrics) -> APIRouter:
     router = APIRouter(tags=["system"])
     registry = metrics.registry
     for name, about, value in (
-        ("racm3_waiting", "Requests that wait for the model.", lambda: api.worker.waiting),
-        ("racm3_running", "Requests that share the model's steps.", lambda: api.worker.running),
-        ("racm3_steps", "Steps of the model so far.", lambda: api.worker.steps),
+        ("racm3_waiting", "Requests that wait for the model.", lambda: api.engine_thread.waiting),
+        ("racm3_running", "Requests that share the model's steps.", lambda: api.engine_thread.running),
+        ("racm3_steps", "Steps of the model so far.", lambda: api.engine_thread.steps),
     ):
         Gauge(name, about, registry=registry).set_function(value)
     documents = Gauge("racm3_documents", "In the memory.", registry=registry)
@@ -144,7 +144,7 @@ def _system(api: Api, metrics: Metrics) -> APIRouter:
     @router.get("/ready", response_model=Status, responses={503: {"model": Status}})
     async def ready() -> Any:
         """Whether it takes requests: not before the model is loaded, and not once it is to end."""
-        if api.worker.alive:
+        if api.engine_thread.alive:
             return Status(status="ready")
         return JSONResponse({"status": "not ready"}, 503)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 
+from racm3.completion import Completion, Request
 from racm3.document import Document, Hole, Image, Part, Text
-from racm3.pipeline import NOTHING, Completion, Settings
 from racm3.serve.api import STREAM, Api, base64_png, event, settings_of, streamed
 from racm3.serve.guard import ApiError
 from racm3.serve.shapes import (
@@ -31,16 +30,20 @@ from racm3.serve.shapes import (
     TextPart,
     TextUsage,
 )
+from racm3.settings import Settings
+from racm3.tokens.codec import NOTHING
+from racm3.util.config import override
 
 MOST_PAIRS = 400
 """Comparisons of two labels in one request for a classification (ours): seconds of the shipped model's time."""
 
 
 def routes(api: Api) -> APIRouter:
+    """The routes of chat completions and classification."""
     router = APIRouter(prefix="/v1", tags=["documents"])
 
     @router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
-    async def complete(request: Request, asked: Chat) -> Any:
+    async def complete(http: HttpRequest, asked: Chat) -> Any:
         """Complete a document. Its parts are those of all messages; what is asked for are its holes.
 
         Without a hole, a text is: before a lone picture (its caption), or else at the end.
@@ -49,15 +52,15 @@ def routes(api: Api) -> APIRouter:
         parts = [part for message in asked.messages for part in _parts(message.content)]
         urls = [(part.image_url.url, "image_url") for part in parts if isinstance(part, ImagePart)]
         document = _document(parts, await api.pictures(urls))
-        settings = _settings(asked)
+        own = Request(document, _settings(asked))
         if asked.stream:
             if asked.n != 1 or asked.racm3.samples != 1:
                 raise ApiError(400, "a stream shows one answer; leave out n and samples, or stream", None, "stream")
-            return await streamed(chunks(request, document, asked, settings))
-        done = await api.completions(request, [document] * asked.n, settings, asked.racm3)
-        return await api.aside(made, done, asked, settings, f"chatcmpl-{token_hex(12)}")
+            return await streamed(chunks(http, own, asked))
+        done = await api.completions(http, own, asked.racm3, asked.n)
+        return await api.aside(made, done, asked, own.settings, f"chatcmpl-{token_hex(12)}")
 
-    async def chunks(request: Request, document: Document, asked: Chat, settings: Settings) -> AsyncIterator[bytes]:
+    async def chunks(http: HttpRequest, request: Request, asked: Chat) -> AsyncIterator[bytes]:
         head = {"id": f"chatcmpl-{token_hex(12)}", "object": "chat.completion.chunk"}
         head |= {"created": int(time.time()), "model": api.name}  # type: ignore[dict-item]
 
@@ -78,7 +81,7 @@ def routes(api: Api) -> APIRouter:
             said += new
             return new
 
-        async for partial in api.partials(request, [document], settings, asked.racm3, show=True):
+        async for partial in api.partials(http, request, asked.racm3, show=True):
             if not isinstance(partial, list):
                 content = await api.aside(lambda now: now.content, partial)
                 if isinstance(content, Text) and content.text != NOTHING:
@@ -89,7 +92,7 @@ def routes(api: Api) -> APIRouter:
                     shown = await api.aside(_image_part, content)
                     yield chunk({"images": [shown.model_dump()]})
                 continue
-            whole = await api.aside(made, partial, asked, settings, str(head["id"]))
+            whole = await api.aside(made, partial, asked, request.settings, str(head["id"]))
             choice = whole.choices[0]
             texts = dict(enumerate([choice.message.content or ""]))
             delta: dict[str, Any] = {"content": new} if (new := news()) else {}
@@ -118,7 +121,9 @@ def routes(api: Api) -> APIRouter:
     def choice(index: int, done: Completion, asked: Chat, settings: Settings) -> Choice:
         filled = [done.document.parts[answer.part] for answer in done.answers]
         texts = [part.text for part in filled if isinstance(part, Text)]
-        cut = any(answer.is_text and len(answer.spans[0]) == settings.max_text_tokens for answer in done.answers)
+        cut = any(
+            answer.modality == "text" and len(answer.spans[0]) == settings.max_text_tokens for answer in done.answers
+        )
         parts = [_image_part(part) if isinstance(part, Image) else TextPart(text=_words(part)) for part in filled]
         return Choice(
             index=index,
@@ -130,7 +135,7 @@ def routes(api: Api) -> APIRouter:
         )
 
     @router.post("/classify", response_model=Classifications)
-    async def classify(request: Request, asked: Classification) -> Any:
+    async def classify(asked: Classification) -> Any:
         """Tell how probable each label is for each picture, from examples of every label."""
         api.check_model(asked.model)
         labels = list(asked.examples)
@@ -144,7 +149,7 @@ def routes(api: Api) -> APIRouter:
             await api.aside(api.check_policy, "request", Document.of(picture))
         images, rest = found[: len(asked.images)], iter(found[len(asked.images) :])
         examples = {label: [next(rest) for _ in asked.examples[label]] for label in labels}
-        tables = await api.worker.call(lambda: api.model.classify(images, examples))
+        tables = await api.engine_thread.call(lambda: api.model.classify(images, examples))
         data = [
             Classified(index=i, labels=[Label(label=label, probability=share) for label, share in table.items()])
             for i, table in enumerate(tables)
@@ -174,24 +179,22 @@ def _document(parts: Sequence[AnyPart], images: Sequence[Image]) -> Document:
 
 
 def _settings(asked: Chat) -> Settings:
-    """Temperature and top_p are those of texts; pictures are drawn as usual, with the guidance asked for."""
-    for name, own, other in (
-        ("temperature", asked.temperature, asked.racm3.temperature),
-        ("seed", asked.seed, asked.racm3.seed),
-        ("max_tokens", asked.max_tokens, asked.max_completion_tokens),
+    """The fields of OpenAI's are those of texts; pictures are drawn as ``racm3`` says."""
+    own, text = asked.racm3.model_dump(exclude_unset=True), asked.racm3.text.model_dump(exclude_unset=True)
+    most = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
+    for name, value, others in (
+        ("temperature", asked.temperature, (own.get("temperature"), text.get("temperature"))),
+        ("top_p", asked.top_p, (text.get("top_p"),)),
+        ("seed", asked.seed, (own.get("seed"),)),
+        ("max_tokens", most, (asked.max_completion_tokens, own.get("max_text_tokens"))),
     ):
-        if None not in (own, other) and own != other:
-            raise ApiError(400, f"{name} is given twice, as {own} and {other}; give one", None, name)
-    options = asked.racm3.model_copy(update={"temperature": None, "seed": asked.seed or asked.racm3.seed})
-    usual = settings_of(options)
-    temperature = asked.racm3.temperature if asked.temperature is None else asked.temperature
-    text = replace(
-        usual.text,
-        temperature=usual.text.temperature if temperature is None else temperature,
-        top_p=usual.text.top_p if asked.top_p is None else asked.top_p,
-    )
-    most = asked.max_tokens or asked.max_completion_tokens or usual.max_text_tokens
-    return replace(usual, text=text, max_text_tokens=most)
+        for other in others:
+            if None not in (value, other) and value != other:
+                raise ApiError(400, f"{name} is given twice, as {value} and {other}; give one", None, name)
+    settings = settings_of(asked.racm3, temperature_of="text")
+    given = {"text.temperature": asked.temperature, "text.top_p": asked.top_p}
+    given |= {"seed": asked.seed, "max_text_tokens": most}
+    return override(settings, [f"{name}={value}" for name, value in given.items() if value is not None])
 
 
 def _words(part: Part) -> str:

@@ -1,13 +1,13 @@
-"""Worker: the one thread that owns the engine. Requests of all kinds share its steps.
+"""EngineThread: the one thread that owns the engine. Requests of all kinds share its steps.
 
-    join      what requests read is looked up by the keeper, for all that wait together, while there is room in the
-              batch; then they are begun
-    go on     each running request looks at what the last step drew, and submits what it needs next
+    join      what requests read is looked up by the memory thread, for all that wait together, while there is room in
+              the batch; then they start
+    advance   each running request looks at what the last step drew, and submits what it needs next
     step      one token for all of them
     calls     between two steps: whatever else needs the engine (classification)
 
 A request leaves when it is complete, when its client has gone, and when its time is up. Handlers are coroutines on an
-event loop; ``Ticket`` and futures carry what comes back to them.
+event loop; ``Pending`` and futures carry what comes back to them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from concurrent.futures import Future
 from itertools import islice
 from typing import Any, TypeVar
 
+from racm3.completion import Completion, Partial, Request
 from racm3.errors import RACM3Error
-from racm3.pipeline import RACM3, Asked, Completion, Draft, Partial, Settings
-from racm3.serve.memory_thread import Busy, Keeper
+from racm3.pipeline import RACM3, Progress
+from racm3.serve.memory_thread import Busy, MemoryThread
+from racm3.settings import Settings
 
-__all__ = ["Busy", "Gone", "Late", "Ticket", "Worker"]
+__all__ = ["Busy", "EngineThread", "Gone", "Late", "Pending"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -46,10 +48,10 @@ class Gone(Exception):
     """The client of a request has gone."""
 
 
-class Ticket:
-    """A request on its way through the worker: the handler's end and the worker's."""
+class Pending:
+    """A call of the API that waits for its answer: the handler's end and the engine thread's."""
 
-    def __init__(self, asked: Sequence[Asked], show: bool, attribution: bool, timeout_s: float) -> None:
+    def __init__(self, asked: Sequence[Request], show: bool, attribution: bool, timeout_s: float) -> None:
         self.asked, self.show, self.attribution = asked, show, attribution
         self.started = time.monotonic()
         self.timeout_s = timeout_s
@@ -81,21 +83,23 @@ class Ticket:
             self.cancelled = True
 
     async def completions(self) -> list[Completion]:
+        """The completions, when all are there."""
         async for event in self.partials():
             if isinstance(event, list):
                 return event
         raise AssertionError("a stream ends with its completions")
 
-    # The worker's end
+    # The engine thread's end
 
     @property
     def late(self) -> bool:
         return time.monotonic() > self.started + self.timeout_s
 
-    def begin(self, drafts: Sequence[Draft], model: RACM3) -> None:
-        self.going = {number: model.go_on(draft, self.show) for number, draft in enumerate(drafts)}
+    def start(self, started: Sequence[Progress], model: RACM3) -> None:
+        """Begin with what was retrieved."""
+        self.going = {number: model.advance(progress, self.show) for number, progress in enumerate(started)}
 
-    def go_on(self) -> bool:
+    def advance(self) -> bool:
         """Look at what was drawn; whether there is nothing left to do."""
         for number, work in list(self.going.items()):
             while (partial := next(work)) is not None:
@@ -122,29 +126,30 @@ class Ticket:
             self.post(error)
 
     def post(self, event: Partial | list[Completion] | Exception) -> None:
+        """Hand an event to the loop of whoever waits; from any thread."""
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:  # the loop is closed: nobody waits any more
             self.cancelled = True
 
 
-class Worker:
+class EngineThread:
     """Owns ``model`` from ``start`` to ``stop``. At most ``queue`` requests wait, and as many calls."""
 
     def __init__(self, model: RACM3, queue: int) -> None:
         self.model, self.queue = model, queue
-        self.keeper = Keeper(queue)
+        self.memory_thread = MemoryThread(queue)
         self.steps = 0
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._waiting: deque[Ticket] = deque()
-        self._sought: list[Ticket] = []  # whose documents the keeper looks up
-        self._found: deque[tuple[Ticket, list[Draft] | Exception]] = deque()
-        self._running: list[Ticket] = []
+        self._waiting: deque[Pending] = deque()
+        self._sought: list[Pending] = []  # whose documents the memory thread looks up
+        self._found: deque[tuple[Pending, list[Progress] | Exception]] = deque()
+        self._running: list[Pending] = []
         self._pace_s = 1.0
         self._last_done = time.monotonic()
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="racm3-worker", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="racm3-engine", daemon=True)
 
     @property
     def waiting(self) -> int:
@@ -159,6 +164,7 @@ class Worker:
         return self._thread.is_alive() and not self._stopping
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -167,21 +173,21 @@ class Worker:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
-        self.keeper.stop()
+        self.memory_thread.stop()
 
     def submit(
-        self, asked: Sequence[Asked], *, timeout_s: float, show: bool = False, attribution: bool = False
-    ) -> Ticket:
+        self, asked: Sequence[Request], *, timeout_s: float, show: bool = False, attribution: bool = False
+    ) -> Pending:
         """Let a request wait for its turn. Raises Busy if as many wait as may."""
-        ticket = Ticket(asked, show, attribution, timeout_s)
+        pending = Pending(asked, show, attribution, timeout_s)
         with self._changed:
             self._check_room(len(self._waiting))
-            self._waiting.append(ticket)
+            self._waiting.append(pending)
             self._changed.notify()
-        return ticket
+        return pending
 
     async def call(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives, done by the worker between two steps. Raises Busy, or what ``work`` raises."""
+        """What ``work`` gives, done by this thread between two steps. Raises Busy, or what ``work`` raises."""
         future: Future[T] = Future()
         with self._changed:
             self._check_room(len(self._calls))
@@ -200,12 +206,12 @@ class Worker:
             self._do_calls()
             self._leave()
             self._join()
-            self._go_on()
+            self._advance()
             if self._running:
                 self._step()
 
     def _something_to_do(self) -> bool:
-        """Wait until there is; False when the worker is to end."""
+        """Wait until there is; False when the thread is to end."""
         with self._changed:
             while not (self._calls or self._running or self._found or (self._waiting and not self._sought)):
                 if self._stopping and not self._sought:
@@ -227,29 +233,29 @@ class Worker:
 
     def _leave(self) -> None:
         """Those whose clients have gone, and those whose time is up."""
-        for tickets in (self._running, self._waiting):
+        for queue in (self._running, self._waiting):
             with self._changed:  # others come meanwhile
-                leaving = [one for one in tickets if one.cancelled or one.late]
-                for ticket in leaving:
-                    tickets.remove(ticket)
-            for ticket in leaving:
-                late = Late(f"the request took longer than the {ticket.timeout_s:g} s that it may")
-                ticket.leave(None if ticket.cancelled else late)
+                leaving = [one for one in queue if one.cancelled or one.late]
+                for pending in leaving:
+                    queue.remove(pending)
+            for pending in leaving:
+                late = Late(f"the request took longer than the {pending.timeout_s:g} s that it may")
+                pending.leave(None if pending.cancelled else late)
 
     def _join(self) -> None:
-        """Begin what was looked up. Let what waits be looked up next, in order, while there is room for its rows in the
+        """Start what was looked up. Let what waits be looked up next, in order, while there is room for its rows in the
         batch; one request always has room."""
         while self._found:
-            ticket, drafts = self._found.popleft()
-            if isinstance(drafts, Exception):
-                ticket.leave(_told(drafts))
+            pending, started = self._found.popleft()
+            if isinstance(started, Exception):
+                pending.leave(_told(started))
             else:
-                ticket.begin(drafts, self.model)
-                self._running.append(ticket)
+                pending.start(started, self.model)
+                self._running.append(pending)
         with self._changed:
             if self._sought:
                 return
-            rows = sum(ticket.rows for ticket in self._running)
+            rows = sum(pending.rows for pending in self._running)
             while self._waiting:
                 rows += self._waiting[0].rows
                 if rows > self.model.engine.max_rows and (self._running or self._sought):
@@ -257,36 +263,36 @@ class Worker:
                 self._sought.append(self._waiting.popleft())
             sought = list(self._sought)
         if sought:
-            self.keeper.submit(lambda: self._look_up(sought))
+            self.memory_thread.submit(lambda: self._look_up(sought))
 
-    def _look_up(self, tickets: Sequence[Ticket]) -> None:
-        """All together, or each by itself where one of them cannot be begun. In the keeper's thread."""
-        found: list[tuple[Ticket, list[Draft] | Exception]]
+    def _look_up(self, every: Sequence[Pending]) -> None:
+        """All together, or each by itself where one of them cannot start. In the memory thread."""
+        found: list[tuple[Pending, list[Progress] | Exception]]
         try:
-            drafts = iter(self.model.begin([one for ticket in tickets for one in ticket.asked]))
-            found = [(ticket, list(islice(drafts, len(ticket.asked)))) for ticket in tickets]
+            started = iter(self.model.start([one for pending in every for one in pending.asked]))
+            found = [(pending, list(islice(started, len(pending.asked)))) for pending in every]
         except Exception as error:
-            if len(tickets) > 1:
-                for ticket in tickets:
-                    self._look_up([ticket])
+            if len(every) > 1:
+                for pending in every:
+                    self._look_up([pending])
                 return
-            found = [(tickets[0], error)]
+            found = [(every[0], error)]
         with self._changed:
             self._found.extend(found)
-            self._sought = [ticket for ticket in self._sought if ticket not in tickets]
+            self._sought = [pending for pending in self._sought if pending not in every]
             self._changed.notify()
 
-    def _go_on(self) -> None:
-        for ticket in list(self._running):
+    def _advance(self) -> None:
+        for pending in list(self._running):
             try:
-                done = ticket.go_on()
+                done = pending.advance()
             except Exception as error:
-                ticket.leave(_told(error))
+                pending.leave(_told(error))
                 done = True
             if done:
-                self._running.remove(ticket)
+                self._running.remove(pending)
                 now = time.monotonic()
-                self._pace_s += PACE * (now - max(self._last_done, ticket.started) - self._pace_s)
+                self._pace_s += PACE * (now - max(self._last_done, pending.started) - self._pace_s)
                 self._last_done = now
 
     def _step(self) -> None:
@@ -294,8 +300,8 @@ class Worker:
             self.model.engine.step()
             self.steps += 1
         except Exception as error:  # the engine has cancelled the whole batch
-            for ticket in self._running:
-                ticket.leave(_told(error))
+            for pending in self._running:
+                pending.leave(_told(error))
             self._running.clear()
 
 
@@ -303,7 +309,7 @@ def _rows(settings: Settings) -> int:
     """The most rows of the batch that a request takes."""
     both = settings.image, settings.text
     streams = settings.contexts * (2 if any(one.unconditional for one in both) else 1)
-    return settings.samples * (streams + any(one.grounding != 1 for one in both))
+    return settings.samples * (streams + any(one.context_aware != 1 for one in both))
 
 
 def _told(error: Exception) -> Exception:

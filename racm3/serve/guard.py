@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from racm3.errors import ConfigError
+from racm3.errors import ConfigError, values
 
 __all__ = ["LIMITS", "ApiError", "Guard", "Limits", "Tokens", "error_body", "is_loopback"]
 
@@ -56,7 +56,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 0 or self.queue < 1 or self.timeout_s <= 0:
-            raise ConfigError(f"limits are 0 or above, queue and timeout_s above 0; given {self}")
+            raise ConfigError(f"limits are 0 or above, queue and timeout_s above 0; given {values(self, *vars(self))}")
 
 
 LIMITS = Limits()
@@ -108,6 +108,7 @@ class Tokens:
 
     @classmethod
     def load(cls, file: Path) -> Tokens:
+        """Read a token file. Raises ConfigError at a line that is none."""
         scopes: dict[str, Grant] = {}
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -190,6 +191,7 @@ class Guard:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request: its head is checked, its body read within the limits, its time taken."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

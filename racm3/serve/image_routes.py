@@ -6,21 +6,23 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import PIL.Image
 from fastapi import APIRouter
 from starlette.datastructures import FormData, UploadFile
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from racm3.document import Document, Hole, Image, Part, Text
-from racm3.pipeline import Completion, Partial, Settings
+from racm3 import tasks
+from racm3.completion import Completion, Partial, Request
+from racm3.document import Image
 from racm3.serve import picture_input as pictures
 from racm3.serve.api import STREAM, Api, base64_png, event, settings_of, streamed
 from racm3.serve.guard import ApiError
 from racm3.serve.shapes import Drawing, Drawn, Edit, Generation, Images, ImageUsage, TokenDetails
+from racm3.settings import Settings
 
 SMALLEST_PX, LARGEST_PX = 16, 1024
 MOST_FIELDS, MOST_FILES, MOST_FIELD_BYTES = 40, 3, 1 << 16
@@ -61,28 +63,19 @@ EDIT_BODY: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is to be drawn, and the name of its events."""
-
-    document: Document
-    fields: Drawing
-    kind: str
-    retrieved: Sequence[Document] | None = None
-
-
 def routes(api: Api) -> APIRouter:
+    """The routes of pictures."""
     router = APIRouter(prefix="/v1/images", tags=["pictures"])
 
     @router.post("/generations", response_model=Images, responses=STREAM)
-    async def generate(request: Request, asked: Generation) -> Any:
+    async def generate(http: HttpRequest, asked: Generation) -> Any:
         """Draw a picture for a caption."""
-        return await answer(request, Work(Document.of(asked.prompt, Hole("image")), asked, "image_generation"))
+        return await answer(http, tasks.generate_image(asked.prompt), asked, "image_generation")
 
     @router.post("/edits", response_model=Images, responses=STREAM, openapi_extra=EDIT_BODY)
-    async def edit(request: Request) -> Any:
+    async def edit(http: HttpRequest) -> Any:
         """Fill the hidden region of a picture, after words, after a second picture, or after what is around it."""
-        fields, files = await form_of(request)
+        fields, files = await form_of(http)
         given = Edit.model_validate(fields, strict=False)
         shown = files.pop("image", []) + files.pop("image[]", [])
         masks = files.pop("mask", [])
@@ -93,41 +86,38 @@ def routes(api: Api) -> APIRouter:
         most = api.limits.pixels
         hidden = await api.aside(pictures.with_mask, shown[0], masks[0] if masks else None, most)
         control = [await api.aside(pictures.opened, data, most, "image[1]") for data in shown[1:]]
-        parts: list[Part] = [*([Text(given.prompt)] if given.prompt else []), hidden]
-        retrieved = [Document.of(one) for one in control] or None
-        return await answer(request, Work(Document(tuple(parts)), given, "image_edit", retrieved))
+        asked = tasks.edit(hidden, control[0], given.prompt) if control else tasks.infill(hidden, given.prompt)
+        return await answer(http, asked, given, "image_edit")
 
-    async def answer(request: Request, work: Work) -> Images | Response:
-        fields = work.fields
+    async def answer(http: HttpRequest, request: Request, fields: Drawing, kind: str) -> Images | Response:
+        """``kind``: the name of its events."""
         api.check_model(fields.model)
         size_px = _size_px(fields.size, api.model.image.image_size_px)
-        settings = settings_of(fields.racm3)
+        request = replace(request, settings=settings_of(fields.racm3))
         if fields.stream:
             if fields.n != 1 or fields.racm3.samples != 1:
                 raise ApiError(400, "a stream shows one picture; leave out n and samples, or stream", None, "stream")
-            return await streamed(events(request, work, settings, size_px))
-        documents = [work.document] * fields.n
-        done = await api.completions(request, documents, settings, fields.racm3, retrieved=work.retrieved)
-        return await api.aside(made, done, fields, settings, size_px)
+            return await streamed(events(http, request, fields, kind, size_px))
+        done = await api.completions(http, request, fields.racm3, fields.n)
+        return await api.aside(made, done, fields, request.settings, size_px)
 
-    async def events(request: Request, work: Work, settings: Settings, size_px: int) -> AsyncIterator[bytes]:
-        fields, index = work.fields, 0
+    async def events(
+        http: HttpRequest, request: Request, fields: Drawing, kind: str, size_px: int
+    ) -> AsyncIterator[bytes]:
+        index = 0
         most = 64 if fields.partial_images is None else fields.partial_images
         facts = {"size": f"{size_px}x{size_px}", "output_format": "png", "quality": "auto", "background": "opaque"}
-        partials = api.partials(
-            request, [work.document], settings, fields.racm3, retrieved=work.retrieved, show=most > 0
-        )
-        async for partial in partials:
+        async for partial in api.partials(http, request, fields.racm3, show=most > 0):
             facts["created_at"] = int(time.time())  # type: ignore[assignment]
             if isinstance(partial, list):
-                whole = await api.aside(made, partial, fields, settings, size_px)
+                whole = await api.aside(made, partial, fields, request.settings, size_px)
                 told = whole.data[0].model_dump()
                 told |= whole.model_dump(include={"usage", "racm3", "sources"}, by_alias=True)
-                yield event({"type": f"{work.kind}.completed"} | told | facts, f"{work.kind}.completed")
+                yield event({"type": f"{kind}.completed"} | told | facts, f"{kind}.completed")
             elif index < most:
                 png = await api.aside(shown, partial, size_px)
-                told = {"type": f"{work.kind}.partial_image", "b64_json": png, "partial_image_index": index}
-                yield event(told | facts, f"{work.kind}.partial_image")
+                told = {"type": f"{kind}.partial_image", "b64_json": png, "partial_image_index": index}
+                yield event(told | facts, f"{kind}.partial_image")
                 index += 1
 
     def shown(partial: Partial, size_px: int) -> str:
@@ -138,9 +128,10 @@ def routes(api: Api) -> APIRouter:
         data = []
         for one in done:
             told = api.attributions(one, fields.racm3)
-            drawn = one.document.parts[one.answers[-1].part]
-            assert isinstance(drawn, Image)
-            data.append(Drawn(b64_json=_png(drawn, size_px), score=one.score, attribution=told[-1] if told else None))
+            assert isinstance(one.answer, Image)
+            data.append(
+                Drawn(b64_json=_png(one.answer, size_px), score=one.score, attribution=told[-1] if told else None)
+            )
         text, image = api.prompt_tokens(done)
         new = sum(own.steps for one in done for own in one.answers)
         return Images(
@@ -160,15 +151,13 @@ def routes(api: Api) -> APIRouter:
     return router
 
 
-async def form_of(request: Request) -> tuple[dict[str, Any], dict[str, list[bytes]]]:
+async def form_of(http: HttpRequest) -> tuple[dict[str, Any], dict[str, list[bytes]]]:
     """The fields of a form, and its files. A field is given once; ``racm3`` as JSON, or field by field."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise ApiError(415, f"the body is a form (multipart/form-data), not {kind or 'nothing'!r}")
     try:
-        form: FormData = await request.form(
-            max_files=MOST_FILES, max_fields=MOST_FIELDS, max_part_size=MOST_FIELD_BYTES
-        )
+        form: FormData = await http.form(max_files=MOST_FILES, max_fields=MOST_FIELDS, max_part_size=MOST_FIELD_BYTES)
     except ApiError:
         raise
     except Exception as error:  # what parsers raise at a damaged form is of every kind

@@ -16,7 +16,7 @@ from racm3.data.item import checked
 from racm3.document import Document, Image, Part, Text
 from racm3.memory.memory import Memory
 from racm3.memory.metadata_filter import where as fulfilling
-from racm3.memory.store import content_hash
+from racm3.memory.rows import content_hash
 from racm3.serve import picture_input as pictures
 from racm3.serve.api import Api, image_path
 from racm3.serve.guard import ApiError
@@ -51,12 +51,14 @@ NEW_BODY: dict[str, Any] = {
 
 
 def may_write(request: Request) -> None:
+    """Raises ApiError if the request's token may not change the memory."""
     if request.scope["racm3.scope"] != "write":
         raise ApiError(403, "this token may not change the memory; one of scope write may", "insufficient_scope")
 
 
 def routes(api: Api) -> APIRouter:
-    router, keeper = APIRouter(prefix="/v1/memory", tags=["memory"]), api.worker.keeper
+    """The routes of the memory."""
+    router, memory_thread = APIRouter(prefix="/v1/memory", tags=["memory"]), api.engine_thread.memory_thread
 
     @router.post(
         "/documents",
@@ -83,7 +85,7 @@ def routes(api: Api) -> APIRouter:
             memory.add([item], api.model.encoder.embed([item.document]))
             return True
 
-        added = await keeper.call(put)
+        added = await memory_thread.call(put)
         return JSONResponse(_remembered(item).model_dump(by_alias=True), 201 if added else 200)
 
     async def new_item(request: Request) -> Item:
@@ -120,12 +122,12 @@ def routes(api: Api) -> APIRouter:
             memory.refresh()
             return memory.get(memory.ids[asked.offset : asked.offset + asked.limit]), len(memory)
 
-        items, total = await keeper.call(read)
+        items, total = await memory_thread.call(read)
         data = [_remembered(item) for item in items]
         return Page(data=data, total=total, offset=asked.offset, has_more=asked.offset + len(items) < total)
 
     async def one(item_id: str) -> Item:
-        for item in await keeper.call(partial(known, api.memory, [item_id])):
+        for item in await memory_thread.call(partial(known, api.memory, [item_id])):
             return item
         raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
 
@@ -159,7 +161,7 @@ def routes(api: Api) -> APIRouter:
                 memory.remove([item_id])
             return known
 
-        if not await keeper.call(remove):
+        if not await memory_thread.call(remove):
             raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
         return Deleted(id=item_id)
 
@@ -177,7 +179,7 @@ def routes(api: Api) -> APIRouter:
             (ranking,) = memory.search(api.model.encoder.embed([Document(tuple(parts))]), asked.limit, where=condition)
             return list(zip(memory.get(ranking.ids), ranking.scores.tolist(), strict=True))
 
-        ranked = await keeper.call(look)
+        ranked = await memory_thread.call(look)
         return Results(data=[Found(**_remembered(item).model_dump(), score=score) for item, score in ranked])
 
     return router

@@ -1,4 +1,4 @@
-"""Keeper: the one thread that looks into the memory and changes it, so that no disk holds up the worker's steps.
+"""MemoryThread: the one thread that looks into the memory and changes it, so that no disk holds up the engine.
 
 What requests are to read is looked up here, and what the API changes is changed here, in the order in which it came: a
 change that was acknowledged is seen by all that is looked up afterwards.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["Busy", "Keeper"]
+__all__ = ["Busy", "MemoryThread"]
 
 T = TypeVar("T")
 
@@ -24,13 +24,13 @@ class Busy(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Keeper:
+class MemoryThread:
     """At most ``queue`` calls wait."""
 
     def __init__(self, queue: int) -> None:
         self._queue = queue
         self._waiting = 0
-        self._thread = ThreadPoolExecutor(1, "racm3-keeper")
+        self._thread = ThreadPoolExecutor(1, "racm3-memory")
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Do ``work`` when its turn comes."""

@@ -15,12 +15,11 @@ import ssl
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
 from racm3.document import FORMATS, Image
 from racm3.errors import ImageError
+from racm3.masks import masked
 
 __all__ = ["fetch", "from_url", "opened", "with_mask"]
 
@@ -116,28 +115,9 @@ def _connect(host: str) -> ssl.SSLSocket:
 
 
 def with_mask(image: bytes, mask: bytes | None, most_pixels: int) -> Image:
-    """The picture with its region hidden: where the mask, or without one the picture itself, is transparent; or where
-    the mask is white, if nothing of it is transparent. Raises ImageError if nothing is hidden, or sizes differ."""
-    shown = opened(image, most_pixels, "image")
-    clear = _transparent(image)
-    if mask is not None:
-        painted = opened(mask, most_pixels, "mask")
-        clear = _transparent(mask)
-        if not clear.any():
-            clear = painted.pixels.mean(axis=2) > 127
-    if clear.shape != shown.pixels.shape[:2]:
-        sizes = [f"{shape[1]} x {shape[0]}" for shape in (clear.shape, shown.pixels.shape[:2])]
-        raise ImageError(f"the mask is {sizes[0]} px, the picture {sizes[1]}; make them the same size")
-    if not clear.any():
-        raise ImageError("nothing is hidden: give a mask that is transparent, or white, where the picture is to change")
-    return Image(shown.pixels, clear)
-
-
-def _transparent(data: bytes) -> np.ndarray:
-    """(H, W) bool: where a picture, known to be one, is fully transparent."""
-    with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-        try:
-            upright = PIL.ImageOps.exif_transpose(picture)
-        except Exception:  # damaged EXIF, which says nothing: as in Image.open
-            upright = picture
-        return np.asarray(upright.convert("RGBA"))[..., 3] == 0
+    """The picture with its region hidden, as ``masks.masked`` says. Raises ImageError for more pixels than allowed, or
+    if nothing is hidden."""
+    for data, what in ((image, "image"), (mask, "mask")):
+        if data is not None:
+            _check_size(data, most_pixels, what)
+    return masked(image, mask)

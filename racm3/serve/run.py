@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from racm3.errors import ConfigError
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.ingest import ingest
+from racm3.retriever.ingest import memory_of
 from racm3.scenes.world import World
 from racm3.serve.api import Policy
 from racm3.serve.guard import LIMITS, LOOPBACK_HOSTS, Limits, Tokens, is_loopback
@@ -83,12 +82,7 @@ def world_memory(path: Path, encoder: Encoder) -> Memory:
     """The memory of the built-in world at ``path``, made if nothing is there; whole, or not at all."""
     if not path.exists():
         print(f"making the memory of the built-in world in {path}", flush=True)
-        part = path.with_name(path.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        ingest(Memory.create(part, encoder.fingerprint, encoder.dimension), encoder, WORLD.items("memory"))
-        part.rename(path)
-    return Memory.open(path, encoder.fingerprint)
+    return memory_of(path, encoder, WORLD.items("memory"))
 
 
 def load_policy(name: str) -> Policy:

@@ -5,9 +5,16 @@ Ours are ``racm3``, how to complete, in requests, and ``sources``, ``racm3`` and
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+
+from racm3.settings import USUAL
+from racm3.util.options import options_of
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MAX_TEXT_CHARS = 10_000
 MAX_SEED = 2**53
@@ -15,6 +22,9 @@ MAX_SEED = 2**53
 TEXT = r"\S"
 ID = r"^[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}$"
 SIZE = r"^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$"
+
+Name = Annotated[str, Field(pattern=r"^[^:]+$", max_length=64)]
+"""Of something registered: what a request names is not imported."""
 
 Words = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS, pattern=TEXT)]
 Picture = Annotated[str, Field(pattern=r"^[A-Za-z]+:", description="A data URL: data:image/png;base64,...")]
@@ -30,25 +40,51 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Options(Shape):
-    """How to complete. ``retrieve`` false: without the memory. Of ``samples`` the best is kept."""
+SEED = next(about for name, _, about in options_of(USUAL) if name == "seed")
 
-    k: int = Field(default=2, ge=0, le=8, description="Documents read at a time")
-    contexts: int = Field(
-        default=1, ge=1, le=8, description="So many times k documents are retrieved, and averaged over"
+MOST: dict[str, float] = {"k": 8, "contexts": 8, "samples": 16, "max_text_tokens": 1024}
+MOST |= {"temperature": 10, "context_aware": 20, "guidance": 20}
+"""What one request may ask of a server, where ``Settings`` allows more (ours)."""
+
+
+def shape_of(options: DataclassInstance, name: str, base: type[BaseModel]) -> Any:
+    """A shape with a field for each option of a dataclass, whose values are the defaults."""
+    hints, fields = get_type_hints(type(options)), dict[str, Any]()
+    for field in dataclasses.fields(options):
+        value, about = getattr(options, field.name), field.metadata["option"]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            inner = shape_of(value, f"{field.name.capitalize()}{type(value).__name__}", Shape)
+            fields[field.name] = (inner, Field(default_factory=inner, description=about.help))
+            continue
+        kind, most = hints[field.name], MOST.get(field.name, about.most)
+        if kind == dict[str, float]:
+            kind, most = dict[Name, float], None
+        elif most is None:
+            most = MAX_SEED
+        limits = {"ge": about.least, "gt": about.above, "le": most}
+        fields[field.name] = (kind, Field(default=value, description=about.help, **limits))
+    return create_model(name, __base__=base, **fields)
+
+
+class Asked(Shape):
+    """What a request may ask for beside ``Settings``: the same option of all that is generated at once, and more."""
+
+    context_aware: float | None = Field(
+        default=None, ge=0, le=MOST["context_aware"], description="That of pictures and texts"
     )
-    samples: int = Field(default=1, ge=1, le=16)
-    seed: int | None = Field(
-        default=None, ge=0, le=MAX_SEED, description="The same one gives the same answer; 0 by default"
+    guidance: float | None = Field(default=None, ge=0, le=MOST["guidance"], description="That of pictures")
+    temperature: float | None = Field(
+        default=None, ge=0, le=MOST["temperature"], description="That of pictures; in a chat, that of texts"
     )
-    grounding: float | None = Field(
-        default=None, ge=0, le=20, description="How much more than usual the documents count: 1 is as usual"
-    )
-    guidance: float | None = Field(default=None, ge=0, le=20, description="Of pictures: 1 is none")
-    temperature: float | None = Field(default=None, ge=0, le=10)
-    retrieve: bool = True
-    attribution: bool = False
+    retrieve: bool = Field(default=True, description="False: without the memory")
+    attribution: bool = Field(default=False, description="Tell what was drawn from which source, and where in it")
     timeout_s: float | None = Field(default=None, gt=0, description="At most the server's own limit")
+
+
+class Options(shape_of(USUAL, "SettingsOptions", Asked)):  # type: ignore[misc]
+    """How to complete: every option of ``racm3.Settings``, and those for all that is generated at once."""
+
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description=SEED.help)
 
 
 class Drawing(Shape):
@@ -197,14 +233,10 @@ class Attribution(BaseModel):
     overlay: str | None = Field(default=None, description="A PNG, base64: picture and sources, side by side")
 
 
-class Used(BaseModel):
-    """What reproduces an answer."""
+class Used(shape_of(USUAL, "UsedSettings", BaseModel)):  # type: ignore[misc]
+    """What reproduces an answer: as ``racm3`` of a request, it gives the same one while the memory is the same."""
 
-    k: int
-    contexts: int
-    samples: int
-    seed: int
-    grounding: float
+    context_aware: float
     guidance: float
     temperature: float
     retrieve: bool

@@ -11,8 +11,10 @@ B batch, N codes of a picture, P patch side in px, D latent dimensions, C channe
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from racm3.errors import CheckpointError, ConfigError
 from racm3.util.config import from_dict
+from racm3.util.registry import Registry
 from racm3.util.weights_version import WeightsVersion
 
 if TYPE_CHECKING:
@@ -32,7 +35,11 @@ if TYPE_CHECKING:
 
 
 class ImageTokenizer(Protocol):
-    """What the rest of racm3 asks of an image tokenizer."""
+    """What the rest of racm3 asks of an image tokenizer.
+
+    One may also have ``code_vectors()``, (codebook_size, D): vectors of its codes, near each other where the codes are
+    alike. The embeddings of a new generator start with them.
+    """
 
     @property
     def image_size_px(self) -> int: ...
@@ -43,6 +50,14 @@ class ImageTokenizer(Protocol):
     @property
     def codebook_size(self) -> int: ...
 
+    @property
+    def digest(self) -> str:
+        """16 hex digits that change with whatever changes the codes, so that those that are kept are known by it.
+
+        `state_digest` makes them of a module's weights.
+        """
+        ...
+
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, N) codes, row by row."""
         ...
@@ -50,6 +65,20 @@ class ImageTokenizer(Protocol):
     def decode(self, codes: Tensor) -> Tensor:
         """(B, N) codes to (B, 3, H, W) in [0, 1]."""
         ...
+
+
+IMAGE_TOKENIZERS: Registry[Callable[[Path], ImageTokenizer]] = Registry("image tokenizer")
+"""What opens a folder, by the ``model_type`` in its config.json. A name is registered by the code of whoever adds one,
+which has to be imported first: no folder of weights names code."""
+
+
+def state_digest(module: nn.Module) -> str:
+    """16 hex digits of a module's weights, without those of its ``decoder``."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in module.state_dict().items():
+        if not name.startswith("decoder"):
+            digest.update(name.encode() + value.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -66,9 +95,9 @@ class FSQConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
-        if self.image_size_px % self.patch_px or self.patch_px not in (2, 4, 8, 16):
+        if self.image_size_px % self.patch_px or self.patch_px not in (2, 4, 6, 8, 16):
             given = f"{self.patch_px} and {self.image_size_px}"
-            raise ConfigError(f"patch_px is 2, 4, 8 or 16 and divides image_size_px; {given} were given")
+            raise ConfigError(f"patch_px is 2, 4, 6, 8 or 16 and divides image_size_px; {given} were given")
         if not self.levels or min(self.levels) < 2:
             raise ConfigError(f"levels are at least one number >= 2 each, not {self.levels}")
 
@@ -105,6 +134,8 @@ class FSQ(nn.Module):
 
 
 class ResidualMLP(nn.Module):
+    """A step of the encoder, on each patch by itself."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -116,6 +147,8 @@ class ResidualMLP(nn.Module):
 
 
 class ResidualConv(nn.Module):
+    """A step of the decoder, on each patch and its neighbours."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)
@@ -191,6 +224,13 @@ class FSQImageTokenizer(nn.Module):
     def codebook_size(self) -> int:
         return math.prod(self.config.levels)
 
+    @property
+    def digest(self) -> str:
+        return state_digest(self)
+
+    def code_vectors(self) -> Tensor:
+        return self.fsq.values(self.fsq.digits_of(torch.arange(self.codebook_size)))
+
     def digits(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, N, D) digits; every patch on its own."""
         patches = F.pixel_unshuffle(pixels * 2 - 1, self.config.patch_px)  # (B, 3PP, h, w)
@@ -224,6 +264,24 @@ class FSQImageTokenizer(nn.Module):
         digits = self.fsq.digits_of(codes).to(next(self.parameters()).dtype)
         return self.picture(digits, self._frozen_decoder()).clamp(0, 1)
 
+    @staticmethod
+    @IMAGE_TOKENIZERS.register("racm3-fsq")
+    def from_pretrained(folder: Path) -> FSQImageTokenizer:
+        """Open a folder written by ``save_pretrained``. Raises CheckpointError if it is damaged."""
+        weights = folder / "model.safetensors"
+        if not weights.exists():
+            raise CheckpointError(f"{folder} has a config.json but no model.safetensors; train or copy the weights")
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config.pop("model_type", None)
+            tokenizer = FSQImageTokenizer(from_dict(FSQConfig, config))
+            tokenizer.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+        except (ConfigError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the image tokenizer in {folder} is damaged: {error}; train or copy it again"
+            ) from error
+        return tokenizer.eval()
+
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` (half precision; the weights are read back as float32)."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -240,8 +298,9 @@ class JanusImageTokenizer(nn.Module):
         super().__init__()
         self.model = model
 
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> JanusImageTokenizer:
+    @staticmethod
+    @IMAGE_TOKENIZERS.register("janus_vqgan")
+    def from_pretrained(folder: Path) -> JanusImageTokenizer:
         """Open a folder saved by ``JanusVQVAE.save_pretrained``. Raises CheckpointError if it is damaged."""
         from transformers import JanusVQVAE
 
@@ -252,7 +311,7 @@ class JanusImageTokenizer(nn.Module):
         model, loading = loaded
         if lost := sorted(loading["missing_keys"]):
             raise CheckpointError(f"{folder} lacks {len(lost)} weights, among them {lost[0]}; fetch it again")
-        return cls(model.float().eval())
+        return JanusImageTokenizer(model.float().eval())
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -267,6 +326,10 @@ class JanusImageTokenizer(nn.Module):
     def codebook_size(self) -> int:
         return int(self.model.config.num_embeddings)
 
+    @property
+    def digest(self) -> str:
+        return state_digest(self)
+
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         return self.model.encode(pixels * 2 - 1).image_tokens.view(len(pixels), -1)
@@ -277,26 +340,22 @@ class JanusImageTokenizer(nn.Module):
         return ((pixels + 1) / 2).clamp(0, 1)
 
 
-def load_image_tokenizer(folder: Path) -> FSQImageTokenizer | JanusImageTokenizer:
-    """Open a tokenizer folder, ours or a ``JanusVQVAE``. Raises CheckpointError if it is neither, or damaged."""
+def load_image_tokenizer(folder: Path) -> ImageTokenizer:
+    """Open a tokenizer folder: ours, a ``JanusVQVAE``, or one of a registered type.
+
+    Raises CheckpointError if it is none of these, or damaged.
+    """
     path = Path(folder) / "config.json"
     if not path.exists():
         raise CheckpointError(f"{folder} holds no image tokenizer: there is no config.json in it")
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        kind = facts.pop("model_type", None)
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; train or fetch the image tokenizer again") from error
-    if kind == "janus_vqgan":
-        return JanusImageTokenizer.from_pretrained(Path(folder))
-    if kind != "racm3-fsq":
-        raise CheckpointError(f"{path} has model_type {kind!r}; allowed: 'racm3-fsq' and 'janus_vqgan' (JanusVQVAE)")
-    weights = Path(folder) / "model.safetensors"
-    if not weights.exists():
-        raise CheckpointError(f"{folder} has a config.json but no model.safetensors; train or copy the weights")
-    try:
-        tokenizer = FSQImageTokenizer(from_dict(FSQConfig, facts))
-        tokenizer.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
-    except (ConfigError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"the image tokenizer in {folder} is damaged: {error}; train or copy it again") from error
-    return tokenizer.eval()
+    if kind not in IMAGE_TOKENIZERS.names():
+        allowed = " and ".join(map(repr, IMAGE_TOKENIZERS.names()))
+        raise CheckpointError(
+            f"{path} has model_type {kind!r}; allowed: {allowed} (JanusVQVAE), and what an imported module registers "
+            "in racm3.tokens.image_tokenizer.IMAGE_TOKENIZERS"
+        )
+    return IMAGE_TOKENIZERS.get(kind)(Path(folder))

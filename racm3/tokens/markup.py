@@ -4,7 +4,8 @@
     document = <doc> part { part } </doc>
     part     = <text> t { t }  |  <image> c c ... c
 
-where t are text ids and c are image codes, exactly ``codes_per_image`` of them.
+where t are text ids and c are image codes, exactly ``codes_per_image`` of them. ``prompt.py`` takes from here where a
+text may stop, and ``export.py`` writes the same grammar into the card of an exported model.
 """
 
 from __future__ import annotations
@@ -16,28 +17,25 @@ from functools import cached_property
 
 import numpy as np
 
+from racm3.document import Modality
 from racm3.errors import ConfigError, MarkupError
+from racm3.tokens.parts import ImageCodes, TextIds, TokenDocument, TokenPart
 from racm3.tokens.vocabulary import Vocabulary
 
-__all__ = ["Grammar", "ImageCodes", "Markup", "TextIds", "TokenDocument"]
+__all__ = ["AFTER_PART", "FOLLOWS", "MARKERS", "Grammar", "ImageCodes", "Markup", "TextIds", "TokenDocument"]
 
 
-@dataclass(frozen=True)
-class TextIds:
-    """A text part: ids of the text tokenizer, from 0."""
+MARKERS: Mapping[Modality, int] = {"text": Vocabulary.text, "image": Vocabulary.image}
+"""What stands before a part."""
 
-    ids: tuple[int, ...]
+AFTER_PART = (Vocabulary.text, Vocabulary.image, Vocabulary.end)
+"""What may follow a part: the next one, or the end of the document."""
 
-
-@dataclass(frozen=True)
-class ImageCodes:
-    """An image part: codes of the image tokenizer, from 0, row by row."""
-
-    codes: tuple[int, ...]
-
-
-TokenPart = TextIds | ImageCodes
-TokenDocument = tuple[TokenPart, ...]
+FOLLOWS: Mapping[int, tuple[int, ...]] = {
+    Vocabulary.doc: (Vocabulary.text, Vocabulary.image),
+    Vocabulary.end: (Vocabulary.doc, Vocabulary.eos),
+}
+"""What may follow between parts; padding behind <eos>."""
 
 
 class State(Enum):
@@ -123,27 +121,16 @@ class Markup:
     def allowed_in(self) -> Mapping[State, np.ndarray]:
         """What may follow in each state: (V,) bool arrays, shared, not writable."""
         v = self.vocabulary
-        next_part = (v.text, v.image, v.end)
         return {
-            State.START: self.ids_set(v.doc),
-            State.OPENED: self.ids_set(v.text, v.image),
-            State.TEXT_OPENED: self.ids_set(text=True),
-            State.IN_TEXT: self.ids_set(*next_part, text=True),
-            State.IN_IMAGE: self.ids_set(image=True),
-            State.AFTER_IMAGE: self.ids_set(*next_part),
-            State.CLOSED: self.ids_set(v.doc, v.eos),
-            State.FINISHED: self.ids_set(v.pad),
+            State.START: v.id_set(v.doc),
+            State.OPENED: v.id_set(*FOLLOWS[v.doc]),
+            State.TEXT_OPENED: v.id_set(modality="text"),
+            State.IN_TEXT: v.id_set(*AFTER_PART, modality="text"),
+            State.IN_IMAGE: v.id_set(modality="image"),
+            State.AFTER_IMAGE: v.id_set(*AFTER_PART),
+            State.CLOSED: v.id_set(*FOLLOWS[v.end]),
+            State.FINISHED: v.id_set(v.pad),
         }
-
-    def ids_set(self, *special: int, text: bool = False, image: bool = False) -> np.ndarray:
-        """A set of ids as a (V,) bool array, not writable: the given ones, all text ids, all image codes."""
-        v = self.vocabulary
-        members = np.zeros(v.size, dtype=bool)
-        members[list(special)] = True
-        members[v.text_start : v.image_start] = text
-        members[v.image_start :] = image
-        members.setflags(write=False)
-        return members
 
     def describe(self, allowed: np.ndarray) -> str:
         """A set of ids in words, for messages."""

@@ -82,6 +82,7 @@ class TextTokenizer:
         return hashlib.blake2b(self._tokenizer.to_str().encode(), digest_size=16).hexdigest()
 
     def save(self, path: str | Path) -> None:
+        """Write a tokenizer.json."""
         self._tokenizer.save(str(path))
 
     def encode(self, text: str) -> list[int]:

@@ -10,11 +10,13 @@ Where this order changes, every trained generator becomes useless: a test freeze
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from racm3.document import Modality
 from racm3.errors import ConfigError, MarkupError
 
 __all__ = ["MAX_MASKS", "Vocabulary"]
@@ -78,13 +80,37 @@ class Vocabulary:
         return (ids >= self.mask_start) & (ids < self.infill_start)
 
     def is_infill(self, ids: Ids) -> Ids:
+        """Which ids are sentinels of infilled spans."""
         return (ids >= self.infill_start) & (ids < self.text_start)
 
     def is_text(self, ids: Ids) -> Ids:
+        """Which ids are of text."""
         return (ids >= self.text_start) & (ids < self.image_start)
 
     def is_image(self, ids: Ids) -> Ids:
+        """Which ids are image codes."""
         return (ids >= self.image_start) & (ids < self.size)
+
+    def id_set(self, *ids: int, modality: Modality | None = None) -> np.ndarray:
+        """A set of ids as a (V,) bool array, not writable: the given ones, and all text ids or all image codes."""
+        members = np.zeros(self.size, dtype=bool)
+        if modality == "text":
+            members[self.text_start : self.image_start] = True
+        elif modality == "image":
+            members[self.image_start :] = True
+        members[list(ids)] = True
+        members.setflags(write=False)
+        return members
+
+    def modalities(self, ids: np.ndarray) -> tuple[Modality, ...]:
+        """The modalities that a set of ids, (V,) bool, reaches into; special tokens count as text."""
+        found: list[Modality] = ["text"] if ids[: self.image_start].any() else []
+        return (*found, "image") if ids[self.image_start :].any() else tuple(found)
+
+    def reach(self, modalities: Collection[Modality]) -> slice:
+        """The ids of one or both modalities, the special tokens among those of text."""
+        first = 0 if "text" in modalities else self.image_start
+        return slice(first, self.size if "image" in modalities else self.image_start)
 
     def name(self, id: int) -> str:
         """What an id means, for messages."""
@@ -101,6 +127,7 @@ class Vocabulary:
         return f"id {id}, which is outside the vocabulary of {self.size}"
 
     def to_dict(self) -> dict[str, int]:
+        """The sizes that make it."""
         return asdict(self)
 
     @staticmethod

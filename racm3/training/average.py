@@ -15,6 +15,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Move the averages towards the weights as they are now."""
         for name, value in self.model.named_parameters():
             self.weights[name].lerp_(value, 1 - self.decay)
 

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from racm3.errors import CheckpointError
 from racm3.training.average import Average
 from racm3.training.distributed import Processes
+from racm3.util.config import RENAMED
 
 KEPT = 2
 """Checkpoints that are kept: the newest, and one to fall back on if that is damaged."""
@@ -169,7 +170,8 @@ class Checkpoints:
     def _all(self) -> Iterable[Path]:
         return (path for path in self.folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
 
-    def _refuse_others(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def _refuse_others(self, path: Path, stored: Mapping[str, Any]) -> None:
+        identity = {RENAMED.get(name, name): value for name, value in stored.items()}
         other = [
             f"{name} was {identity.get(name)!r} and is {self.identity.get(name)!r}"
             for name in sorted(identity.keys() | self.identity.keys())
@@ -255,6 +257,7 @@ def _clear_errors(path: Path | None) -> Iterator[None]:
 
 
 def checksum(file: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

@@ -33,8 +33,8 @@ class EncoderRun:
     on what) tells pictures of a batch apart all the same, so without this pull an encoder ranks by it, and not by what
     the picture is of. With one caption a picture it does nothing.
 
-    A text tokenizer that is learnt from the captions has at most ``text_ids`` ids. ``start`` is an encoder folder to go
-    on from, with its tokenizer, or "scenes", the shipped one.
+    A text tokenizer that is learnt from the captions has at most ``text_ids`` ids. ``init_from`` is an encoder folder
+    to go on from, with its tokenizer, or "scenes", the shipped one.
     """
 
     dimension: int = 128
@@ -47,7 +47,7 @@ class EncoderRun:
     text_tokens: int = 32
     head_width: int = 32
     text_ids: int = 2048
-    start: str | None = None
+    init_from: str | None = None
     optimiser: OptimiserConfig = OptimiserConfig(lr=1e-3, muon_lr=2e-3, weight_decay=0.05)
     loop: LoopConfig = LoopConfig(steps=900)
     batch_size: int = 256
@@ -113,7 +113,7 @@ def train_encoder(
     tokenizer: Tokenizer,
     run: EncoderRun,
     folder: Path,
-    start: Encoder | None = None,
+    initial: Encoder | None = None,
 ) -> Encoder:
     """Train on N (H, W, 3) uint8 pictures, each with at least one caption, and save to ``folder``.
 
@@ -123,13 +123,13 @@ def train_encoder(
     if len(pictures) < 2 or len(pictures) != len(captions):
         raise SourceError(f"{len(pictures)} pictures and {len(captions)} captions were given; give at least two pairs")
     torch.manual_seed(run.loop.seed)
-    encoder = start or new_encoder(tokenizer, run)
+    encoder = initial or new_encoder(tokenizer, run)
     size = min(run.batch_size, len(pictures))
     most = max(map(len, captions))
     every = encoder.text_inputs([texts[i % len(texts)] for texts in captions for i in range(most)])["input_ids"]
     ids = every.unflatten(0, (len(captions), most))  # (N, captions, T)
 
-    def batch(step: int, part: int, parts: int) -> Batch:
+    def batch(step: int, _part: int, _parts: int) -> Batch:
         rng = np.random.default_rng((run.loop.seed, step))
         rows = rng.choice(len(captions), size, replace=False)
         one, other = (torch.from_numpy(rng.integers(most, size=size)) for _ in range(2))
@@ -137,7 +137,7 @@ def train_encoder(
         texts = torch.cat((ids[torch.from_numpy(rows), one], ids[torch.from_numpy(rows), other]))  # (2 B, T)
         return Batch((pixels, texts), [f"pair {row}" for row in rows])
 
-    def loss(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+    def loss(batch: Batch, _normaliser: float) -> tuple[Tensor, Metrics]:
         pixels, texts = (tensor.to(encoder.model.device) for tensor in batch.content)
         image = encoder.model.get_image_features(pixel_values=pixels).pooler_output  # (B, D)
         text, same = encoder.model.get_text_features(input_ids=texts).pooler_output.chunk(2)  # (B, D) each

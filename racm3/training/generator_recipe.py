@@ -7,7 +7,6 @@ T tokens of a sequence, N of a batch, S sequences, K retrieved documents.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -21,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from racm3.errors import ConfigError, SourceError
+from racm3.errors import ConfigError, SourceError, values
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.model_folder import ModelFolder
 from racm3.retriever.strategy import QUERY_DROPOUT
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import Markup
@@ -78,7 +78,7 @@ class MaskingConfig:
         ):
             raise ConfigError(
                 "masking: minimum is 0 or 1, whole_text_share and region_share are >= 0 and sum to at most 1, "
-                f"around_share and wordless_share are between 0 and 1; given {self}"
+                f"around_share and wordless_share are between 0 and 1; given {values(self, *vars(self))}"
             )
 
 
@@ -101,7 +101,7 @@ class ShapeConfig:
 class GeneratorRun:
     """One training run.
 
-    ``alpha`` weighs the loss of the retrieved documents (0.1 is the talk's best). ``retrieved_shares[k]`` is the share
+    ``alpha`` weighs the loss of the retrieved documents (0.1 is the paper's best). ``retrieved_shares[k]`` is the share
     of sequences with k retrieved documents (uniform over 0, 1, 2 in the paper, second-hand); ``(1,)`` is the vanilla
     CM3. In ``rename_share`` of the sequences with retrieved documents, the image codes and the rare text ids that the
     main document shares with them are renamed at random (ours): they mean nothing by themselves and can only be copied,
@@ -109,11 +109,12 @@ class GeneratorRun:
     is the main document's text part in ``text_query_share`` of sequences, else its picture part (ours: words name the
     entity more reliably than the small encoder's eyes). Of half of the queries the share ``query_dropout`` is dropped,
     so that what is retrieved differs; the others are asked as they are. A step is as many whole sequences, of any k,
-    as have ``tokens_per_step`` tokens on average. ``recompute_layers`` saves memory, ``compile`` time: see
+    as have ``tokens_per_step`` tokens on average. ``strategy`` names how documents are retrieved, or is MODULE:NAME;
+    null is the paper's, "relevance-redundancy". ``recompute_layers`` saves memory, ``compile`` time: see
     ``Generator.train_fast``.
 
-    A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``start``.
-    ``start`` is a generator folder to go on from, ours or Qwen3's, or "scenes", the shipped one.
+    A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``init_from``.
+    ``init_from`` is a generator folder to go on from, ours or Qwen3's, or "scenes", the shipped one.
     ``validation_documents`` are never trained on nor retrieved; the loss on them is shown every ``loop.look_every``
     steps.
     """
@@ -129,7 +130,8 @@ class GeneratorRun:
     retrieved_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     tokens_per_step: int = 3840
     text_ids: int = 1024
-    start: str | None = None
+    init_from: str | None = None
+    strategy: str | None = None
     validation_documents: int = 0
     z_loss: float = 1e-5
     recompute_layers: bool = False
@@ -139,9 +141,13 @@ class GeneratorRun:
         object.__setattr__(self, "retrieved_shares", tuple(self.retrieved_shares))
         shares = self.retrieved_shares
         if self.alpha < 0 or not shares or min(shares) < 0 or not sum(shares):
-            raise ConfigError(f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {self}")
+            raise ConfigError(
+                f"alpha >= 0, retrieved_shares >= 0 and not all 0; given {values(self, 'alpha', 'retrieved_shares')}"
+            )
         if min(self.text_ids, self.validation_documents) < 0:
-            raise ConfigError(f"text_ids and validation_documents are >= 0; given {self}")
+            raise ConfigError(
+                f"text_ids and validation_documents are >= 0; given {values(self, 'text_ids', 'validation_documents')}"
+            )
         for name in ("text_query_share", "rename_share", "query_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is between 0 and 1, but {getattr(self, name)} was given")
@@ -365,7 +371,7 @@ def train_generator(
     run: GeneratorRun,
     folder: Path,
     code_vectors: Tensor | None = None,
-    start: Generator | None = None,
+    initial: Generator | None = None,
     image: ImageTokenizer | None = None,
     made_of: Mapping[str, str] | None = None,
     examine: Callable[[int, Generator], Mapping[str, float]] | None = None,
@@ -373,7 +379,7 @@ def train_generator(
     """Train and save a generator folder: Qwen3 layout plus ``tokenizer.json`` and ``racm3.json``.
 
     ``code_vectors`` (codes, D) are the image tokenizer's own vectors of its codes: similar codes then start with
-    similar embeddings, which rare codes profit from. ``start`` is a generator of this vocabulary to go on from.
+    similar embeddings, which rare codes profit from. ``initial`` is a generator of this vocabulary to go on from.
     Every ``run.loop.look_every`` steps ``image`` shows what the generator draws, in ``samples``, and ``examine``
     measures it after so many steps; its numbers go into the metrics. ``made_of``: hashes of the models that made the
     data. Returns None in all processes but the first.
@@ -386,8 +392,8 @@ def train_generator(
         )
     torch.manual_seed(run.loop.seed)
     vocabulary = markup.vocabulary
-    generator = start or Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
-    if start is None and code_vectors is not None:
+    generator = initial or Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model)))
+    if initial is None and code_vectors is not None:
         with torch.no_grad():
             table = generator.model.embed_tokens.weight[vocabulary.image_start :]
             directions = torch.randn(code_vectors.shape[1], table.shape[1])
@@ -432,8 +438,5 @@ def train_generator(
     trained = whole(generator, lambda: Generator(generator.config))
     if trained is None:
         return None
-    trained.save_pretrained(folder, dtype=torch.float16)
-    text.save(folder / "tokenizer.json")
-    facts = vocabulary.to_dict() | {"codes_per_image": markup.codes_per_image, "grid": list(grid), "run": asdict(run)}
-    (folder / "racm3.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    ModelFolder.around(folder).save_generator(trained, text, markup, grid, asdict(run), torch.float16)
     return trained

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from racm3.errors import ConfigError
+from racm3.errors import ConfigError, values
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.training.image_losses import Critic, PerceptualLoss, adversarial_losses
 from racm3.training.journal import fingerprint
@@ -28,8 +28,8 @@ class ImageTokenizerRun:
 
     ``perceptual_weight`` > 0 adds the difference that the layers of ``perceptual`` see, an encoder folder or "scenes",
     the shipped one. ``adversarial_weight`` > 0 trains a critic from the first step, and the decoder against it from
-    step ``adversarial_start``, once there is something to refine. ``start`` is an image tokenizer folder to go on from,
-    or "scenes". ``decoder_only`` keeps the encoder, and so every code ever written, and trains the decoder alone.
+    step ``adversarial_start``, once there is something to refine. ``init_from`` is an image tokenizer folder to go on
+    from, or "scenes". ``decoder_only`` keeps the encoder, and so every code ever written, and trains the decoder alone.
     """
 
     model: FSQConfig = FSQConfig()
@@ -41,13 +41,14 @@ class ImageTokenizerRun:
     perceptual: str | None = None
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
-    start: str | None = None
+    init_from: str | None = None
     decoder_only: bool = False
 
     def __post_init__(self) -> None:
-        weights = (self.edge_weight, self.perceptual_weight, self.adversarial_weight, self.adversarial_start)
-        if min(weights) < 0 or self.batch_size < 1:
-            raise ConfigError(f"weights and adversarial_start >= 0, batch_size >= 1; given {self}")
+        weights = ("edge_weight", "perceptual_weight", "adversarial_weight", "adversarial_start")
+        if min(getattr(self, name) for name in weights) < 0 or self.batch_size < 1:
+            given = values(self, *weights, "batch_size")
+            raise ConfigError(f"weights and adversarial_start >= 0, batch_size >= 1; given {given}")
         if (self.perceptual_weight > 0) != (self.perceptual is not None):
             raise ConfigError("perceptual_weight and perceptual, the encoder whose layers look, go together: set both")
 
@@ -89,7 +90,7 @@ def train_image_tokenizer(
     pictures: np.ndarray,
     run: ImageTokenizerRun,
     folder: Path,
-    start: FSQImageTokenizer | None = None,
+    initial: FSQImageTokenizer | None = None,
     perceptual: PerceptualLoss | None = None,
 ) -> FSQImageTokenizer:
     """Train on (N, H, W, 3) uint8 pictures of the configured size and save to ``folder``.
@@ -97,19 +98,19 @@ def train_image_tokenizer(
     Beside the weights goes ``codes.json``, the use of the codebook by at most ``CODE_USE_PICTURES`` of the pictures.
     """
     torch.manual_seed(run.loop.seed)
-    tokenizer = start or FSQImageTokenizer(run.model)
+    tokenizer = initial or FSQImageTokenizer(run.model)
     if run.decoder_only:
         tokenizer.encoder.requires_grad_(False)
     critic = Critic() if run.adversarial_weight else None
     model = nn.ModuleDict({"tokenizer": tokenizer} | ({"critic": critic} if critic else {}))
     data = torch.from_numpy(pictures)
 
-    def batch(step: int, part: int, parts: int) -> Batch:
+    def batch(step: int, _part: int, _parts: int) -> Batch:
         rows = np.random.default_rng((run.loop.seed, step)).integers(len(data), size=run.batch_size)
         adversarial_weight = run.adversarial_weight if step >= run.adversarial_start else 0.0
         return Batch((data[torch.from_numpy(rows)], adversarial_weight), [f"picture {row}" for row in rows])
 
-    def loss_of(batch: Batch, normaliser: float) -> tuple[Tensor, Metrics]:
+    def loss_of(batch: Batch, _normaliser: float) -> tuple[Tensor, Metrics]:
         pixels, adversarial_weight = batch.content
         target = pixels.to(next(model.parameters()).device).permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
         digits = tokenizer.digits(target)

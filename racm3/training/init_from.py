@@ -1,4 +1,4 @@
-"""Weights to go on from: what a run's ``start`` names, checked against the run."""
+"""Weights to go on from: what a run's ``init_from`` names, checked against the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from racm3.errors import CheckpointError, ConfigError
 from racm3.generator.model import Generator
 from racm3.generator.vocabulary_growth import grown, origins
-from racm3.pipeline import SCENES
+from racm3.model_folder import SCENES, ModelFolder
 from racm3.retriever.encoder import Encoder
 from racm3.tokens.image_tokenizer import FSQImageTokenizer, ImageTokenizer, load_image_tokenizer
 from racm3.tokens.text_tokenizer import TextTokenizer
@@ -19,22 +19,21 @@ from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.encoder_recipe import EncoderRun, shape_of
 from racm3.training.generator_recipe import GeneratorRun
 from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
-from racm3.training.prepare import code_digest
 
 
-def start_folder(start: str, name: str) -> Path:
-    """The folder that ``start`` names; "scenes" is the shipped model of that ``name``. Raises CheckpointError."""
-    folder = SCENES / name if start == "scenes" else Path(start)
+def init_folder(init_from: str, name: str) -> Path:
+    """The folder that ``init_from`` names; "scenes" is the shipped model of that ``name``. Raises CheckpointError."""
+    folder = SCENES / name if init_from == "scenes" else Path(init_from)
     if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder} of weights to go on from; --set start=FOLDER")
+        raise CheckpointError(f"there is no folder {folder} of weights to go on from; --set init_from=FOLDER")
     return folder
 
 
-def start_image_tokenizer(run: ImageTokenizerRun) -> FSQImageTokenizer | None:
+def init_image_tokenizer(run: ImageTokenizerRun) -> FSQImageTokenizer | None:
     """The image tokenizer that the run goes on from. Raises CheckpointError, or ConfigError if it has another shape."""
-    if run.start is None:
+    if run.init_from is None:
         return None
-    folder = start_folder(run.start, "image-tokenizer")
+    folder = init_folder(run.init_from, "image-tokenizer")
     found = load_image_tokenizer(folder)
     if not isinstance(found, FSQImageTokenizer):
         raise CheckpointError(f"{folder} is not a built-in image tokenizer; only that is trained here")
@@ -42,24 +41,24 @@ def start_image_tokenizer(run: ImageTokenizerRun) -> FSQImageTokenizer | None:
     return found
 
 
-def start_encoder(run: EncoderRun) -> Encoder | None:
+def init_encoder(run: EncoderRun) -> Encoder | None:
     """The encoder that the run goes on from. Raises CheckpointError, or ConfigError if it has another shape."""
-    if run.start is None:
+    if run.init_from is None:
         return None
-    folder = start_folder(run.start, "encoder")
+    folder = init_folder(run.init_from, "encoder")
     found = Encoder.from_pretrained(folder)
     _same_shape(folder, shape_of(found), asdict(run), "")
     return found
 
 
-def start_text(run: GeneratorRun) -> TextTokenizer:
+def init_text(run: GeneratorRun) -> TextTokenizer:
     """The text tokenizer of the generator that the run goes on from."""
-    if run.start is None:
-        raise ConfigError("text_ids is 0, the text tokenizer of `start`, but there is no start; set one of the two")
-    return TextTokenizer.load(start_folder(run.start, "generator") / "tokenizer.json")
+    if run.init_from is None:
+        raise ConfigError("text_ids is 0, the text tokenizer of `init_from`, but that is not set; set one of the two")
+    return ModelFolder.around(init_folder(run.init_from, "generator")).text()
 
 
-def start_generator(
+def init_generator(
     run: GeneratorRun, vocabulary: Vocabulary, text: TextTokenizer, image: ImageTokenizer
 ) -> Generator | None:
     """The generator that the run goes on from, under the run's vocabulary (`grow.py`).
@@ -69,23 +68,22 @@ def start_generator(
     Raises CheckpointError if the folder is no generator, or its vocabulary smaller than its text tokenizer's;
     ConfigError if it has another shape than the run.
     """
-    if run.start is None:
+    if run.init_from is None:
         return None
-    folder = start_folder(run.start, "generator")
+    folder = init_folder(run.init_from, "generator")
+    models = ModelFolder.around(folder)
     old = Generator.from_pretrained(folder)
     shape = {key: value for key, value in asdict(old.config).items() if key in asdict(run.model)}
     shape["context_tokens"] = min(shape["context_tokens"], run.model.context_tokens)
     _same_shape(folder, shape, asdict(run.model), "model.")
-    old_text = start_text(run)
-    facts, beside = folder / "racm3.json", folder.parent / "image-tokenizer"
+    old_text, beside = models.text(), models.image_tokenizer_path
     old_vocabulary, same_codes = None, False
-    if facts.is_file():  # without it, a language model of words alone
-        sizes = json.loads(facts.read_text(encoding="utf-8"))
-        old_vocabulary = Vocabulary(sizes["text_size"], sizes["image_size"])
-        same_codes = beside.is_dir() and code_digest(load_image_tokenizer(beside)) == code_digest(image)
+    if models.has_facts:  # without them, a language model of words alone
+        old_vocabulary = models.markup.vocabulary
+        same_codes = beside.is_dir() and models.image_tokenizer().digest == image.digest
         if not same_codes:
             why = f"{beside} writes others" if beside.is_dir() else f"there is no {beside} to show that it knows them"
-            print(f"start: image codes are new to {folder}, and learnt from nothing: {why}", file=sys.stderr)
+            print(f"init_from: image codes are new to {folder}, and learnt from nothing: {why}", file=sys.stderr)
     needed = old_vocabulary.size if old_vocabulary else old_text.size
     if needed > old.config.vocabulary_size:
         raise CheckpointError(

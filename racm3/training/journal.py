@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from racm3.errors import ConfigError
+from racm3.util.files import write_whole
 
 ROWS = 10_000
 """Rows of a table that tell one from another: seconds, however large it is."""
@@ -91,16 +92,6 @@ def fingerprint(*tables: Sequence[np.ndarray] | np.ndarray) -> str:
             digest.update(f"{row.dtype.str}{row.shape}".encode())
             digest.update(np.ascontiguousarray(row).data)
     return digest.hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file by another in one moment, so that a kill leaves the one or the other."""
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(path)
 
 
 def _rows_until(step: int, path: Path) -> Iterable[str]:

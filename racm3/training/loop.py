@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from racm3.errors import ConfigError, RACM3Error
+from racm3.errors import ConfigError, RACM3Error, values
 from racm3.training.average import Average
 from racm3.training.checkpoint import Checkpoints
 from racm3.training.distributed import Processes, connect, scalar, shard
 from racm3.training.journal import Journal, write_run
 from racm3.training.optimiser import OptimiserConfig, build_optimisers, lr_factor, set_learning_rates
-from racm3.util.config import to_dict
+from racm3.util.config import dotted, to_dict
 
 T = TypeVar("T")
 Metrics = dict[str, tuple[Tensor | float, Tensor | float]]
@@ -77,9 +77,11 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.threads < 0 or self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(f"steps >= 1, threads >= 0, dtype auto, float32 or bfloat16; given {self}")
+            given = values(self, "steps", "threads", "dtype")
+            raise ConfigError(f"steps >= 1, threads >= 0, dtype auto, float32 or bfloat16; given {given}")
         if self.accumulate < 1 or not 0 <= self.ema < 1 or self.look_every < 0:
-            raise ConfigError(f"accumulate >= 1, ema from 0 to below 1, look_every >= 0; given {self}")
+            given = values(self, "accumulate", "ema", "look_every")
+            raise ConfigError(f"accumulate >= 1, ema from 0 to below 1, look_every >= 0; given {given}")
 
 
 class Run(Protocol):
@@ -273,15 +275,8 @@ def _check(recipe: Recipe, config: LoopConfig, processes: Processes) -> None:
 
 def _identity(settings: Mapping[str, Any], made_of: Mapping[str, str]) -> dict[str, Any]:
     """What must be the same for a run to go on, by dotted name."""
-    dotted = _dotted(settings) | _dotted({"made_of": made_of})
-    return {name: value for name, value in dotted.items() if name not in MAY_CHANGE}
-
-
-def _dotted(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in table.items():
-        result |= _dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return result
+    named = dotted(settings) | dotted({"made_of": made_of})
+    return {name: value for name, value in named.items() if name not in MAY_CHANGE}
 
 
 class _Clock:

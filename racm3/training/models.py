@@ -5,20 +5,23 @@ MODELS/image-tokenizer   MODELS/encoder   MODELS/generator   MODELS/memory
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 
 from racm3.data import read
 from racm3.errors import ConfigError
-from racm3.memory.memory import Memory
+from racm3.generator.model import Generator
+from racm3.model_folder import ModelFolder
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.ingest import ingest
-from racm3.tokens.image_tokenizer import FSQImageTokenizer, load_image_tokenizer
+from racm3.retriever.ingest import memory_of
+from racm3.retriever.strategy import strategy_for
+from racm3.tokens.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
@@ -27,8 +30,8 @@ from racm3.training.encoder_recipe import EncoderRun, train_encoder
 from racm3.training.generator_recipe import GeneratorRun, train_generator
 from racm3.training.image_losses import PerceptualLoss
 from racm3.training.image_tokenizer_recipe import ImageTokenizerRun, train_image_tokenizer
-from racm3.training.init_from import start_encoder, start_folder, start_generator, start_image_tokenizer, start_text
-from racm3.training.prepare import code_digest, learn_text, load_pairs, prepare
+from racm3.training.init_from import init_encoder, init_folder, init_generator, init_image_tokenizer, init_text
+from racm3.training.prepare import TrainingSet, learn_text, load_pairs, prepare
 from racm3.training.prepared_cache import Cache, reused
 
 
@@ -43,28 +46,30 @@ class Runs:
 
 def make_image_tokenizer(data: Path, run: ImageTokenizerRun, out: Path) -> None:
     """Train the built-in image tokenizer and save it to ``out``; the same call resumes."""
-    start = start_image_tokenizer(run)
+    initial = init_image_tokenizer(run)
     pictures, _ = load_pairs(data, run.model.image_size_px, out / "prepared")
     perceptual = (
-        PerceptualLoss(Encoder.from_pretrained(start_folder(run.perceptual, "encoder"))) if run.perceptual else None
+        PerceptualLoss(Encoder.from_pretrained(init_folder(run.perceptual, "encoder"))) if run.perceptual else None
     )
-    train_image_tokenizer(pictures, run, out, start, perceptual)
+    train_image_tokenizer(pictures, run, out, initial, perceptual)
 
 
 def make_encoder(data: Path, run: EncoderRun, out: Path, tokenizer: Path | None = None) -> None:
     """Train an encoder and save it to ``out``; the same call resumes. Without ``tokenizer`` one is learnt."""
-    start = start_encoder(run)
-    if start and tokenizer:
-        raise ConfigError(f"the encoder goes on from {run.start}, with its own tokenizer; give no other ({tokenizer})")
+    initial = init_encoder(run)
+    if initial and tokenizer:
+        raise ConfigError(
+            f"the encoder goes on from {run.init_from}, with its own tokenizer; give no other ({tokenizer})"
+        )
     pictures, captions = load_pairs(data, run.image_size_px, out / "prepared")
-    if start:
-        words = start.tokenizer
+    if initial:
+        words = initial.tokenizer
     else:
         every = (text for texts in captions for text in texts)
         learnt = TextTokenizer.load(tokenizer) if tokenizer else TextTokenizer.train(every, run.text_ids)
         learnt.save(out / "tokenizer.json")
         words = Tokenizer.from_file(str(out / "tokenizer.json"))
-    train_encoder(pictures, captions, words, run, out, start)
+    train_encoder(pictures, captions, words, run, out, initial)
 
 
 def make_generator(
@@ -80,32 +85,69 @@ def make_generator(
 
     What the data becomes before goes to ``prepared``, a folder or s3://bucket/name, by default into ``out``.
     """
-    cache = Cache(prepared or out / "prepared")
-    codes = load_image_tokenizer(image_tokenizer)
+    image = load_image_tokenizer(image_tokenizer)
     retriever = Encoder.from_pretrained(encoder) if encoder else None
+    cache = Cache(prepared or out / "prepared")
+    prepared_model(data, run, image, retriever, cache, tokenizer).train(run, out)
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A generator before its training: its data, the models that made them, and the weights that it goes on from."""
+
+    documents: TrainingSet
+    text: TextTokenizer
+    image: ImageTokenizer
+    markup: Markup
+    encoder: Encoder | None
+    initial: Generator | None
+
+    def train(
+        self,
+        run: GeneratorRun,
+        out: Path,
+        samples: bool = True,
+        examine: Callable[[int, Generator], Mapping[str, float]] | None = None,
+    ) -> Generator | None:
+        """`train_generator` to ``out``; with ``samples`` every look of the run draws a sheet of pictures."""
+        vectors = self.image.code_vectors() if hasattr(self.image, "code_vectors") else None
+        made_of = {"image_tokenizer": self.image.digest}
+        made_of |= {"encoder": self.encoder.fingerprint} if self.encoder else {}
+        return train_generator(
+            self.documents, self.text, self.markup, self.image.grid, run, out,
+            vectors, self.initial, self.image if samples else None, made_of, examine,
+        )  # fmt: skip
+
+
+def prepared_model(
+    data: Path,
+    run: GeneratorRun,
+    image: ImageTokenizer,
+    encoder: Encoder | None,
+    cache: Cache,
+    tokenizer: Path | None = None,
+    seed: int | None = None,
+) -> PreparedModel:
+    """What ``run`` trains on, from ``cache`` where it is there. ``seed``: of the query dropout, the run's."""
     if tokenizer:
-        words = TextTokenizer.load(tokenizer)
+        text = TextTokenizer.load(tokenizer)
     else:
-        words = learn_text(data, run.text_ids, cache) if run.text_ids else start_text(run)
-    markup = Markup(Vocabulary(words.size, codes.codebook_size), codes.grid[0] * codes.grid[1])
-    start = start_generator(run, markup.vocabulary, words, codes)
-    k = max(1, run.k)
-    documents = prepare(data, words, codes, markup, retriever, cache, k=k, dropouts=run.dropouts, seed=run.loop.seed)
-    vectors = None
-    if isinstance(codes, FSQImageTokenizer):
-        vectors = codes.fsq.values(codes.fsq.digits_of(torch.arange(codes.codebook_size)))
-    made_of = {"image_tokenizer": code_digest(codes)} | ({"encoder": retriever.fingerprint} if retriever else {})
-    train_generator(documents, words, markup, codes.grid, run, out, vectors, start, codes, made_of)
+        text = learn_text(data, run.text_ids, cache) if run.text_ids else init_text(run)
+    markup = Markup(Vocabulary(text.size, image.codebook_size), math.prod(image.grid))
+    initial = init_generator(run, markup.vocabulary, text, image)
+    draws = run.loop.seed if seed is None else seed
+    strategy = strategy_for(encoder, run.strategy) if encoder else None
+    documents = prepare(
+        data, text, image, markup, encoder, cache, k=max(1, run.k), dropouts=run.dropouts, seed=draws, strategy=strategy
+    )
+    return PreparedModel(documents, text, image, markup, encoder, initial)
 
 
 def make_memory(data: Path, out: Path, encoder: Path) -> None:
     """Make a memory of ``data`` at ``out``, unless there is one; the same call completes a broken one."""
     if reused(out, "memory"):
         return
-    model, part = Encoder.from_pretrained(encoder), out.with_name(out.name + ".part")
-    memory = Memory.open(part) if part.exists() else Memory.create(part, model.fingerprint, model.dimension)
-    ingest(memory, model, read(data))
-    part.rename(out)
+    memory = memory_of(out, Encoder.from_pretrained(encoder), read(data))
     print(f"memory: wrote {len(memory)} documents to {out}", file=sys.stderr)
 
 
@@ -123,13 +165,13 @@ def make_all(
     Where it retrieves, and by an encoder that lies beside it, a memory of the data is made there too, unless there is
     one; its path is returned. The same call resumes.
     """
-    beside, memory = out.parent, None
+    beside, memory = ModelFolder.around(out), None
     if image_tokenizer is None:
-        image_tokenizer = beside / "image-tokenizer"
+        image_tokenizer = beside.image_tokenizer_path
         if not reused(image_tokenizer / "model.safetensors", "image tokenizer"):
             make_image_tokenizer(data, runs.image_tokenizer, image_tokenizer)
     if encoder is None and runs.generator.k:
-        encoder, memory = beside / "encoder", beside / "memory"
+        encoder, memory = beside.encoder_path, beside.memory_path
         if not reused(encoder / "model.safetensors", "encoder"):
             make_encoder(data, runs.encoder, encoder)
         connect().from_main(partial(make_memory, data, memory, encoder))

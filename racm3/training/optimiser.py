@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from racm3.errors import ConfigError
+from racm3.errors import ConfigError, values
 
 MOMENTUM = 0.95
 """Muon's, as its author has it."""
@@ -43,7 +43,8 @@ class OptimiserConfig:
         object.__setattr__(self, "betas", tuple(self.betas))
         decays = ("linear", "cosine", "wsd", "none")
         if self.lr <= 0 or self.muon_lr < 0 or self.clip_norm <= 0 or self.decay not in decays:
-            raise ConfigError(f"lr > 0, muon_lr >= 0, clip_norm > 0 and decay {', '.join(decays)}; given {self}")
+            given = values(self, "lr", "muon_lr", "clip_norm", "decay")
+            raise ConfigError(f"lr > 0, muon_lr >= 0, clip_norm > 0 and decay {', '.join(decays)}; given {given}")
         if not 0 < self.decay_share <= 1:
             raise ConfigError(f"decay_share is above 0 and at most 1, but {self.decay_share} was given")
 

@@ -11,8 +11,6 @@ import glob
 import hashlib
 import json
 import shutil
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,21 +18,22 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from racm3.data import read
 from racm3.document import Document
 from racm3.errors import SourceError
 from racm3.retriever.corpus_neighbours import PART, document_neighbours, draw_queries
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import QUERY_DROPOUT
-from racm3.tokens.documents import token_documents
+from racm3.retriever.strategy import QUERY_DROPOUT, Strategy, cache_key, strategy_for
+from racm3.tokens.codec import token_documents
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.training.arrays import Growing, Sequences
 from racm3.training.distributed import connect
 from racm3.training.prepared_cache import Cache, reused
+from racm3.util.files import unfinished
+from racm3.util.progress import progress
 from racm3.util.s3 import is_remote, matching
 
 BATCH = 256
@@ -77,7 +76,7 @@ def load_pairs(path: Path, image_size_px: int, cache: Path) -> tuple[np.ndarray,
     """
     folder = cache / f"pictures-{_digest(_files(path), image_size_px)}"
     if not reused(folder, "pictures"):
-        part = _unfinished(folder)
+        part = unfinished(folder)
         shutil.rmtree(part)
         part.mkdir()
         shape = (image_size_px, image_size_px, 3)
@@ -125,11 +124,13 @@ def prepare(
     k: int = 2,
     dropouts: tuple[float, ...] = (0.0, QUERY_DROPOUT),
     seed: int = 0,
+    strategy: Strategy | None = None,
 ) -> TrainingSet:
     """The training set of a data folder, from ``cache`` where that was made of the same data by the same models.
 
     Queries are, as in training of the paper, the text part or the picture part of the document itself, never the
     whole. There is one draw of both for each of ``dropouts``, the share of the query that is dropped.
+    ``strategy`` chooses what they retrieve, by default the paper's.
     What a kill left half done is taken up where it stood. Among several processes the first does all this, and needs
     the data; each finds in ``cache`` what that made. Raises SourceError if the folder holds no readable document.
     """
@@ -138,22 +139,22 @@ def prepare(
         """Of the tokens, and of the neighbours."""
         data = _files(path)
         tokens = cache.made(
-            f"tokens-{_digest(data, text.fingerprint, code_digest(image))}",
+            f"tokens-{_digest(data, text.fingerprint, image.digest)}",
             "tokens",
             partial(_tokenise, path, text, image, markup),
         )
         if encoder is None:
             return tokens, None
-        made_by = (encoder.fingerprint, dropouts, seed)
+        made_by, chosen = (encoder.fingerprint, dropouts, seed), strategy or strategy_for(encoder)
 
         def embed(folder: Path) -> None:
             _embed(path, encoder, dropouts, seed, folder, len(_ids(cache.there(tokens))))
 
         def find(file: Path) -> None:
             vectors = cache.made(f"vectors-{_digest(data, made_by)}", "vectors", embed)
-            _find(cache.there(vectors), k, encoder.redundancy_threshold, file)
+            _find(cache.there(vectors), k, chosen, file)
 
-        name = f"neighbours-{_digest(data, made_by, encoder.redundancy_threshold, k)}.npy"
+        name = f"neighbours-{_digest(data, made_by, *cache_key(chosen).values(), k)}.npy"
         return tokens, cache.made(name, "neighbours", find)
 
     tokens, neighbours = connect().from_main(names)
@@ -168,10 +169,10 @@ def _ids(tokens: Path) -> Sequences:
 def _tokenise(path: Path, text: TextTokenizer, image: ImageTokenizer, markup: Markup, folder: Path) -> None:
     """Write all documents' ids in a row, ``ids.npy``, and where each ends, ``ends.npy`` (N,)."""
     kind = np.uint16 if markup.vocabulary.size <= 1 << 16 else np.int32
-    part = _unfinished(folder)
+    part = unfinished(folder)
     with Growing(part / "ids.npy", kind) as ids, Growing(part / "ends.npy", np.int64) as ends:
         ids.truncate(ends.last() if len(ends) else 0)
-        for documents in _batches(path, "tokenise", len(ends)):
+        for documents in _batches(path, "tokenising documents", len(ends)):
             rows = [np.array(markup.to_ids(d), kind) for d in token_documents(documents, text, image)]
             before = len(ids)
             ids.append(np.concatenate(rows))
@@ -184,7 +185,7 @@ def _embed(path: Path, encoder: Encoder, dropouts: tuple[float, ...], seed: int,
 
     R: for each of ``dropouts`` the text part's query, then the picture part's.
     """
-    part, size = _unfinished(folder), encoder.dimension
+    part, size = unfinished(folder), encoder.dimension
     with (
         Growing(part / "whole.npy", np.float32, (size,)) as whole,
         Growing(part / "queries.npy", np.float32, (2 * len(dropouts), size)) as queries,
@@ -192,7 +193,7 @@ def _embed(path: Path, encoder: Encoder, dropouts: tuple[float, ...], seed: int,
         done = min(len(whole), len(queries))
         whole.truncate(done)
         queries.truncate(done)
-        for documents in _batches(path, "embed", done, total):
+        for documents in _batches(path, "embedding documents", done, total):
             rng = np.random.default_rng((seed, len(whole)))  # of the place, so that a resumed run draws the same
             parts = draw_queries(documents, encoder, (0.0,), rng)  # (B, 2, D)
             drawn = [draw_queries(documents, encoder, (rate,), rng) if rate else parts for rate in dropouts]
@@ -202,15 +203,14 @@ def _embed(path: Path, encoder: Encoder, dropouts: tuple[float, ...], seed: int,
     part.rename(folder)
 
 
-def _find(vectors: Path, k: int, threshold: float, file: Path) -> None:
-    """Write (N, R, K) rows of every document's diverse neighbours, -1 where there are fewer."""
+def _find(vectors: Path, k: int, strategy: Strategy, file: Path) -> None:
+    """Write (N, R, K) rows of every document's neighbours, -1 where there are fewer."""
     table, asked = (np.load(vectors / name, mmap_mode="c") for name in ("whole.npy", "queries.npy"))
     part = file.with_suffix(".part")
-    with Growing(part, np.int32, (asked.shape[1], k)) as found:
+    with Growing(part, np.int32, (asked.shape[1], k)) as found, progress() as report:
         for first in range(len(found), len(table), PART):
-            found.append(document_neighbours(asked[first : first + PART], table, first, k, threshold))
-            print(f"\rneighbours: {len(found)} of {len(table)} documents", end="", file=sys.stderr)
-    print(file=sys.stderr)
+            found.append(document_neighbours(asked[first : first + PART], table, first, k, strategy))
+            report("finding neighbours", len(found), len(table))
     part.rename(file)
 
 
@@ -219,23 +219,15 @@ def _batches(path: Path, what: str, done: int = 0, total: int = 0) -> Iterator[l
 
     Raises SourceError if there is none at all.
     """
-    items, first, started = islice(read(path), done, None), done, time.monotonic()
-    while batch := [item.document for item in islice(items, BATCH)]:
-        yield batch
-        done += len(batch)
-        rate = (done - first) / (time.monotonic() - started)
-        left = f" of {total}, {(total - done) / rate / 60:.1f} min left" if total else ""
-        print(f"\r{what}: {done} documents{left}, {rate:.0f}/s", end="", file=sys.stderr)
-    print(file=sys.stderr)
+    items = islice(read(path), done, None)
+    with progress() as report:
+        report(what, done, total or None)
+        while batch := [item.document for item in islice(items, BATCH)]:
+            yield batch
+            done += len(batch)
+            report(what, done, total or None)
     if not done:
         raise SourceError(f"{path} holds no readable document; see the warnings above")
-
-
-def _unfinished(folder: Path) -> Path:
-    """Where ``folder`` is written until it is whole."""
-    part = folder.with_name(folder.name + ".part")
-    part.mkdir(parents=True, exist_ok=True)
-    return part
 
 
 def _files(path: Path) -> list[tuple[str, int, int]]:
@@ -247,16 +239,6 @@ def _files(path: Path) -> list[tuple[str, int, int]]:
     else:
         files = [path] if path.is_file() else [Path(f) for f in sorted(glob.glob(str(path)))]
     return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-
-
-def code_digest(image: ImageTokenizer) -> str:
-    """16 hex digits that change with whatever changes the codes: everything but the decoder."""
-    digest = hashlib.blake2b(digest_size=8)
-    if isinstance(image, torch.nn.Module):
-        for name, value in image.state_dict().items():
-            if not name.startswith("decoder"):
-                digest.update(name.encode() + value.float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _digest(*facts: object) -> str:

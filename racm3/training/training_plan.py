@@ -28,7 +28,7 @@ from racm3.tokens.image_tokenizer import FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.generator_recipe import GeneratorRun
-from racm3.training.init_from import start_text
+from racm3.training.init_from import init_text
 from racm3.training.models import Runs
 from racm3.training.optimiser import Muon, build_optimisers
 
@@ -37,12 +37,14 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan takes for granted. Every field is an option of ``racm3 plan``, and is printed."""
+    """What a plan takes for granted. Every field is an option of ``racm3 train plan``, and is printed."""
 
     gpus: int = 1
+    """GPUs that share the weights and each step's tokens."""
     tokens: float = 0.0
     """Tokens trained on, main and retrieved; 0: the run's steps times its tokens a step."""
     gpu_memory_gb: float = 80.0
+    """Memory of a GPU."""
     reserved_gb: float = 4.0
     """Of each GPU, for its context, communication buffers and fragmentation."""
     gpu_tflops: float = 312.0
@@ -50,6 +52,7 @@ class Assumptions:
     mfu: float = 0.4
     """Share of that rate which the model's own FLOPs reach; computing layers again lowers it."""
     gpu_hour_price: float = 2.0
+    """Of one GPU for one hour."""
     caption_tokens: int = 24
     """Text ids of a document."""
     pair_kb: float = 30.0
@@ -124,7 +127,7 @@ def plan(runs: Runs, assumed: Assumptions) -> Plan:
     run = runs.generator
     with torch.device("meta"):
         image = FSQImageTokenizer(runs.image_tokenizer.model)
-        vocabulary = Vocabulary(run.text_ids or start_text(run).size, image.codebook_size)
+        vocabulary = Vocabulary(run.text_ids or init_text(run).size, image.codebook_size)
         generator = Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **dataclasses.asdict(run.model)))
     codes = math.prod(image.grid)
     document = len(Markup(vocabulary, codes).to_ids((TextIds((0,) * assumed.caption_tokens), ImageCodes((0,) * codes))))

@@ -20,7 +20,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -31,10 +31,25 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound="DataclassInstance")
 
+RENAMED = {"start": "init_from", "grounding": "context_aware"}
+"""Keys that had another name: whoever gives the old one is told the new one."""
+
 
 def to_dict(config: DataclassInstance) -> dict[str, Any]:
     """The configuration as plain JSON types: dict, list, str, int, float, bool, None."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def dotted(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a table of tables by their dotted names.
+
+    >>> dotted({"loop": {"steps": 10, "seed": 0}, "alpha": 0.1})
+    {'loop.steps': 10, 'loop.seed': 0, 'alpha': 0.1}
+    """
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        values |= dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return values
 
 
 def from_dict(kind: type[C], given: Mapping[str, Any]) -> C:
@@ -76,33 +91,40 @@ def save(config: DataclassInstance, path: str | Path) -> None:
 
 
 def override(config: C, assignments: Iterable[str]) -> C:
-    """The configuration with some values replaced, each given as ``a.b=3``.
+    """The configuration with some values replaced, each given as ``a.b=3``; it is checked when all are.
 
     The value is JSON where that fits the field's type, and the bare text otherwise: ``name=fox``, ``levels=[8,5]``,
     ``limit=null``. Raises ConfigError for an unknown key or a value of the wrong type.
     """
+    given = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise ConfigError(f"an override is key=value, such as model.width=192, but {assignment!r} was given")
-        config = _replaced(config, (), key.strip().split("."), text.strip())
-    return config
+        given.append((key.strip().split("."), text.strip()))
+    return _replaced(config, (), given)
 
 
-def _replaced(config: C, path: tuple[str, ...], keys: list[str], text: str) -> C:
-    """``config``, which stands at ``path``, with the value at ``keys`` below it read from ``text``."""
-    key, *below = keys
-    here = (*path, key)
-    field_types = _field_types(type(config))
-    if key not in field_types:
-        raise ConfigError(unknown("key", ".".join(here), (".".join((*path, name)) for name in field_types)))
-    inner = getattr(config, key)
-    if not below:
-        return dataclasses.replace(config, **{key: _parse(field_types[key], text, here)})
-    if not dataclasses.is_dataclass(inner):
-        given, above = ".".join((*here, *below)), ".".join(here)
-        raise ConfigError(f"{given} cannot be set: {above} is {inner!r}, with no keys below it")
-    return dataclasses.replace(config, **{key: _replaced(inner, here, below, text)})  # type: ignore[type-var]
+def _replaced(config: C, path: tuple[str, ...], given: Sequence[tuple[list[str], str]]) -> C:
+    """``config``, which stands at ``path``, with the values at the keys below it read from texts, later ones last."""
+    field_types, values = _field_types(type(config)), dict[str, Any]()
+    below: dict[str, list[tuple[list[str], str]]] = {}
+    for (key, *rest), text in given:
+        here = (*path, key)
+        if key not in field_types:
+            raise ConfigError(_unknown(here, field_types))
+        if rest:
+            below.setdefault(key, []).append((rest, text))
+        else:
+            values[key] = _parse(field_types[key], text, here)
+            below.pop(key, None)
+    for key, inner in below.items():
+        value, above = values.get(key, getattr(config, key)), ".".join((*path, key))
+        if not dataclasses.is_dataclass(value):
+            whole = ".".join((above, *inner[0][0]))
+            raise ConfigError(f"{whole} cannot be set: {above} is {value!r}, with no keys below it")
+        values[key] = _replaced(value, (*path, key), inner)  # type: ignore[type-var]
+    return dataclasses.replace(config, **values) if values else config
 
 
 def _parse(expected: Any, text: str, path: tuple[str, ...]) -> Any:
@@ -110,7 +132,7 @@ def _parse(expected: Any, text: str, path: tuple[str, ...]) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError:
-        return _build(expected, text, path)
+        value = _number(text)
     try:
         return _build(expected, value, path)
     except ConfigError as error:
@@ -118,6 +140,14 @@ def _parse(expected: Any, text: str, path: tuple[str, ...]) -> Any:
             return _build(expected, text, path)
         except ConfigError:
             raise error from None
+
+
+def _number(text: str) -> float | str:
+    """A number as people write it and JSON does not, such as .95; else the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _build(expected: Any, value: Any, path: tuple[str, ...]) -> Any:
@@ -163,12 +193,21 @@ def _build_dataclass(kind: type[DataclassInstance], given: Mapping[str, Any], pa
     field_types = _field_types(kind)
     for key in given:
         if key not in field_types:
-            raise ConfigError(unknown("key", ".".join((*path, key)), (".".join((*path, name)) for name in field_types)))
+            raise ConfigError(_unknown((*path, key), field_types))
     for field in dataclasses.fields(kind):
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if field.name not in given and not has_default:
             raise ConfigError(f"{'.'.join((*path, field.name))} is missing; give {_described(field_types[field.name])}")
     return kind(**{key: _build(field_types[key], value, (*path, key)) for key, value in given.items()})
+
+
+def _unknown(path: tuple[str, ...], known: Collection[str]) -> str:
+    """The message for a key that is none of the ``known`` ones at its place."""
+    *above, key = path
+    new = RENAMED.get(key, key)
+    if new in known:
+        return f"the key {'.'.join(path)!r} is called {'.'.join((*above, new))!r} now; give that"
+    return unknown("key", ".".join(path), (".".join((*above, name)) for name in known))
 
 
 def _field_types(kind: type[DataclassInstance]) -> dict[str, Any]:

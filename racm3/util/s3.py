@@ -40,6 +40,7 @@ class Remote(PosixPath):
         return str(self)
 
     def exists(self, **_: Any) -> bool:
+        """Whether there is an object of this name. Raises InputError if the store is not reached."""
         from pyarrow.fs import FileType
 
         with _reached(self):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from racm3.data import Item, listed, read, writing_documents
+from racm3.data import Item, read, writing_documents
 from racm3.data import item as limits
 from racm3.document import Document, Hole, Text
 from racm3.errors import SourceError
@@ -134,7 +134,8 @@ def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_ids_are_unique(folder: Path) -> None:
-    (folder / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "a"}\n{"file_name": "2.png", "text": "b"}\n')
+    (folder / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "a"}\n')
+    (folder / "more.jsonl").write_text('{"file_name": "2.png", "text": "b"}\n')
     (item,) = one_skipped(folder, "2.png", "its id '2.png' was there before")
     assert item.document.text == "a"
 
@@ -152,7 +153,7 @@ def test_numbers_that_are_none_become_none(tmp_path: Path) -> None:
 
 
 def test_a_document_of_too_many_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listed, "MAX_DOCUMENT_PIXELS", 100)
+    monkeypatch.setattr(limits, "MAX_DOCUMENT_PIXELS", 100)
     (folder / "documents.jsonl").write_text(json.dumps({"parts": [{"image": "2.png"}] * 4}))
     assert one_skipped(folder, "documents.jsonl:1", "more than 100 pixels") == []
 

@@ -69,7 +69,7 @@ def test_every_mode_keeps_its_colour(tmp_path: Path, mode: str) -> None:
     assert np.abs(colour - (255 if grey else np.array([230, 20, 20]))).max() < 6
 
 
-@pytest.mark.parametrize("data", [b"no picture", b"", PNG[:-40], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+@pytest.mark.parametrize("data", [b"no picture", b"", PNG[:-40]])
 def test_what_is_no_picture(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "b.png").write_bytes(data)
@@ -86,7 +86,7 @@ def test_a_picture_that_is_too_large_is_not_decoded(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("caption", "reason"),
     [
-        ("two füchse".encode("utf-16"), "not UTF-8"),
+        ("two füchse".encode("utf-16")[:-1], "not UTF-8"),
         ("füchse".encode("latin-1"), "not UTF-8"),
         (b"x" * 10_001, "at most 10,000 are read"),
         (b"x" * 100_000, "longer than 10,000 characters"),

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from racm3.data import Skipped, read, recognise, write_coco, write_webdataset
+from racm3.data import Protected, Skipped, read, recognise, write_coco, write_webdataset
 from racm3.errors import SourceError
 from tests.data.conftest import PNG, items, one_skipped, tar
 
@@ -15,7 +18,7 @@ def test_many_broken_items_do_not_flood_the_log(tmp_path: Path, caplog: pytest.L
         (tmp_path / f"{i}.png").write_text("no picture")
     assert list(read(tmp_path)) == []
     assert len(caplog.records) < 10
-    assert "50 broken ones skipped" in caplog.text
+    assert "0 read · 50 broken" in caplog.text
 
 
 def test_what_is_skipped_is_logged_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -24,7 +27,9 @@ def test_what_is_skipped_is_logged_and_reported(tmp_path: Path, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         assert len(one_skipped(tmp_path, "b.png", "is not a picture")) == 1
     assert f"skipped {tmp_path / 'b.png'}" in caplog.text
-    assert "1 items read, 1 broken ones skipped" in caplog.text
+    assert "1 read · 1 picture without caption · 1 broken" not in caplog.text  # whoever takes a report says it
+    list(read(tmp_path))
+    assert "1 read · 1 picture without caption · 1 broken" in caplog.text
 
 
 def test_a_file_that_is_broken_as_a_whole(tmp_path: Path) -> None:
@@ -47,18 +52,30 @@ def test_what_is_not_recognised_is_refused_before_reading(tmp_path: Path, name: 
     assert str(tmp_path / name) in str(error.value)
 
 
-def test_a_folder_is_what_is_nearest_to_its_top(tmp_path: Path) -> None:
-    """Each layout in turn is put where it comes before all that was there."""
-    expected = [("deep/deeper/notes.jsonl", '{"text": "x"}', "a list of documents")]
-    expected += [("deep/deeper/a.png", PNG, "pictures"), ("deep/0.parquet", b"", "Parquet")]
-    expected += [("deep/0.tar", b"", "WebDataset"), ("captions_val.json", "{}", "COCO")]
-    expected += [("metadata.csv", "file_name", "a list of pictures"), ("metadata.jsonl", "", "a list of documents")]
-    (tmp_path / "deep" / "deeper").mkdir(parents=True)
-    for name, data, title in expected:
-        (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
-        source = recognise(tmp_path)
-        assert source.kind.title.startswith(title)
-        assert source.files is None or source.files == (tmp_path / name,)
+def test_a_folder_is_read_for_all_that_lies_in_it(tmp_path: Path) -> None:
+    """Whatever else is put beside, or deeper, what was read before still is."""
+    put = [("deep/deeper/notes.jsonl", b'{"text": "x"}', "a list of documents", "deep/deeper/notes/1")]
+    put += [("deep/deeper/a.png", PNG, "pictures", "deep/deeper/a.png"), ("0.tar", None, "WebDataset", "0/1")]
+    put += [("b/0.parquet", None, "Parquet", "b/0/0"), ("c/captions_val.json", None, "COCO", "7")]
+    put += [("d/metadata.csv", b"file_name,text\n1.png,x\n", "a list of pictures", "d/1.png")]
+    put += [("e/metadata.jsonl", b'{"file_name": "1.png"}', "a list of documents", "e/1.png")]
+    expected: list[str] = []
+    for name, data, title, item_id in put:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if title in ("COCO", "a list of pictures", "a list of documents") and file.parent.name in "cde":
+            (file.parent / "1.png").write_bytes(PNG)
+        if title == "WebDataset":
+            tar(file, {"1.txt": b"x"})
+        elif title == "Parquet":
+            pq.write_table(pa.table({"image": [PNG]}), file)
+        elif title == "COCO":
+            file.write_text(json.dumps({"images": [{"id": 7, "file_name": "1.png"}], "annotations": []}))
+        else:
+            file.write_bytes(data)
+        expected.append(item_id)
+        assert any(title in kind.title for kind in recognise(tmp_path).kinds)
+        assert sorted(item.id for item in read(tmp_path, strict=True)) == sorted(expected)
 
 
 def test_a_file_is_what_its_name_says(tmp_path: Path) -> None:
@@ -67,6 +84,20 @@ def test_a_file_is_what_its_name_says(tmp_path: Path) -> None:
     assert len(list(read(shards[0].rename(tmp_path / "x.TAR")))) == 2
 
 
-def test_what_is_inside_of_what_is_broken() -> None:
-    assert all(Skipped("a.tar", "").covers(origin) for origin in ("a.tar", "a.tar#1", "a.tar:1"))
-    assert not any(Skipped("a.tar", "").covers(origin) for origin in ("a.tar.gz#1", "a.ta", "b/a.tar"))
+def test_what_is_skipped_protects_what_it_may_stand_for() -> None:
+    known = Protected(Path("data"))
+    known.add(Skipped("data/a.tar#1", "", item_id="a/1"))
+    assert known("a/1", "elsewhere")  # the same item, read from another place
+    assert all(known("x", f"data/a.tar#1{end}") for end in ("", "#2", ":2"))
+    assert not any(known("x", origin) for origin in ("data/a.tar#2", "data/a.tar", "data/a.tar#11"))
+    nobody = Protected(Path("data"))
+    nobody.add(Skipped("data/b/metadata.jsonl:3", "no JSON", scope="data/b"))
+    assert all(nobody("x", origin) for origin in ("data/b/1.png", "data/b/metadata.jsonl:4", "/old/place/1.png"))
+    assert not any(nobody("x", origin) for origin in ("data/bb/1.png", "data/1.png"))
+    assert nobody.unknown == ["data/b/metadata.jsonl:3: no JSON"]
+    listed = Protected(Path("data"))
+    listed.add(Skipped("data/1.png", "the list does not name it", unread=".png"))
+    assert not listed("1.png", "data/1.png")
+    here = Protected(Path())
+    here.add(Skipped("metadata.jsonl:3", "", scope="."))
+    assert here("x", "1.png")

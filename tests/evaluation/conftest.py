@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from itertools import islice
 from pathlib import Path
 
@@ -10,12 +9,14 @@ from tokenizers import Tokenizer
 
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.memory.memory import Memory
+from racm3.model_folder import ModelFolder
 from racm3.pipeline import RACM3
 from racm3.retriever.encoder import Encoder
 from racm3.scenes.glyphs import load_glyphs
 from racm3.scenes.judges import Judge
 from racm3.scenes.world import World
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
+from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 
@@ -41,10 +42,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = Vocabulary(text.size, image.codebook_size)
     shape = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_width": 16, "context_tokens": 512}
     for name in ("generator", "vanilla"):
-        Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **shape)).save_pretrained(folder / name)
-        text.save(folder / name / "tokenizer.json")
-        facts = vocabulary.to_dict() | {"codes_per_image": 64}
-        (folder / name / "racm3.json").write_text(json.dumps(facts), encoding="utf-8")
+        generator = Generator(GeneratorConfig(vocabulary_size=vocabulary.size, **shape))
+        ModelFolder(folder, name).save_generator(generator, text, Markup(vocabulary, 64), image.grid)
     Judge(load_glyphs().names).save_pretrained(folder / "judge")
     return folder
 

@@ -9,7 +9,7 @@ import torch
 from racm3.evaluation.perplexity import document_perplexity, perplexity
 from racm3.pipeline import RACM3
 from racm3.scenes.world import World
-from racm3.tokens.documents import token_documents
+from racm3.tokens.codec import token_documents
 
 
 def test_by_hand() -> None:

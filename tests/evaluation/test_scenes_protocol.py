@@ -26,13 +26,14 @@ from racm3.evaluation.scenes_protocol import (
     world_memory,
 )
 from racm3.memory.memory import Memory
-from racm3.pipeline import RACM3, SCENES, Completion, Settings
+from racm3.model_folder import SCENES
+from racm3.pipeline import RACM3, Completion, Request
 from racm3.retriever.retriever import Hit, Retriever
 from racm3.scenes.caption import FORMS, describe
 from racm3.scenes.draw import Scene, draw
 from racm3.scenes.judges import Judge, Verdict
 from racm3.scenes.world import World
-from racm3.tokens.documents import image_codes
+from racm3.tokens.codec import image_codes
 
 FOX = Scene(("fox",), "snow", "top left")
 APPLE = Scene(("red apple",), "beach")
@@ -101,7 +102,7 @@ def test_captions_are_scored_against_every_way_to_say_it() -> None:
 
 def test_the_ceiling_is_the_true_picture_encoded_and_decoded(retrieval: RACM3) -> None:
     truth = [Image(draw(scene)) for scene, _ in TESTS]
-    one_by_one = [retrieval.pixels(image_codes([image], retrieval.image)[0]) for image in truth]
+    one_by_one = [retrieval.codec.pixels(image_codes([image], retrieval.image)[0]) for image in truth]
     for found, slow in zip(through_tokenizer(truth, retrieval.image), one_by_one, strict=True):
         assert np.abs(found.pixels.astype(int) - slow).max() <= 1  # a batch sums in another order
 
@@ -117,7 +118,7 @@ def test_returned_is_the_best_ranked_hit(retrieval: RACM3) -> None:
 def test_nothing_retrieved_is_an_error(retrieval: RACM3) -> None:
     text_only = Hit("t", 1.0, Document.of("a fox"), {}, "test")
     with pytest.raises(InputError, match="no picture was retrieved for 'a fox'"):
-        best_retrieved(Completion(Document.of("a fox"), (text_only,), Settings(), 0, (), retrieval))
+        best_retrieved(Completion(Document.of("a fox"), (text_only,), Request(Document.of("a fox")), (), retrieval))
 
 
 def test_every_row_is_what_it_claims(retrieval: RACM3, vanilla: RACM3, judge: Judge) -> None:
@@ -147,7 +148,6 @@ def test_every_row_is_what_it_claims(retrieval: RACM3, vanilla: RACM3, judge: Ju
     assert all(0 < done <= total for _, done, total in heard)
 
 
-@pytest.mark.skipif(not (SCENES / "judge").is_dir(), reason="the judge is not shipped yet")
 @pytest.mark.parametrize("split", ["test-seen", "test-novel"])
 def test_the_shipped_judge_knows_true_renders(split: str) -> None:
     scenes = [scene for _, scene, _ in islice(World().scenes(split), 100)]

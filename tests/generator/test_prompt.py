@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from racm3.document import Hole
 from racm3.errors import DocumentError
-from racm3.generator.decoding import Constraint
+from racm3.generator.constraints import Constraint
 from racm3.generator.prompt import (
     HiddenCodes,
     HiddenText,
@@ -51,34 +51,34 @@ def test_caption_to_image() -> None:
     prompt = build([WORDS, Hole("image")])
     assert prompt.ids == [V.doc, V.text, *T, V.image]
     assert prompt.unconditional == [V.doc, V.text, V.mask(0), V.image]
-    assert (prompt.part, prompt.spans) == (1, (Span(N),))
+    assert (prompt.part, prompt.spans) == (1, (Span("image", N),))
 
 
 def test_image_to_caption() -> None:
     prompt = build([Hole("text"), PICTURE])
     assert prompt.ids == [V.doc, V.text, V.mask(0), V.image, *C, V.end, V.infill(0)]
     assert prompt.unconditional == prompt.ids  # there are no words to leave out
-    assert (prompt.part, prompt.spans) == (0, (Span(MOST_TEXT, stop=(V.eos,)),))
+    assert (prompt.part, prompt.spans) == (0, (Span("text", MOST_TEXT, stop=(V.eos,)),))
 
 
 def test_a_text_at_the_end_is_written_on() -> None:
     prompt = build([PICTURE, Hole("text")])
     assert prompt.ids == [V.doc, V.image, *C, V.text]
-    assert (prompt.part, prompt.spans) == (1, (Span(MOST_TEXT, stop=(V.end, V.text, V.image)),))
+    assert (prompt.part, prompt.spans) == (1, (Span("text", MOST_TEXT, stop=(V.text, V.image, V.end)),))
 
 
 def test_a_hidden_region() -> None:
     prompt = build([WORDS, HiddenCodes(PICTURE.codes, (False, True, True, False))])
     assert prompt.ids == [V.doc, V.text, *T, V.image, C[0], V.mask(0), C[3], V.end, V.infill(0)]
     assert prompt.unconditional == [V.doc, V.image, C[0], V.mask(0), C[3], V.end, V.infill(0)]
-    assert (prompt.part, prompt.spans) == (1, (Span(2, start=1),))
+    assert (prompt.part, prompt.spans) == (1, (Span("image", 2, start=1),))
 
 
 def test_words_hidden_in_a_text() -> None:
     prompt = build([HiddenText(WORDS.ids[:1], WORDS.ids[1:]), PICTURE])
     assert prompt.ids == [V.doc, V.text, T[0], V.mask(0), T[1], V.image, *C, V.end, V.infill(0)]
     assert prompt.unconditional == [V.doc, V.text, V.mask(0), V.image, *C, V.end, V.infill(0)]
-    assert (prompt.part, prompt.spans) == (0, (Span(MOST_TEXT, stop=(V.eos,)),))
+    assert (prompt.part, prompt.spans) == (0, (Span("text", MOST_TEXT, stop=(V.eos,)),))
 
 
 def test_gaps_are_numbered_through_the_document_and_the_first_part_is_asked_for() -> None:
@@ -86,9 +86,9 @@ def test_gaps_are_numbered_through_the_document_and_the_first_part_is_asked_for(
     prompt = build([Hole("text"), region, Hole("image")])
     body = [V.text, V.mask(0), V.image, V.mask(1), C[1], V.mask(2), V.image, V.mask(3)]
     assert prompt.ids == [V.doc, *body, V.end, V.infill(0)]
-    assert (prompt.part, prompt.spans) == (0, (Span(MOST_TEXT, stop=(V.infill(1),)),))
+    assert (prompt.part, prompt.spans) == (0, (Span("text", MOST_TEXT, stop=(V.infill(1),)),))
     prompt = build([WORDS, region, Hole("image")])
-    assert (prompt.part, prompt.spans) == (1, (Span(1), Span(2, start=2)))
+    assert (prompt.part, prompt.spans) == (1, (Span("image", 1), Span("image", 2, start=2)))
 
 
 def test_holes_at_the_end_are_written_on_one_after_the_other() -> None:
@@ -225,7 +225,7 @@ def test_codes_of_a_bridge_are_given_in_the_answer() -> None:
     striped = HiddenCodes(PICTURE.codes, (True, False, True, False))
     prompt = build([striped] * MAX_MASKS)
     assert [id for id in prompt.ids if V.is_mask(id)] == [V.mask(i) for i in range(MAX_MASKS)]
-    assert prompt.spans == (Span(3, given=((1, PICTURE.codes[1]),)),)
+    assert prompt.spans == (Span("image", 3, given=((1, PICTURE.codes[1]),)),)
     constraint = answer_constraint(prompt.spans, V)
     constraint.push(C[2])
     assert constraint.allowed().nonzero()[0].tolist() == [C[1]]

@@ -11,8 +11,7 @@ import pytest
 from racm3.data import Item
 from racm3.document import Document, Hole, Image
 from racm3.errors import DocumentError, EncoderMismatchError, InputError, MemoryStoreError
-from racm3.memory import search, store
-from racm3.memory import storage as place
+from racm3.memory import search, storage, store
 from racm3.memory.memory import Memory
 from racm3.memory.metadata_filter import where
 
@@ -210,7 +209,7 @@ def test_others_see_what_was_added_at_their_next_search_and_writers_take_turns(m
 
 
 def test_a_second_writer_waits_then_says_so(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr(storage, "LOCK_WAIT_S", 0.05)
     with memory.writing(), pytest.raises(MemoryStoreError, match="another process is writing"):
         Memory.open(memory.path).add(items(1, 50), unit(1))
     Memory.open(memory.path).add(items(1, 50), unit(1))
@@ -219,7 +218,7 @@ def test_a_second_writer_waits_then_says_so(memory: Memory, monkeypatch: pytest.
 def test_an_add_is_flushed_before_it_returns(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {file for file in memory.path.rglob("*") if file.is_file()}
     flushed: list[Path] = []
-    monkeypatch.setattr(place, "_fsync", lambda *paths: flushed.extend(paths))
+    monkeypatch.setattr(storage, "_fsync", lambda *paths: flushed.extend(paths))
     memory.add(items(1, 50), unit(1))
     new = {file for file in memory.path.rglob("*") if file.is_file()} - before
     written = {file for file in new if file.suffix in (".lance", ".manifest")}
@@ -227,3 +226,54 @@ def test_an_add_is_flushed_before_it_returns(memory: Memory, monkeypatch: pytest
     assert written <= set(flushed)
     assert {memory.path / "data", memory.path / "_versions"} <= set(flushed)
     assert [path.suffix for path in flushed if path in written] == [".lance", ".manifest"]
+
+
+# Being made --------------------------------------------------------------------------------------------------------
+
+
+def test_a_memory_whose_making_was_broken_off_is_gone_on_with(path: Path) -> None:
+    begun = Memory.create_or_resume(path, "encoder-a", D)
+    begun.add(items(3), unit(3))
+    again = Memory.create_or_resume(path, "encoder-a", D)
+    assert again.unfinished
+    assert len(again) == 3
+    with pytest.raises(EncoderMismatchError):
+        Memory.create_or_resume(path, "encoder-b", D)
+    again.discard()  # it is not empty: it stays
+    again.finish()
+    again.finish()
+    assert not Memory.open(path).unfinished
+    with pytest.raises(MemoryStoreError, match="is there already, with 3 documents; add to it with `racm3 memory add`"):
+        Memory.create_or_resume(path, "encoder-a", D)
+
+
+def test_what_was_killed_at_once_does_not_block_the_next_try(path: Path) -> None:
+    (path / "_versions").mkdir(parents=True)
+    (path / "data").mkdir()
+    assert Memory.create_or_resume(path, "encoder-a", D).unfinished
+    (path.parent / "other").mkdir()
+    (path.parent / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(MemoryStoreError, match="already something"):
+        Memory.create_or_resume(path.parent / "other", "encoder-a", D)
+    Memory.create(path.parent / "plain", "encoder-a", D)  # as it was before it could be marked
+    assert len(Memory.create_or_resume(path.parent / "plain", "encoder-a", D)) == 0
+
+
+def test_an_unfinished_memory_without_a_document_can_be_discarded(path: Path) -> None:
+    Memory.create_or_resume(path, "encoder-a", D).discard()
+    assert not path.exists()
+    finished = Memory.create_or_resume(path, "encoder-a", D)
+    finished.finish()
+    finished.discard()
+    assert len(Memory.open(path)) == 0
+
+
+def test_what_another_writer_has_added_meanwhile_is_passed_over(memory: Memory) -> None:
+    other = Memory.open(memory.path)
+    assert memory.unlike(items(5, 30)) == items(5, 30)
+    other.add(items(3, 30), unit(3))
+    assert memory.add_missing(items(5, 30), unit(5)) == 2
+    assert memory.add_missing([], unit(0)) == 0
+    with pytest.raises(MemoryStoreError, match="'31' is already in the memory"):
+        memory.add_missing([Item("31", Document.of("other"), {}, "")], unit(1))
+    assert len(Memory.open(memory.path)) == 35

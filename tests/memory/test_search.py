@@ -46,8 +46,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_index_finds_nearly_what_exact_search_finds(indexed: Path) -> None:
     exact, by_index = Memory.open(indexed, search="exact"), Memory.open(indexed, search="index")
-    assert isinstance(exact._engine, Exact)
-    assert isinstance(by_index._engine, Indexed)
+    assert isinstance(exact._view.engine, Exact)
+    assert isinstance(by_index._view.engine, Indexed)
     shared = 0
     for query, true, found in zip(QUERIES, exact.search(QUERIES, 10), by_index.search(QUERIES, 10), strict=True):
         shared += len(set(true.ids) & set(found.ids))
@@ -102,16 +102,16 @@ def test_the_index_follows_every_change(tmp_path: Path) -> None:
 def test_the_index_is_chosen_and_made_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EXACT_UP_TO", N - 1)
     memory = made(tmp_path / "m")
-    assert isinstance(memory._engine, Exact)  # there is none yet
+    assert isinstance(memory._view.engine, Exact)  # there is none yet
     memory.tidy()
     info = memory.info()
     assert (info.indexed, info.documents) == (N, N)
     assert info.recall_at_10 is not None
     assert info.recall_at_10 > 0.9
     for opened in (memory, Memory.open(memory.path)):
-        assert isinstance(opened._engine, Indexed)
+        assert isinstance(opened._view.engine, Indexed)
     memory.remove(["d1", "d2"])
-    assert isinstance(memory._engine, Exact)
+    assert isinstance(memory._view.engine, Exact)
 
 
 def test_an_index_that_is_not_there_is_not_asked(tmp_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_an_index_that_is_not_there_is_not_asked(tmp_path: Path) -> None:
 
 
 def test_the_self_check_tells_a_bad_index(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Memory.open(indexed)._store
-    assert search.recall(store) > 0.9
+    snapshot = Memory.open(indexed)._store.snapshot
+    assert search.recall(snapshot) > 0.9
     monkeypatch.setattr(Indexed, "_ask", lambda self, query, k: self.nearest(-query[None], N)[0].at(range(k)))
-    assert search.recall(store) < 0.1
+    assert search.recall(snapshot) < 0.1
 
 
 @pytest.mark.parametrize("modality", ["text", "image", None])

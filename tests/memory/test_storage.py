@@ -14,10 +14,10 @@ import pytest
 from racm3.data import Item
 from racm3.document import Document
 from racm3.errors import InputError, MemoryStoreError
-from racm3.memory import storage as place
-from racm3.memory.check import check
+from racm3.memory import storage
+from racm3.memory.check import Checked, check
 from racm3.memory.memory import Memory
-from racm3.memory.storage import Bucket, Folder, place_of
+from racm3.memory.storage import Bucket, Folder, storage_at
 from tests.memory.test_memory import D, items, unit
 
 KILLED = """
@@ -40,19 +40,19 @@ def filled(bucket: str) -> str:
 
 
 def objects(at: str) -> Bucket:
-    found = place_of(at)
+    found = storage_at(at)
     assert isinstance(found, Bucket)
     return found
 
 
 def test_a_place_is_a_folder_or_a_bucket(tmp_path: Path) -> None:
-    assert isinstance(place_of(tmp_path), Folder)
-    assert isinstance(place_of("s3"), Folder)
+    assert isinstance(storage_at(tmp_path), Folder)
+    assert isinstance(storage_at("s3"), Folder)
     pytest.importorskip("obstore")
     for at in ("s3://bucket/a/b", "s3://bucket/a/b/", Path("s3://bucket/a/b")):
-        assert str(place_of(at)) == "s3://bucket/a/b"
+        assert str(storage_at(at)) == "s3://bucket/a/b"
     with pytest.raises(InputError, match="in a folder or at s3://bucket/name, but ftp://x was given"):
-        place_of("ftp://x")
+        storage_at("ftp://x")
 
 
 def test_the_life_of_a_memory_in_a_bucket(bucket: str) -> None:
@@ -68,7 +68,7 @@ def test_the_life_of_a_memory_in_a_bucket(bucket: str) -> None:
     assert len(reader) == 18
     memory.compact()
     assert reader.get(["7", "18"]) == [Item("7", Document.of("new"), {}, ""), items(1, 18)[0]]
-    assert check(at) == (18, [])
+    assert check(at) == Checked(18)
     info = reader.info()
     assert (info.fragments, info.documents) == (1, 18)
     assert info.bytes_on_disk > 18 * 100
@@ -84,7 +84,9 @@ def test_what_cannot_be_reached_is_said(bucket: str) -> None:
         Memory.open("s3://nowhere/memory")
 
 
-def test_a_damaged_newest_version_in_a_bucket_is_moved_aside(bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_newest_version_in_a_bucket_is_passed_over_and_moved_aside(
+    bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
     at = f"{bucket}/damaged"
     memory = Memory.create(at, "encoder-a", D)
     for start in (0, 10):
@@ -95,8 +97,9 @@ def test_a_damaged_newest_version_in_a_bucket_is_moved_aside(bucket: str, caplog
     opened = Memory.open(at)
     assert list(opened.ids) == [str(i) for i in range(10)]
     (told,) = (record.message for record in caplog.records if record.levelno == logging.WARNING)
-    assert f"was moved to {at}/damaged/" in told
+    assert "Version 2 is read instead" in told
     opened.add(items(10, 10), unit(20)[10:])
+    assert f"was moved to {at}/damaged/" in caplog.records[1].message
     assert len(memory.search(unit(1), 30)[0]) == 20
 
 
@@ -104,7 +107,7 @@ def test_a_damaged_newest_version_in_a_bucket_is_moved_aside(bucket: str, caplog
 
 
 def test_a_second_writer_of_a_bucket_waits_then_says_so(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "LEASE_S", 4.0)
+    monkeypatch.setattr(storage, "LEASE_S", 4.0)
     with Memory.open(filled).writing(), pytest.raises(MemoryStoreError, match="another process is writing to s3"):
         Memory.open(filled).remove(["3"])
     assert len(Memory.open(filled)) == 30
@@ -137,7 +140,7 @@ def test_what_a_killed_writer_acknowledged_stays_and_the_next_one_goes_on(
         writer.kill()
         acknowledged += writer.stdout.read().split()
     objects(at)._objects.put("writer.lock", b"of the dead")  # wherever the kill hit, as if it hit while writing
-    monkeypatch.setattr(place, "LEASE_S", 4.0)
+    monkeypatch.setattr(storage, "LEASE_S", 4.0)
     memory = Memory.open(at)
     assert set(acknowledged) <= set(memory.ids)
     memory.add(items(1), unit(1))
@@ -150,7 +153,7 @@ def test_a_writer_that_lost_its_lease_changes_nothing(filled: str) -> None:
     with memory.writing():
         lease = objects(filled)
         lease._objects.put("writer.lock", b"of another one")
-        memory._store.place._lease._renewed -= place.LEASE_S  # as if it had slept
+        memory._store.storage._lease._renewed -= storage.LEASE_S  # as if it had slept
         with pytest.raises(MemoryStoreError, match="another process may be writing to it by now; nothing was changed"):
             memory._store.change(items(1, 50), unit(1))
     assert "writer.lock" in lease._names("")  # nor is the other one's lease given back

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.memory_crash import crash, power_cuts
+from benchmarks.memory_crash import crash, faults, flips, power_cuts
 from racm3.data import Item
 from racm3.document import Document, Image
 from racm3.errors import InputError, MemoryStoreError
-from racm3.memory import storage as place
-from racm3.memory import store
+from racm3.memory import storage, store
+from racm3.memory.check import Checked, check
 from racm3.memory.memory import Memory
 from tests.memory.test_memory import D, items, unit
 
@@ -50,21 +51,35 @@ def test_after_a_power_cut_the_last_good_version_opens(tmp_path: Path) -> None:
     assert power_cuts(tmp_path, cuts=10) == {"power_cuts": 10, "recovered": 10}
 
 
+def test_faults_take_nothing_and_make_readers_move_nothing() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # which other users can reach
+        assert faults(Path(folder), count=2) == {"faults": 2, "rolled_back_by_reader": 0, "enospc": 2, "enospc_lost": 0}
+
+
+def test_no_bit_that_is_flipped_is_passed_over(tmp_path: Path) -> None:
+    assert flips(tmp_path, count=20) == {"flips": 20, "flips_found": 20, "silent_wrong": 0}
+
+
 @pytest.mark.parametrize("pattern", ["_versions/*.manifest", "data/*.lance"])
-def test_a_damaged_newest_version_is_moved_aside_and_the_user_told(
+def test_a_damaged_newest_version_is_passed_over_by_readers_and_moved_aside_by_writers(
     memory: Memory, caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:
     file = min((memory.path / "_versions").glob("*")) if "manifest" in pattern else newest(memory.path, pattern)
     cut(file)
+    before = {found: found.read_bytes() for found in memory.path.rglob("*") if found.is_file()}
     opened = Memory.open(memory.path)
+    for _ in range(3):
+        assert opened.search(unit(30)[:1], 1)[0].ids == ["0"]
     assert list(opened.ids) == [str(i) for i in range(20)]
     (told,) = (record for record in caplog.records if record.levelno == logging.WARNING)
     assert "cannot be read" in told.message
-    assert "moved to" in told.message
-    assert len(list((memory.path / "damaged").iterdir())) == 1
+    assert "Version 3 is read instead" in told.message
+    assert {found: found.read_bytes() for found in memory.path.rglob("*") if found.is_file()} == before
     opened.add(items(10, 20), unit(30)[20:])  # life goes on, and a reader of before sees it
+    assert "moved to" in caplog.records[1].message
+    assert len(list((memory.path / "damaged").iterdir())) == 1
     assert len(memory.search(unit(1), 30)[0]) == len(Memory.open(memory.path)) == 30
-    assert len(caplog.records) == 1
+    assert len(caplog.records) == 2
 
 
 def test_a_manifest_may_be_cut_off_anywhere(memory: Memory, tmp_path: Path) -> None:
@@ -109,7 +124,7 @@ def test_files_are_flushed_before_the_manifest_and_it_before_the_return(
 ) -> None:
     before = {file for file in memory.path.rglob("*") if file.is_file()}
     flushed: list[Path] = []
-    monkeypatch.setattr(place, "_fsync", lambda *paths: flushed.extend(paths))
+    monkeypatch.setattr(storage, "_fsync", lambda *paths: flushed.extend(paths))
     if change == "add":
         memory.add(items(1, 50), unit(1))
     elif change == "append":
@@ -226,9 +241,10 @@ def test_many_small_changes_leave_few_fragments_and_versions(tmp_path: Path, mon
 # Older memories ----------------------------------------------------------------------------------------------------
 
 
-def test_a_memory_written_by_an_older_version_opens(tmp_path: Path) -> None:
-    """tests/memory/data/format1 was written by racm3 0.1.0 with pylance 14; it must open for ever."""
-    path = shutil.copytree(FORMAT1, tmp_path / "old")
+@pytest.mark.parametrize("written", [FORMAT1, FORMAT1.with_name("format1_checksums")], ids=lambda path: path.name)
+def test_a_memory_written_by_an_older_version_opens(tmp_path: Path, written: Path) -> None:
+    """Both were written by racm3 0.1.0 with pylance 14, the second with checksums; they must open for ever."""
+    path = shutil.copytree(written, tmp_path / "old")
     memory = Memory.open(path, "encoder-a")
     pictures = [Image(np.full((2, 3, 3), [i, 2 * i, 255 - i], np.uint8)) for i in range(5)]
     expected = [
@@ -242,3 +258,4 @@ def test_a_memory_written_by_an_older_version_opens(tmp_path: Path) -> None:
     memory.remove(["a"])
     memory.compact()
     assert sorted(Memory.open(path).ids) == ["b", "狐"]
+    assert check(path) == Checked(2)

@@ -9,26 +9,27 @@ import torch
 
 from racm3.data import Item
 from racm3.document import Document
-from racm3.errors import InputError
+from racm3.errors import ConfigError, InputError
 from racm3.memory.memory import Memory
 from racm3.retriever import corpus_neighbours as module
 from racm3.retriever import strategy
 from racm3.retriever.corpus_neighbours import draw_queries, memory_neighbours, neighbours
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import select
+from racm3.retriever.retriever import Retriever
+from racm3.retriever.strategy import Relevance, RelevanceRedundancy, Strategy, strategy_for
 from tests.retriever.conftest import picture
 from tests.retriever.test_strategy import clustered
 
 
 def slow_neighbours(
-    queries: np.ndarray, vectors: np.ndarray, k: int, threshold: float, exclude_rows: np.ndarray
+    queries: np.ndarray, vectors: np.ndarray, k: int, chosen_by: Strategy, exclude_rows: np.ndarray
 ) -> np.ndarray:
     """Walk down every full ranking, one query at a time."""
     out = np.full((len(queries), k), -1)
     for i, query in enumerate(queries):
         scores = vectors @ query
         ranking = [row for row in np.argsort(-scores, kind="stable") if row != exclude_rows[i]]
-        taken = select(scores[ranking], vectors[ranking], k, threshold)
+        taken = chosen_by.select(scores[ranking], vectors[ranking], k)
         out[i, : len(taken)] = np.array(ranking)[taken]
     return out
 
@@ -44,31 +45,31 @@ def test_neighbours_equal_the_slow_twin(monkeypatch: pytest.MonkeyPatch, count: 
     queries = np.concatenate([vectors[:70], clustered(60, 6, seed=1)])
     exclude = np.where(np.arange(len(queries)) < 70, np.arange(len(queries)), -1)
     exclude[exclude >= count] = -1
-    found = neighbours(queries, vectors, k, threshold, exclude)
-    np.testing.assert_array_equal(found, slow_neighbours(queries, vectors, k, threshold, exclude))
+    found = neighbours(queries, vectors, k, RelevanceRedundancy(threshold), exclude)
+    np.testing.assert_array_equal(found, slow_neighbours(queries, vectors, k, RelevanceRedundancy(threshold), exclude))
 
 
 def test_some_queries_need_more_than_the_first_candidates() -> None:
     """The case above is only worth something if it happens."""
     vectors = clustered(700, clusters=6)
     ranking = np.argsort(-vectors @ vectors[0])[: strategy.CANDIDATES]
-    assert len(select((vectors @ vectors[0])[ranking], vectors[ranking], 5, 0.3)) < 5
-    assert (neighbours(vectors[:1], vectors, 5, 0.3)[0] >= 0).sum() > len(
-        select((vectors @ vectors[0])[ranking], vectors[ranking], 5, 0.3)
-    )
+    different = RelevanceRedundancy(0.3)
+    first = different.select((vectors @ vectors[0])[ranking], vectors[ranking], 5)
+    assert len(first) < 5
+    assert (neighbours(vectors[:1], vectors, 5, different)[0] >= 0).sum() > len(first)
 
 
 def test_equal_documents_go_by_row() -> None:
     vectors = np.repeat(clustered(5, 5), 4, axis=0)
-    found = neighbours(vectors, vectors, 2, 0.99)
+    found = neighbours(vectors, vectors, 2, RelevanceRedundancy(0.99))
     assert (found % 4 == 0).all()  # of every four equal ones, the first
 
 
 def test_nobody_to_be_a_neighbour() -> None:
     one = clustered(1, 1)
-    assert neighbours(one, one[:0], 2, 0.9).tolist() == [[-1, -1]]
-    assert neighbours(one, one, 2, 1.1, np.array([0])).tolist() == [[-1, -1]]
-    assert neighbours(one[:0], one, 2, 0.9).shape == (0, 2)
+    assert neighbours(one, one[:0], 2, RelevanceRedundancy(0.9)).tolist() == [[-1, -1]]
+    assert neighbours(one, one, 2, RelevanceRedundancy(1.1), np.array([0])).tolist() == [[-1, -1]]
+    assert neighbours(one[:0], one, 2, RelevanceRedundancy(0.9)).shape == (0, 2)
 
 
 @pytest.mark.parametrize(("count", "width"), [(3, 400), (7, 333), (1, 16), (20, 100)])
@@ -114,7 +115,7 @@ def test_a_memory_s_neighbours_are_those_of_its_documents(
     assert done == [6, 12, 16, 22, 28, 32, 36]
     queries = draw_queries(DOCUMENTS, encoder, (0.0,), np.random.default_rng(0)).reshape(-1, encoder.dimension)
     own = np.repeat(np.arange(len(IDS)), 2)
-    expected = slow_neighbours(queries, encoder.embed(DOCUMENTS), 3, encoder.redundancy_threshold, own)
+    expected = slow_neighbours(queries, encoder.embed(DOCUMENTS), 3, strategy_for(encoder), own)
     assert [row["neighbours"] for row in rows if row["dropout"] == 0] == [
         [IDS[row] for row in found if row >= 0] for found in expected
     ]
@@ -141,3 +142,50 @@ def test_a_broken_run_goes_on_and_other_settings_are_refused(
     assert written(tmp_path / "broken") == written(tmp_path / "whole")
     with pytest.raises(InputError, match="with other k; give a new folder"):
         memory_neighbours(memory, encoder, tmp_path / "whole", k=1)
+    with pytest.raises(InputError, match="with other strategy; give a new folder"):
+        memory_neighbours(memory, encoder, tmp_path / "whole", strategy=Relevance())
+
+
+THEIRS = """
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EverySecond:
+    threshold: float
+    fingerprint: str = "every second"
+
+    def select(self, scores, vectors, k):
+        return list(range(1, len(scores), 2))[:k]
+"""
+
+
+def test_a_strategy_of_another_package(
+    memory: Memory, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inference and the search over the corpus choose alike, and as it says."""
+    (tmp_path / "their_strategy.py").write_text(THEIRS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    theirs = strategy_for(encoder, "their_strategy:EverySecond")
+    vectors = encoder.embed(DOCUMENTS)
+    for k in (3, 30):  # of which the first candidates are too few
+        monkeypatch.setattr(module, "CANDIDATES", 8)
+        found = neighbours(vectors, vectors, k, theirs, np.arange(len(vectors)))
+        np.testing.assert_array_equal(found, slow_neighbours(vectors, vectors, k, theirs, np.arange(len(vectors))))
+    memory_neighbours(memory, encoder, tmp_path / "out", k=2, dropouts=(0.0,), strategy=theirs)
+    rows = written(tmp_path / "out")
+    asked = [part for d in DOCUMENTS for part in (d.only("text") or d.only("image"), d.only("image") or d.only("text"))]
+    hits = Retriever(memory, encoder, theirs).retrieve(
+        [part for part in asked if part], 2, exclude=[{str(row["id"])} for row in rows]
+    )
+    assert [row["neighbours"] for row in rows] == [[hit.id for hit in own] for own in hits]
+    with pytest.raises(ConfigError, match="retrieval strategy 'their_strategy:Other' cannot be imported"):
+        strategy_for(encoder, "their_strategy:Other")
+
+
+def test_plain_relevance_keeps_what_is_redundant(encoder: Encoder) -> None:
+    vectors = clustered(100, clusters=3)
+    ranking = np.argsort(-vectors @ vectors[0])
+    plain = strategy_for(encoder, "relevance")
+    assert neighbours(vectors[:1], vectors, 4, plain).tolist() == [ranking[:4].tolist()]
+    assert neighbours(vectors[:1], vectors, 4, strategy_for(encoder)).tolist() != [ranking[:4].tolist()]

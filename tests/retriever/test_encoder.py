@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoTokenizer,
+    CLIPImageProcessorPil,
     CLIPModel,
+    CLIPProcessor,
     PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
+    SiglipProcessor,
 )
 
 from racm3.document import Document, Hole, Image
@@ -94,6 +98,30 @@ class _OnlyFacts:
 
 def test_pictures_of_any_size_are_resized(encoder: Encoder) -> None:
     assert encoder.image_inputs([picture(0), picture(1, 50, 90)]).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 90), (91, 3), (1, 64)])
+def test_the_middle_of_a_strip_is_all_that_is_scaled(encoder: Encoder, height: int, width: int) -> None:
+    strip = picture(3, height, width)
+    whole = encoder.processor([strip.pil], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(encoder.image_inputs([strip]), whole, atol=0.05, rtol=0)
+    scaled: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "processor", _Watched(encoder.processor, scaled))
+        encoder.image_inputs([picture(0, 2, 30_000), picture(0, 30_000, 1)])
+    assert max(scaled) <= 8 * 2
+
+
+class _Watched:
+    """A processor that notes the sides of the pictures that it is given."""
+
+    def __init__(self, processor: Any, sides: list[int]) -> None:
+        self.__dict__.update(vars(processor))
+        self.call, self.sides = processor, sides
+
+    def __call__(self, pictures: Any, **options: Any) -> Any:
+        self.sides += [max(one.size) for one in pictures]
+        return self.call(pictures, **options)
 
 
 def test_a_hidden_region_cannot_be_seen(encoder: Encoder) -> None:
@@ -215,6 +243,25 @@ def test_a_siglip_needs_its_padding_and_another_model_is_refused(siglip: Path, t
     (tmp_path / "a" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="model_type 'bert'; allowed: 'clip'"):
         Encoder.from_pretrained(tmp_path / "a")
+
+
+def test_as_transformers_5_saves_a_processor(encoder: Encoder, siglip: Path, tmp_path: Path) -> None:
+    """In one file with the tokenizer's, processor_config.json; the encoder is the same."""
+    encoder.save_pretrained(tmp_path / "clip")
+    shutil.copytree(siglip, tmp_path / "siglip")
+    kinds = (("clip", CLIPImageProcessorPil, {}), ("siglip", SiglipImageProcessorPil, {"pad_token": "</s>"}))
+    for name, processor, pads in kinds:
+        folder = tmp_path / name
+        before = Encoder.from_pretrained(folder).fingerprint
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **pads)
+        whole = (CLIPProcessor if name == "clip" else SiglipProcessor)(processor.from_pretrained(folder), tokenizer)
+        (folder / "preprocessor_config.json").unlink()
+        whole.save_pretrained(folder)
+        assert not (folder / "preprocessor_config.json").exists()
+        assert Encoder.from_pretrained(folder).fingerprint == before
+        (folder / "processor_config.json").write_text('{"processor_class": "X"}')
+        with pytest.raises(CheckpointError, match="lacks preprocessor_config.json"):
+            Encoder.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

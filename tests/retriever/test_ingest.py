@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from racm3.data import Item
+from racm3.data import Item, Protected, Skipped
 from racm3.document import Document
 from racm3.errors import EncoderMismatchError, MemoryStoreError
 from racm3.memory.memory import Memory
 from racm3.retriever import ingest as module
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.ingest import Changes, ingest, re_embed, sync
+from racm3.retriever.ingest import Changes, apply, ingest, plan_sync, re_embed, sync
 from racm3.retriever.retriever import Retriever
+from racm3.retriever.strategy import RelevanceRedundancy
 from tests.retriever.conftest import TOWER, bpe, picture
 
 ITEMS = [Item(f"d{i}", Document.of(f"fox number {i}", picture(i)), {"i": i}, f"file{i}") for i in range(10)]
@@ -87,8 +88,54 @@ def test_a_broken_file_and_an_empty_source_remove_nothing(memory: Memory, encode
     ingest(memory, encoder, ITEMS)
     with pytest.raises(MemoryStoreError, match="nothing was removed"):
         sync(memory, encoder, [])
-    assert sync(memory, encoder, ITEMS[2:], lambda origin: origin == "file1") == Changes(removed=1, unchanged=8)
+    protected = Protected(Path())
+    protected.add(Skipped("file1", "broken", item_id="d1"))
+    assert sync(memory, encoder, ITEMS[2:], protected) == Changes(removed=1, unchanged=8)
     holds(memory, ITEMS[1:], encoder)
+    protected.add(Skipped("list:3", "broken", scope="."))  # whatever that was
+    plan = plan_sync(memory, ITEMS[9:], protected)
+    assert (plan.removed, len(plan.protected), plan.reasons) == ([], 8, [])
+    assert plan.warnings == ["list:3: broken; it may be any of the documents from there, so none of them is removed"]
+
+
+def test_a_sync_that_looks_like_a_mistake_is_to_be_confirmed(memory: Memory, encoder: Encoder) -> None:
+    ingest(memory, encoder, ITEMS, ["pictures"])
+    captions_gone = [replace(item, document=Document(item.document.images)) for item in ITEMS[:3]]
+    for items, kinds, reason in [
+        (ITEMS[6:], ["pictures"], r"would remove 6\. it would remove 6 of 10 documents"),
+        ([*captions_gone, *ITEMS[3:]], ["pictures"], r"take the text or the pictures from 3 of the 3 .* such as 'd0'"),
+        ([*ITEMS, Item("new", Document.of("x"), {}, "")], ["pictures", "shards"], "it was pictures last time, and is"),
+    ]:
+        with pytest.raises(MemoryStoreError, match=f"nothing was changed: .*{reason}.*--yes"):
+            sync(memory, encoder, items, kinds=kinds)
+    holds(memory, ITEMS, encoder)
+    assert sync(memory, encoder, ITEMS, kinds=["shards"]) == Changes(unchanged=10)  # nothing to agree to
+    more = [*captions_gone, *ITEMS[3:]]
+    assert sync(memory, encoder, more, kinds=["shards"], confirmed=True) == Changes(replaced=3, unchanged=7)
+    holds(memory, more, encoder)
+
+
+def test_what_nobody_knows_keeps_its_caption(memory: Memory, encoder: Encoder) -> None:
+    """A row that is broken, of a list beside which its picture is read for itself."""
+    ingest(memory, encoder, ITEMS)
+    protected = Protected(Path())
+    protected.add(Skipped("list:3", "broken", scope="."))
+    source = [replace(ITEMS[0], document=Document(ITEMS[0].document.images)), *ITEMS[1:]]
+    assert sync(memory, encoder, source, protected) == Changes(unchanged=9)
+    holds(memory, ITEMS, encoder)
+
+
+def test_a_plan_says_what_apply_does(memory: Memory, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ingest(memory, encoder, ITEMS)
+    source = [*ITEMS[2:], *(Item(f"new{i}", Document.of(f"new {i}"), {}, "") for i in range(7))]
+    for few in (True, False):  # whether the items are held, or read again
+        monkeypatch.setattr(module, "DOCUMENTS_AT_ONCE", 512 if few else 3)
+        plan = plan_sync(memory, iter(source))
+        assert str(plan) == "would add 7, remove 2"
+        assert (plan.changed is not None) == few
+    assert apply(plan, memory, encoder, iter(source)) == Changes(added=7, removed=2, unchanged=8)
+    assert str(plan_sync(memory, source)) == "would change nothing"
+    holds(memory, source, encoder)
 
 
 def test_re_embedding_keeps_every_document(memory: Memory, encoder: Encoder, other: Encoder) -> None:
@@ -109,7 +156,9 @@ def test_re_embedding_keeps_every_document(memory: Memory, encoder: Encoder, oth
         reader.search(encoder.embed([ITEMS[0].document]), 1)
     ingest(memory, other, ITEMS)  # it can be added to, compacted, and moved back
     memory.compact()
-    assert [hit.id for hit in Retriever(memory, other, 1.1).retrieve([ITEMS[1].document], k=1)[0]] == ["d1"]
+    assert [
+        hit.id for hit in Retriever(memory, other, RelevanceRedundancy(1.1)).retrieve([ITEMS[1].document], k=1)[0]
+    ] == ["d1"]
     re_embed(memory, encoder)
     holds(memory, ITEMS, encoder)
 

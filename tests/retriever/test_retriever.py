@@ -12,7 +12,7 @@ from racm3.memory.memory import Memory
 from racm3.retriever import retriever as module
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
-from racm3.retriever.strategy import select
+from racm3.retriever.strategy import RelevanceRedundancy
 from tests.retriever.conftest import picture
 
 DOCUMENTS = [
@@ -42,7 +42,7 @@ def brute_force(encoder: Encoder, query: Document, k: int, threshold: float, exc
     vectors = encoder.embed([DOCUMENTS[i] for i in rows])
     scores = vectors @ encoder.embed([query])[0]
     ranking = np.argsort(-scores, kind="stable")
-    return [f"d{rows[ranking[p]]}" for p in select(scores[ranking], vectors[ranking], k, threshold)]
+    return [f"d{rows[ranking[p]]}" for p in RelevanceRedundancy(threshold).select(scores[ranking], vectors[ranking], k)]
 
 
 @pytest.mark.parametrize("threshold", [0.7, 0.95, 1.1])
@@ -52,14 +52,14 @@ def test_text_picture_and_mixed_queries_equal_brute_force(
 ) -> None:
     monkeypatch.setattr(module, "CANDIDATES", candidates)  # 2: most queries have to look further down
     exclude = [{"d9"}, {"d21"}, set[str](), {"nothing"}]
-    found = Retriever(memory, encoder, threshold).retrieve(QUERIES, k=3, exclude=exclude)
+    found = Retriever(memory, encoder, RelevanceRedundancy(threshold)).retrieve(QUERIES, k=3, exclude=exclude)
     for query, hits, excluded in zip(QUERIES, found, exclude, strict=True):
         assert [hit.id for hit in hits] == brute_force(encoder, query, 3, threshold, excluded)
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
 def test_a_hit_says_what_it_is_and_where_from(memory: Memory, encoder: Encoder) -> None:
-    (hits,) = Retriever(memory, encoder, 1.1).retrieve([DOCUMENTS[30]])
+    (hits,) = Retriever(memory, encoder, RelevanceRedundancy(1.1)).retrieve([DOCUMENTS[30]])
     assert len(hits) == 2
     assert (hits[0].id, hits[0].document, hits[0].metadata, hits[0].origin) == (
         "d30",
@@ -72,13 +72,13 @@ def test_a_hit_says_what_it_is_and_where_from(memory: Memory, encoder: Encoder) 
 
 def test_the_query_itself_is_redundant(memory: Memory, encoder: Encoder) -> None:
     retriever = Retriever(memory, encoder)
-    assert retriever.redundancy_threshold == encoder.redundancy_threshold == 0.95
+    assert retriever.strategy == RelevanceRedundancy(encoder.redundancy_threshold) == RelevanceRedundancy(0.95)
     assert "d30" not in [hit.id for hit in retriever.retrieve([DOCUMENTS[30]], k=5)[0]]
 
 
 def test_a_small_memory_gives_fewer(encoder: Encoder, tmp_path: Path) -> None:
     memory = Memory.create(tmp_path / "m", encoder.fingerprint, encoder.dimension)
-    retriever = Retriever(memory, encoder, 1.1)
+    retriever = Retriever(memory, encoder, RelevanceRedundancy(1.1))
     assert retriever.retrieve(QUERIES) == [[]] * 4
     memory.add([Item("only", Document.of("a fox"), {}, "")], encoder.embed([Document.of("a fox")]))
     parts: list[Part] = [*DOCUMENTS[0].parts]

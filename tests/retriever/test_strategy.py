@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from racm3.document import Document, Hole, Image, Text
-from racm3.retriever.strategy import GREY, PATCH_PX, drop_query, select
+from racm3.retriever.strategy import GREY, PATCH_PX, RelevanceRedundancy, drop_query
 from tests.retriever.conftest import picture
 
 
@@ -43,14 +43,14 @@ def angles(*degrees: float) -> np.ndarray:
 )
 def test_redundant_candidates_are_skipped(degrees: tuple[float, ...], k: int, taken: list[int]) -> None:
     vectors = angles(*degrees).reshape(-1, 2)
-    assert select(vectors @ angles(0)[0], vectors, k, threshold=0.9) == taken
+    assert RelevanceRedundancy(0.9).select(vectors @ angles(0)[0], vectors, k) == taken
 
 
 def test_a_threshold_of_one_is_plain_relevance() -> None:
     vectors = clustered(50, 3)
     scores = vectors[0] @ vectors[1:].T
     order = np.argsort(-scores)
-    assert select(scores[order] - 1e-3, vectors[1:][order] * 0.99, 5, threshold=1.0) == [0, 1, 2, 3, 4]
+    assert RelevanceRedundancy(1.0).select(scores[order] - 1e-3, vectors[1:][order] * 0.99, 5) == [0, 1, 2, 3, 4]
 
 
 # Query dropout -----------------------------------------------------------------------------------------------------

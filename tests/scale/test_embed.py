@@ -13,7 +13,7 @@ import pytest
 
 from racm3.data import Skipped, recognise
 from racm3.errors import EncoderMismatchError
-from racm3.memory.check import check
+from racm3.memory.check import Checked, check
 from racm3.memory.memory import Memory
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.ingest import Changes, ingest
@@ -74,7 +74,7 @@ def test_the_memory_is_that_of_one_machine(
     done = embed(memory, folder, [recognise(shards)], ONE, skipped.append, looked_at.append)
     assert done == Changes(added=20, unchanged=1)  # what two shards have is added once, though both were new at first
     same(memory, alone)
-    assert check(memory.path) == (20, [])
+    assert check(memory.path) == Checked(20)
     assert sorted((skip.origin.rpartition("/")[2].split("#")[0], skip.reason[:12]) for skip in skipped) == [
         ("000002.tar", "its id is in"),
         ("000003.tar", "the shard is"),
@@ -122,7 +122,7 @@ def test_shards_and_memory_may_lie_in_a_bucket(bucket: str, folder: Path, shards
             stream.write(file.read_bytes())
     memory = Memory.create(f"{bucket}/memory", encoder.fingerprint, encoder.dimension)
     assert embed(memory, folder, [recognise(f"{bucket}/shards/*.tar")], ONE) == Changes(added=20, unchanged=1)
-    assert check(memory.path) == (20, [])
+    assert check(memory.path) == Checked(20)
 
 
 def test_pictures_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def test_nothing_of_nothing_is_refused() -> None:
 
 
 def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = re.findall(r"^```sh\nracm3 (scale plan.*)\n```\n+```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    shown = re.findall(r"^```sh\nracm3 (memory plan.*)\n```\n+```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     assert len(shown) >= 1
     for command, printed in shown:
         assert cli.main(shlex.split(command)) == 0

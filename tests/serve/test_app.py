@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from racm3.data import Item
 from racm3.document import Document, Hole
 from racm3.errors import ConfigError
-from racm3.generator.decoding import Sampling
+from racm3.generator.sampling import Sampling
 from racm3.pipeline import RACM3, Settings
 from racm3.serve.app import create_app
 from racm3.serve.guard import LIMITS, LOOPBACK_HOSTS, Tokens
@@ -148,21 +148,48 @@ def test_the_vanilla_switch_is_a_request_without_the_memory(client: TestClient, 
 
 
 def test_how_much_the_documents_count_holds_for_pictures_and_words(client: TestClient, twin: RACM3) -> None:
-    drawn = client.post("/v1/images/generations", json=FOX | {"racm3": {"grounding": 5.0, "temperature": 0}}).json()
+    drawn = client.post("/v1/images/generations", json=FOX | {"racm3": {"context_aware": 5.0, "temperature": 0}}).json()
     content = [{"type": "image_url", "image_url": {"url": data_url(picture(7))}}]
     told = client.post(
         "/v1/chat/completions",
-        json={"messages": [{"role": "user", "content": content}], "racm3": {"grounding": 5.0}, "max_tokens": 4},
+        json={"messages": [{"role": "user", "content": content}], "racm3": {"context_aware": 5.0}, "max_tokens": 4},
     ).json()
-    settings = Settings(image=Sampling(temperature=0, top_p=0.9, grounding=5.0), text=Sampling(0, grounding=5.0))
+    settings = Settings(
+        image=Sampling(temperature=0, top_p=0.9, context_aware=5.0), text=Sampling(0, context_aware=5.0)
+    )
     expected = twin.generate_image(FOX["prompt"], settings)
     caption = twin.caption(picture(7), replace(settings, max_text_tokens=4))
     assert np.array_equal(decoded(drawn["data"][0]["b64_json"]), expected.document.images[0].pixels)
     assert told["choices"][0]["message"]["content"] == caption.document.text
-    assert drawn["racm3"]["grounding"] == told["racm3"]["grounding"] == 5.0
+    assert drawn["racm3"]["context_aware"] == told["racm3"]["context_aware"] == 5.0
     usual = client.post("/v1/images/generations", json=FOX | {"racm3": {"temperature": 0}}).json()
-    assert usual["racm3"]["grounding"] == Settings().image.grounding
+    assert usual["racm3"]["context_aware"] == Settings().image.context_aware
     assert usual["data"] != drawn["data"]
+
+
+def test_what_reproduces_an_answer_does(client: TestClient, twin: RACM3) -> None:
+    asked = {
+        "image": {"top_p": 0.5, "min_p": 0.1},
+        "text": {"top_k": 3},
+        "max_text_tokens": 7,
+        "seed": 4,
+        "guidance": 2.0,
+    }
+    first = client.post("/v1/images/generations", json=FOX | {"racm3": asked}).json()
+    usual = Settings()
+    image = replace(usual.image, top_p=0.5, min_p=0.1, guidance=2.0)
+    settings = replace(usual, image=image, text=replace(usual.text, top_k=3), max_text_tokens=7, seed=4)
+    expected = twin.generate_image(FOX["prompt"], settings)
+    assert np.array_equal(decoded(first["data"][0]["b64_json"]), expected.document.images[0].pixels)
+    again = client.post("/v1/images/generations", json=FOX | {"racm3": first["racm3"]}).json()
+    assert (again["data"], again["racm3"]) == (first["data"], first["racm3"])
+
+
+def test_an_option_by_its_old_name_is_told_the_new_one(client: TestClient) -> None:
+    for racm3 in ({"grounding": 2.0}, {"image": {"grounding": 2.0}}):
+        refused(
+            client.post("/v1/images/generations", json=FOX | {"racm3": racm3}), 400, "is called 'context_aware' now"
+        )
 
 
 def test_classification(client: TestClient, twin: RACM3) -> None:

@@ -11,7 +11,7 @@ from starlette.routing import compile_path
 
 from racm3 import cli
 from racm3.serve import run
-from tests.test_readme import commands
+from tests.test_prose import commands
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
 

@@ -27,7 +27,7 @@ from racm3.serve.app import create_app
 from tests.serve.conftest import listening
 
 pytest.importorskip("playwright", reason="the page is tested with playwright")
-from playwright.sync_api import (  # noqa: E402
+from playwright.sync_api import (
     Browser,
     BrowserContext,
     FilePayload,

@@ -14,10 +14,11 @@ from racm3.evaluation.scenes_tasks import each_alone, two_entities
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
 from racm3.retriever.retriever import Retriever
+from racm3.retriever.strategy import Relevance
 from racm3.scenes.draw import Scene, draw
 from racm3.scenes.judges import Judge
 from racm3.scenes.world import World
-from study.experiments import EXPERIMENTS, NOTHING_REDUNDANT, SHOWN, Lab, examine_generator
+from study.experiments import EXPERIMENTS, SHOWN, Lab, examine_generator
 
 N = 2
 USUAL = Protocol()
@@ -53,15 +54,15 @@ ROWS = {
     "knowledge": 2 * 2,
     "documents": 8,
     "caption-documents": 4,
-    "grounding": 4 * 2,
+    "context-aware": 4 * 2,
     "retriever": 2 * 2 * 2,
     "perplexity": 2 * (3 + 1),
 }
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", EXPERIMENTS.names())
 def test_rows_have_labels_and_scores_with_intervals(name: str, lab: Lab) -> None:
-    found = EXPERIMENTS[name](lab)
+    found = EXPERIMENTS.get(name)(lab)
     assert len(found.rows) == ROWS[name]
     labels = [
         tuple(str(row[key]) for key in row if key not in ("n", "interval", *row["interval"])) for row in found.rows
@@ -79,7 +80,7 @@ def test_rows_have_labels_and_scores_with_intervals(name: str, lab: Lab) -> None
 
 
 def test_before_no_novel_entity_is_in_memory(lab: Lab) -> None:
-    rows = EXPERIMENTS["knowledge"](lab).rows
+    rows = EXPERIMENTS.get("knowledge")(lab).rows
     assert {row["novel documents"]: row["in memory"] for row in rows} == {"before": 8, "after": 16}
     assert len(lab.memory) == 16  # the lab's own is left alone
 
@@ -94,13 +95,13 @@ def test_documents_are_given_as_the_row_says(lab: Lab, monkeypatch: pytest.Monke
         return complete(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(lab.retrieval, "complete", spy)
-    rows = EXPERIMENTS["documents"](lab).rows
+    rows = EXPERIMENTS.get("documents")(lab).rows
     asked = [Document.of(caption, Hole("image")) for _, caption in lab.tests("novel")]
     by_hand = {row["given"]: own for row, own in zip(rows, given, strict=True) if own is not None}
     assert list(by_hand) == ["2 documents, text alone", "2 documents, image alone", "2 documents, redundant ones too"]
     assert all(not document.images for own in by_hand["2 documents, text alone"] for document in own)
     assert all(document.text is None for own in by_hand["2 documents, image alone"] for document in own)
-    hits = Retriever(lab.memory, lab.retrieval.encoder, NOTHING_REDUNDANT).retrieve(asked, 2)
+    hits = Retriever(lab.memory, lab.retrieval.encoder, Relevance()).retrieve(asked, 2)
     assert by_hand["2 documents, redundant ones too"] == [[hit.document for hit in own] for own in hits]
 
 

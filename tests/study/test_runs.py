@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from racm3 import cli
 from racm3.errors import ConfigError, InputError
 from racm3.evaluation.scenes_protocol import Protocol
-from racm3.pipeline import SCENES
+from racm3.model_folder import SCENES
 from racm3.scenes.world import World
 from study import runs as studies
+from study.__main__ import main
 from study.claims import CLAIMS, share_of_steps
 from study.report import cell, load_results, table, write_report
 from study.runs import (
@@ -113,7 +113,7 @@ def test_a_training_goes_from_nothing_to_a_result(docs: Path) -> None:
     assert {"ids", "n", "resize", "extractor", "memory", "drawing", "commit", "elapsed_s", "encoder"} <= set(protocol)
     assert set(protocol["weights"]) == {"generator", "image-tokenizer", "encoder", "judge"}
     assert protocol["memory"]["hash"]
-    assert protocol["drawing"]["image"]["grounding"] == protocol["captioning"]["text"]["grounding"] == 1
+    assert protocol["drawing"]["image"]["context_aware"] == protocol["captioning"]["text"]["context_aware"] == 1
 
 
 def test_a_training_that_was_only_to_be_examined_is_not_trained_again(docs: Path, models: Path) -> None:
@@ -144,7 +144,7 @@ def test_what_is_done_is_not_done_again(
 
 
 def test_the_page_is_made_of_the_files(docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["report", "--docs", str(docs)]) == 0
+    assert main(["--docs", str(docs)]) == 0
     page = (docs / "results.md").read_text()
     assert page.count("| not run |") >= len(CLAIMS) - 1
     result = json.loads((docs / "results" / "study" / "two-entities.json").read_text())
@@ -154,6 +154,37 @@ def test_the_page_is_made_of_the_files(docs: Path, capsys: pytest.CaptureFixture
     assert "](results/two-entities.webp)" in page
     assert (docs / "results" / "two-entities.webp").exists()
     assert capsys.readouterr().out == f"wrote {docs / 'results.md'}\n"
+
+
+THEIRS = '''
+import numpy as np
+
+from racm3.document import Document, Hole
+from racm3.evaluation.bootstrap import means
+from study.experiments import Found
+
+
+def drawings(lab):
+    """How many pictures are drawn."""
+    asked = [Document.of(caption, Hole("image")) for _, caption in lab.tests("novel")]
+    done = lab.retrieval.complete(asked, lab.single)
+    return Found([{"entities": "novel"} | means({"drawn": np.array([len(one.document.images) for one in done])})])
+'''
+
+
+def test_an_experiment_of_another_package(
+    docs: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_study.py").write_text(THEIRS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    study = Study(tmp_path / "docs" / "results" / "study", docs.parent / "work", models, PROTOCOL)
+    rerun(study, ["their_study:drawings"])
+    assert is_done(study, "their_study:drawings")
+    page = write_report(tmp_path / "docs").read_text(encoding="utf-8")
+    assert "## their_study:drawings\n\nHow many pictures are drawn.\n\n| entities | drawn | n |" in page
+    assert "| novel | 1.00 | 2 |" in page
+    with pytest.raises(ConfigError, match="experiment 'their_study:widths' cannot be imported"):
+        selected(["their_study:widths"])
 
 
 def test_results_that_do_not_belong_together(docs: Path, tmp_path: Path) -> None:
@@ -172,7 +203,7 @@ def test_results_that_do_not_belong_together(docs: Path, tmp_path: Path) -> None
 
 
 def test_settings_without_a_rerun_are_not_silently_dropped(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["report", "--only", "pictures"]) == 2
+    assert main(["--only", "pictures"]) == 2
     assert "add --rerun" in capsys.readouterr().err
 
 
@@ -261,11 +292,8 @@ def test_claims_hold_where_the_numbers_say_so(share: float, holds: bool) -> None
 
 
 def test_the_stored_page_is_the_one_of_the_stored_results(tmp_path: Path) -> None:
-    """docs/results.md is what ``racm3 report`` makes of docs/results/study now."""
-    stored = ROOT / "docs" / "results" / "study"
-    if not stored.is_dir():
-        pytest.skip("no results are stored yet")
+    """docs/results.md is what ``python -m study`` makes of docs/results/study now."""
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "study").symlink_to(stored)
+    (tmp_path / "results" / "study").symlink_to(ROOT / "docs" / "results" / "study")
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert page == (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), "run racm3 report"
+    assert page == (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), "run python -m study"

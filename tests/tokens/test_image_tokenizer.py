@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from racm3.errors import CheckpointError, ConfigError
+from racm3.model_folder import ModelFolder
 from racm3.tokens.image_tokenizer import FSQ, FSQConfig, FSQImageTokenizer, JanusImageTokenizer, load_image_tokenizer
 
 CONFIG = FSQConfig(
@@ -176,6 +178,16 @@ def test_a_janus_folder_opens(janus: Path) -> None:
     assert torch.allclose(decoded, (expected / 2 + 0.5).clamp(0, 1), atol=1e-6)
 
 
+def test_digests_are_as_they_were(tokenizer: FSQImageTokenizer, janus: Path) -> None:
+    """What is prepared for a training is known by them."""
+    assert ModelFolder.open("scenes").image_tokenizer().digest == "18a56b7ba8c7d1b9"
+    other = FSQImageTokenizer(CONFIG)
+    assert other.digest != tokenizer.digest
+    other.encoder.load_state_dict(tokenizer.encoder.state_dict())
+    assert other.digest == tokenizer.digest  # decoders do not write codes
+    assert load_image_tokenizer(janus).digest == load_image_tokenizer(janus).digest
+
+
 # Folders that are none
 
 
@@ -221,3 +233,11 @@ def damaged(folder: Path, what: str, tokenizer: FSQImageTokenizer) -> Path:
 def test_bad_folders_are_named(tokenizer: FSQImageTokenizer, tmp_path: Path, what: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_image_tokenizer(damaged(tmp_path, what, tokenizer))
+
+
+def test_no_folder_names_code(tmp_path: Path) -> None:
+    """Only what is imported already is run, whatever a folder of weights says."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "antigravity:geohash"}))
+    with pytest.raises(CheckpointError, match="model_type 'antigravity:geohash'; allowed: .*imported module registers"):
+        load_image_tokenizer(tmp_path)
+    assert "antigravity" not in sys.modules

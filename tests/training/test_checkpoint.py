@@ -188,6 +188,17 @@ def test_the_checkpoint_of_another_run_is_refused(folder: Path) -> None:
     assert state == State(0)
 
 
+def test_a_run_of_before_a_setting_was_renamed_goes_on(tmp_path: Path) -> None:
+    state = State(2)
+    old = Checkpoints(tmp_path, connect(), {"start": "scenes"})
+    old.save(2, state.model, state.optimisers, state.average)
+    new = State(0)
+    renamed = Checkpoints(tmp_path, connect(), {"init_from": "scenes"})
+    assert renamed.restore(new.model, new.optimisers, new.average) == 2
+    with pytest.raises(CheckpointError, match="init_from was 'scenes' and is 'other'"):
+        Checkpoints(tmp_path, connect(), {"init_from": "other"}).restore(new.model, new.optimisers, new.average)
+
+
 def test_the_manifest_says_what_it_is(folder: Path) -> None:
     facts = read_manifest(folder / "step-000000003")
     assert (facts["step"], facts["identity"]) == (3, json.loads(json.dumps(IDENTITY)))

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from racm3.data import write_coco
 from racm3.errors import ConfigError, RACM3Error
-from racm3.tokens.documents import token_documents
+from racm3.tokens.codec import token_documents
 from racm3.tokens.markup import Markup
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.distributed import connect, whole

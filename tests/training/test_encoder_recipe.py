@@ -100,9 +100,9 @@ def test_a_batch_is_at_most_all_pairs(tokenizer: Tokenizer, tmp_path: Path) -> N
 
 
 def test_going_on_from_an_encoder(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    start = new_encoder(tokenizer, RUN)
-    assert shape_of(start) == {key: value for key, value in asdict(RUN).items() if key in shape_of(start)}
-    before = start.model.text_projection.weight.detach().clone()
+    initial = new_encoder(tokenizer, RUN)
+    assert shape_of(initial) == {key: value for key, value in asdict(RUN).items() if key in shape_of(initial)}
+    before = initial.model.text_projection.weight.detach().clone()
     run = replace(RUN, loop=replace(RUN.loop, steps=1), optimiser=replace(RUN.optimiser, warmup_steps=10**6))
-    trained = train_encoder(*pairs(), tokenizer, run, tmp_path, start)
+    trained = train_encoder(*pairs(), tokenizer, run, tmp_path, initial)
     torch.testing.assert_close(trained.model.text_projection.weight, before, atol=1e-6, rtol=0)

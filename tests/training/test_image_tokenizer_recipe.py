@@ -43,11 +43,11 @@ def test_the_loss_falls_and_the_folder_opens(tmp_path: Path) -> None:
 
 
 def test_the_decoder_alone_keeps_every_code(tmp_path: Path) -> None:
-    start = train_image_tokenizer(pictures(), replace(RUN, loop=replace(RUN.loop, steps=3)), tmp_path / "start")
-    encoder = {name: value.clone() for name, value in start.encoder.state_dict().items()}
-    decoder = start.decoder[0].weight.detach().clone()
+    initial = train_image_tokenizer(pictures(), replace(RUN, loop=replace(RUN.loop, steps=3)), tmp_path / "first")
+    encoder = {name: value.clone() for name, value in initial.encoder.state_dict().items()}
+    decoder = initial.decoder[0].weight.detach().clone()
     run = replace(RUN, decoder_only=True, loop=replace(RUN.loop, steps=3))
-    more = train_image_tokenizer(pictures(), run, tmp_path / "more", start=start)
+    more = train_image_tokenizer(pictures(), run, tmp_path / "more", initial=initial)
     assert all(torch.equal(value, more.encoder.state_dict()[name]) for name, value in encoder.items())
     assert not torch.equal(more.decoder[0].weight, decoder)
 

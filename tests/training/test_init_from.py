@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,19 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from racm3.document import Hole
 from racm3.errors import CheckpointError, ConfigError
+from racm3.generator.engine import Engine, SequenceRequest
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.generator.prompt import answer_constraint, build_prompt
+from racm3.model_folder import ModelFolder
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
+from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.generator_recipe import GeneratorRun, ShapeConfig
 from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
-from racm3.training.init_from import start_generator, start_image_tokenizer, start_text
+from racm3.training.init_from import init_generator, init_image_tokenizer, init_text
 
 TEXT = TextTokenizer.train(["a fox in the snow"], 260)
 SHAPE = ShapeConfig(16, 2, 4, 2, 8, 24, context_tokens=32, rope_theta=1e6)
@@ -55,9 +59,9 @@ def qwen3(folder: Path, rows: int = 300) -> Qwen3ForCausalLM:
 
 def test_a_qwen3_reads_words_as_before_under_our_vocabulary(tmp_path: Path, image: FSQImageTokenizer) -> None:
     theirs = qwen3(tmp_path)
-    run = GeneratorRun(model=SHAPE, start=str(tmp_path), text_ids=0)
-    assert start_text(run).fingerprint == TEXT.fingerprint
-    ours = start_generator(run, VOCABULARY, TEXT, image)
+    run = GeneratorRun(model=SHAPE, init_from=str(tmp_path), text_ids=0)
+    assert init_text(run).fingerprint == TEXT.fingerprint
+    ours = init_generator(run, VOCABULARY, TEXT, image)
     assert ours is not None
     assert ours.config == GeneratorConfig(VOCABULARY.size, 16, 2, 4, 2, 8, 24, 32, rope_theta=1e6)
     ids = torch.tensor([TEXT.encode("a fox in the snow")])
@@ -65,23 +69,26 @@ def test_a_qwen3_reads_words_as_before_under_our_vocabulary(tmp_path: Path, imag
         expected = theirs(ids).logits[..., : TEXT.size]
         logits = ours.logits(ours(ids + VOCABULARY.text_start))
     torch.testing.assert_close(logits[..., VOCABULARY.text_start : VOCABULARY.image_start], expected)
+    prompt = build_prompt([], [Hole("image")], Markup(VOCABULARY, 4), 8)  # and it can draw
+    request = SequenceRequest(prompt.ids, answer_constraint(prompt.spans, VOCABULARY))
+    assert len(Engine(ours.eval(), VOCABULARY).run([request])[0].tokens) == 4
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, image: FSQImageTokenizer) -> None:
     qwen3(tmp_path)
-    run = GeneratorRun(model=replace(SHAPE, layers=3, width=32), start=str(tmp_path), text_ids=0)
+    run = GeneratorRun(model=replace(SHAPE, layers=3, width=32), init_from=str(tmp_path), text_ids=0)
     with pytest.raises(ConfigError, match="another shape than the run; --set model.width=16 model.layers=2$"):
-        start_generator(run, VOCABULARY, TEXT, image)
+        init_generator(run, VOCABULARY, TEXT, image)
     longer = replace(run, model=replace(SHAPE, context_tokens=128))
     with pytest.raises(ConfigError, match="--set model.context_tokens=64$"):
-        start_generator(longer, VOCABULARY, TEXT, image)
+        init_generator(longer, VOCABULARY, TEXT, image)
     qwen3(tmp_path, rows=200)
     with pytest.raises(CheckpointError, match="has rows for 200 ids, but its tokenizers write 260"):
-        start_generator(replace(run, model=SHAPE), VOCABULARY, TEXT, image)
-    with pytest.raises(ConfigError, match="there is no start"):
-        start_text(GeneratorRun(text_ids=0))
+        init_generator(replace(run, model=SHAPE), VOCABULARY, TEXT, image)
+    with pytest.raises(ConfigError, match="that is not set"):
+        init_text(GeneratorRun(text_ids=0))
     with pytest.raises(CheckpointError, match="there is no folder .*none of weights to go on from"):
-        start_text(GeneratorRun(start=str(tmp_path / "none"), text_ids=0))
+        init_text(GeneratorRun(init_from=str(tmp_path / "none"), text_ids=0))
 
 
 def test_image_codes_are_kept_where_they_are_the_same(
@@ -89,14 +96,12 @@ def test_image_codes_are_kept_where_they_are_the_same(
 ) -> None:
     torch.manual_seed(0)
     old = Generator(GeneratorConfig(VOCABULARY.size, 16, 2, 4, 2, 8, 24, 32, rope_theta=1e6))
-    old.save_pretrained(tmp_path / "generator")
-    TEXT.save(tmp_path / "generator" / "tokenizer.json")
-    (tmp_path / "generator" / "racm3.json").write_text(json.dumps(VOCABULARY.to_dict()))
+    ModelFolder(tmp_path).save_generator(old, TEXT, Markup(VOCABULARY, 4), (2, 2))
     image.save_pretrained(tmp_path / "image-tokenizer")
-    run = GeneratorRun(model=SHAPE, start=str(tmp_path / "generator"))
+    run = GeneratorRun(model=SHAPE, init_from=str(tmp_path / "generator"))
 
     def rows(tokenizer: FSQImageTokenizer) -> torch.Tensor:
-        found = start_generator(run, VOCABULARY, TEXT, tokenizer)
+        found = init_generator(run, VOCABULARY, TEXT, tokenizer)
         assert found is not None
         assert torch.equal(found.lm_head.weight[: VOCABULARY.image_start], old.lm_head.weight[: VOCABULARY.image_start])
         return found.lm_head.weight[VOCABULARY.image_start :]
@@ -117,9 +122,9 @@ def test_image_codes_are_kept_where_they_are_the_same(
 
 def test_an_image_tokenizer_of_another_shape(tmp_path: Path, image: FSQImageTokenizer) -> None:
     image.save_pretrained(tmp_path)
-    run = ImageTokenizerRun(model=IMAGE, start=str(tmp_path))
-    found = start_image_tokenizer(run)
+    run = ImageTokenizerRun(model=IMAGE, init_from=str(tmp_path))
+    found = init_image_tokenizer(run)
     assert found is not None
     assert found.config == IMAGE
     with pytest.raises(ConfigError, match=r"--set model.levels=\[3,3\]$"):
-        start_image_tokenizer(replace(run, model=replace(IMAGE, levels=(5, 5))))
+        init_image_tokenizer(replace(run, model=replace(IMAGE, levels=(5, 5))))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from racm3.errors import CheckpointError, ConfigError, RACM3Error
 from racm3.training.generator_recipe import GeneratorRun
-from racm3.training.loop import AHEAD, MAY_CHANGE, Batch, LoopConfig, Metrics, _dotted, ahead
-from racm3.util.config import to_dict
+from racm3.training.loop import AHEAD, MAY_CHANGE, Batch, LoopConfig, Metrics, ahead
+from racm3.util.config import dotted, to_dict
 from tests.training.toy import LOOP, Toy, ToyRun, batch, curve, loss_of, rows, train
 
 STOP_AT = 5
@@ -104,7 +104,7 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_may_change_are_settings() -> None:
-    assert _dotted(to_dict(GeneratorRun())).keys() >= MAY_CHANGE
+    assert dotted(to_dict(GeneratorRun())).keys() >= MAY_CHANGE
 
 
 def test_rows(tmp_path: Path) -> None:

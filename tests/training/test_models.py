@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +10,16 @@ import pytest
 
 from racm3.data import Item, write_coco
 from racm3.document import Document, Image
-from racm3.errors import ConfigError, SourceError
+from racm3.errors import CheckpointError, ConfigError, SourceError
 from racm3.memory.memory import Memory
+from racm3.model_folder import ModelFolder
 from racm3.pipeline import RACM3, Settings
 from racm3.tokens.image_tokenizer import FSQConfig
 from racm3.training.encoder_recipe import EncoderRun
 from racm3.training.generator_recipe import GeneratorRun, ShapeConfig
 from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
 from racm3.training.loop import LoopConfig
-from racm3.training.models import Runs, make_all, make_encoder, make_memory
+from racm3.training.models import Runs, make_all, make_encoder, make_generator, make_memory
 
 ONE = LoopConfig(steps=1, dtype="float32")
 RUNS = Runs(
@@ -105,8 +108,66 @@ def test_more_held_out_than_trained_on(data: Path, tmp_path: Path) -> None:
 
 def test_an_encoder_that_goes_on_keeps_its_tokenizer(data: Path, tmp_path: Path) -> None:
     make_encoder(data, RUNS.encoder, tmp_path / "one")
-    on = replace(RUNS.encoder, start=str(tmp_path / "one"))
+    on = replace(RUNS.encoder, init_from=str(tmp_path / "one"))
     with pytest.raises(ConfigError, match="goes on from .* with its own tokenizer"):
         make_encoder(data, on, tmp_path / "two", tmp_path / "one" / "tokenizer.json")
     make_encoder(data, on, tmp_path / "two")
     assert (tmp_path / "one" / "tokenizer.json").read_text() == (tmp_path / "two" / "tokenizer.json").read_text()
+
+
+THEIRS = '''
+"""How bright each patch of 8 px is, in so many steps."""
+
+import json
+
+import torch
+
+from racm3.tokens.image_tokenizer import IMAGE_TOKENIZERS
+
+
+class Brightness:
+    image_size_px, grid = 16, (2, 2)
+
+    def __init__(self, steps):
+        self.codebook_size = steps
+
+    @property
+    def digest(self):
+        return f"{self.codebook_size:016x}"
+
+    def encode(self, pixels):
+        means = torch.nn.functional.avg_pool2d(pixels.mean(1, keepdim=True), 8)
+        return (means.flatten(1) * (self.codebook_size - 1)).round().long()
+
+    def decode(self, codes):
+        grey = codes.float().reshape(-1, 1, 2, 2) / (self.codebook_size - 1)
+        return torch.nn.functional.interpolate(grey, scale_factor=8).repeat(1, 3, 1, 1)
+
+
+@IMAGE_TOKENIZERS.register("brightness")
+def open_brightness(folder):
+    return Brightness(json.loads((folder / "config.json").read_text())["steps"])
+'''
+
+
+def test_an_image_tokenizer_of_another_package(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained on and drawn with; and what is prepared by one is not taken for another's."""
+    for name, steps in (("few", 8), ("many", 9)):
+        (tmp_path / name / "image-tokenizer").mkdir(parents=True)
+        facts = json.dumps({"model_type": "brightness", "steps": steps})
+        (tmp_path / name / "image-tokenizer" / "config.json").write_text(facts, encoding="utf-8")
+    (tmp_path / "their_tokenizer.py").write_text(THEIRS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CheckpointError, match="model_type 'brightness'; allowed: .*imported module registers"):
+        ModelFolder(tmp_path / "few").image_tokenizer()
+    importlib.import_module("their_tokenizer")
+    encoder = tmp_path / "few" / "encoder"
+    make_encoder(data, RUNS.encoder, encoder)
+    for name in ("few", "many"):
+        out, tokenizer = tmp_path / name / "generator", tmp_path / name / "image-tokenizer"
+        make_generator(data, RUNS.generator, out, tokenizer, encoder, prepared=str(tmp_path / "prepared"))
+    assert len(list((tmp_path / "prepared").glob("tokens-*"))) == 2
+    done = RACM3.from_pretrained(tmp_path / "few").generate_image("3 foxes", Settings(k=0))
+    assert len({tuple(pixel) for row in done.document.images[0].pixels for pixel in row.tolist()}) <= 4

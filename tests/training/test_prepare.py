@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ from racm3.document import Document, Hole, Image
 from racm3.errors import DocumentError, SourceError
 from racm3.retriever.corpus_neighbours import document_neighbours
 from racm3.retriever.encoder import Encoder
-from racm3.tokens.documents import image_codes, token_documents
+from racm3.retriever.strategy import Relevance, RelevanceRedundancy
+from racm3.tokens.codec import image_codes, token_documents
 from racm3.tokens.image_tokenizer import FSQConfig, FSQImageTokenizer
 from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training import prepare as module
-from racm3.training.prepare import TrainingSet, load_pairs, prepare
+from racm3.training.prepare import TrainingSet, _digest, _files, load_pairs, prepare
 from racm3.training.prepared_cache import Cache
 from racm3.util.s3 import Remote
 
@@ -220,20 +222,20 @@ def test_neighbours_go_on_where_they_were_broken_off(tmp_path: Path, monkeypatch
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     np.save(tmp_path / "whole.npy", vectors[:, 0])
     np.save(tmp_path / "queries.npy", vectors[:, 1:])
-    module._find(tmp_path, 2, 0.9, tmp_path / "one.npy")
+    module._find(tmp_path, 2, RelevanceRedundancy(0.9), tmp_path / "one.npy")
     asked: list[int] = []
 
-    def breaks(queries: np.ndarray, table: np.ndarray, first: int, *settings: float) -> np.ndarray:
+    def breaks(queries: np.ndarray, table: np.ndarray, first: int, *settings: Any) -> np.ndarray:
         asked.append(first)
         if asked.count(14) == 1 and first == 14:
             raise KeyboardInterrupt
-        return document_neighbours(queries, table, first, *settings)  # type: ignore[arg-type]
+        return document_neighbours(queries, table, first, *settings)
 
     monkeypatch.setattr(module, "PART", 7)
     monkeypatch.setattr(module, "document_neighbours", breaks)
     with pytest.raises(KeyboardInterrupt):
-        module._find(tmp_path, 2, 0.9, tmp_path / "two.npy")
-    module._find(tmp_path, 2, 0.9, tmp_path / "two.npy")
+        module._find(tmp_path, 2, RelevanceRedundancy(0.9), tmp_path / "two.npy")
+    module._find(tmp_path, 2, RelevanceRedundancy(0.9), tmp_path / "two.npy")
     assert asked == [0, 7, 14, 14, 21, 28, 35]
     np.testing.assert_array_equal(np.load(tmp_path / "two.npy"), np.load(tmp_path / "one.npy"))
 
@@ -260,6 +262,18 @@ def test_another_model_or_other_data_is_another_set(
     files[0].write_bytes(picture(99).png())
     os.utime(files[0], ns=(0, 0))
     assert not equal(one, prepare(folder, TEXT, image, markup, encoder, cache))
+
+
+def test_another_strategy_is_another_set_and_the_usual_one_is_known_as_ever(
+    folder: Path, image: FSQImageTokenizer, markup: Markup, encoder: Encoder, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    prepare(folder, TEXT, image, markup, encoder, cache)
+    name = _digest(_files(folder), (encoder.fingerprint, (0.0, 0.2), 0), encoder.redundancy_threshold, 2)
+    assert [file.name for file in cache.folder.glob("neighbours-*")] == [f"neighbours-{name}.npy"]
+    prepare(folder, TEXT, image, markup, encoder, cache, strategy=Relevance())
+    assert len(list(cache.folder.glob("neighbours-*"))) == 2
+    assert len(list(cache.folder.glob("vectors-*"))) == 1
 
 
 def test_globs_of_the_same_cache_are_told_apart(image: FSQImageTokenizer, markup: Markup, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from racm3.errors import ConfigError
+from racm3.training.encoder_recipe import EncoderRun
 from racm3.util.config import from_dict, load, override, save, to_dict
 
 
@@ -235,3 +237,49 @@ def test_later_overrides_win_and_the_given_configuration_stays() -> None:
 def test_a_bad_override_says_why(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         override(RUN, [assignment])
+
+
+@dataclass(frozen=True)
+class Ordered:
+    low: int = 1
+    high: int = 2
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ConfigError("low is above high")
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Ordered = Ordered()
+    share: float = 0.5
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_values_are_checked_when_all_are_set(order: int) -> None:
+    assert override(Ordered(), ["low=5", "high=9"][::order]) == Ordered(5, 9)
+    assert override(Outer(), ["inner.low=5", "inner.high=9"][::order]) == Outer(Ordered(5, 9))
+    with pytest.raises(ConfigError, match="low is above high"):
+        override(Outer(), ["inner.low=5", "inner.high=4"][::order])
+
+
+def test_the_last_value_of_a_key_counts() -> None:
+    assert override(Outer(), ["inner.low=2", 'inner={"low": 3, "high": 4}', "inner.high=5"]).inner == Ordered(3, 5)
+    assert override(Ordered(), ["high=3", "high=4"]).high == 4
+
+
+def test_a_number_may_begin_or_end_with_its_point() -> None:
+    assert override(Outer(), ["share=.95"]).share == 0.95
+    assert override(Outer(), ["share=1."]).share == 1.0
+
+
+def test_a_key_that_was_renamed_is_named(tmp_path: Path) -> None:
+    """By whoever still gives the old one: on the command line, or in the run.json of an earlier version."""
+    with pytest.raises(ConfigError, match="'start' is called 'init_from' now"):
+        override(EncoderRun(), ["start=scenes"])
+    settings = {"start": None, "batch_size": 8}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="run.json: the key 'start' is called 'init_from' now"):
+        load(EncoderRun, tmp_path / "run.json")
+    with pytest.raises(ConfigError, match="unknown key 'start'"):
+        override(RUN, ["start=scenes"])

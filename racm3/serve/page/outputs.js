@@ -254,12 +254,15 @@ class Output {
     const { retrieve, ...used } = answer.racm3;
     const feather = request.soft ? " · edge blended in the page" : "";
     return el("details", {}, el("summary", {}, "Details and commands"),
-      el("p", { class: "quiet settings" }, Object.entries(used).map(([name, value]) => `${name} ${value}`).join(" · ") + feather),
+      el("p", { class: "quiet settings" }, scalars(used).map(([name, value]) => `${name} ${value}`).join(" · ") + feather),
       ...(record.control ? [] : answer.sources.map((source, i) =>
         el("p", { class: "quiet" }, `source ${i + 1}: ${source.id} · ${source.from} · score ${source.score.toFixed(3)}`))),
       el("div", { class: "tools" }, ...copyButtons(() => withoutOurs(request))));
   }
 }
+
+/** The settings that are the same for all that is generated, as [name, value]. */
+const scalars = (settings) => Object.entries(settings).filter(([, value]) => typeof value !== "object");
 
 /** A request as the API knows it. */
 const withoutOurs = ({ path, body, multipart }) => ({ path, body, multipart });

@@ -1,0 +1,148 @@
+"""Codes as digits: what the generator knows of an image code is a sum over the digits of it, and a little of its own.
+
+A code of finite scalar quantisation is a handful of digits, and a code never met in training shares each of them with
+codes that were. While it is trained, the generator's table is therefore
+
+    row of a code = sum of a row for each of its digits + a row of its own
+
+and ``plain`` writes it out as the ordinary table, so that what is saved is the ordinary model.
+
+V vocabulary, D width, G digits of all places together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from racm3.generator.model import INIT_STD, Generator, GeneratorConfig, Layer
+from racm3.tokens.image_tokenizer import FSQ
+from racm3.tokens.vocabulary import Vocabulary
+
+__all__ = ["DigitGenerator", "attend_back", "from_plain", "plain"]
+
+
+class DigitTable(nn.Module):
+    """The table of a vocabulary whose last ids are FSQ codes; it replaces ``nn.Embedding`` and ``nn.Linear``."""
+
+    chosen: Tensor
+
+    def __init__(self, vocabulary: Vocabulary, levels: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        fsq = FSQ(levels)
+        digits = fsq.digits_of(torch.arange(vocabulary.image_size))  # (codes, places)
+        starts = torch.tensor([sum(levels[:place]) for place in range(len(levels))])
+        chosen = F.one_hot(digits + starts, sum(levels)).sum(1).float()  # (codes, G)
+        self.register_buffer("chosen", chosen, persistent=False)
+        self.own = nn.Parameter(torch.empty(vocabulary.size, width).normal_(std=INIT_STD))
+        with torch.no_grad():
+            self.own[vocabulary.image_start :] *= 0.25
+        # Neighbouring digits mean neighbouring colours: they begin near one another.
+        rows = []
+        for level in levels:
+            direction = torch.randn(width)
+            value = torch.linspace(-1, 1, level)[:, None]
+            rows.append(INIT_STD / math.sqrt(len(levels)) * (value * direction * 1.2 + 0.6 * torch.randn(level, width)))
+        self.digits = nn.Parameter(torch.cat(rows))  # (G, D)
+        self.text_size = vocabulary.image_start
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, D)"""
+        codes = self.own[self.text_size :] + self.chosen @ self.digits
+        return torch.cat((self.own[: self.text_size], codes))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class _Head(nn.Module):
+    """The same table as the output projection."""
+
+    def __init__(self, table: DigitTable) -> None:
+        super().__init__()
+        self._table = (table,)  # in a tuple, so that its weights are not counted twice
+
+    @property
+    def weight(self) -> Tensor:
+        return self._table[0].weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight)
+
+
+class DigitGenerator(Generator):
+    """A generator with tied embeddings whose table is a ``DigitTable``: for training alone."""
+
+    def __init__(self, config: GeneratorConfig, vocabulary: Vocabulary, levels: tuple[int, ...]) -> None:
+        super().__init__(replace(config, tie_embeddings=True))
+        table = DigitTable(vocabulary, levels, config.width)
+        self.model.embed_tokens = table  # type: ignore[assignment]
+        self.lm_head = _Head(table)  # type: ignore[assignment]
+
+    @property
+    def table(self) -> DigitTable:
+        return cast(DigitTable, self.model.embed_tokens)
+
+
+@torch.no_grad()
+def plain(generator: DigitGenerator) -> Generator:
+    """The same function as an ordinary generator."""
+    result = Generator(generator.config)
+    weights = {name: value for name, value in generator.state_dict().items() if "embed_tokens" not in name}
+    weights["model.embed_tokens.weight"] = weights["lm_head.weight"] = generator.table.weight
+    result.load_state_dict(weights)
+    return result.eval()
+
+
+@torch.no_grad()
+def from_plain(trained: Generator, vocabulary: Vocabulary, levels: tuple[int, ...]) -> DigitGenerator:
+    """The inverse of ``plain``, to go on from: the digits' rows are those that explain most of the table."""
+    result = DigitGenerator(trained.config, vocabulary, levels)
+    table = result.table
+    rows = trained.model.embed_tokens.weight
+    codes = rows[vocabulary.image_start :]
+    table.digits.copy_(torch.linalg.lstsq(table.chosen, codes, driver="gelsd").solution)
+    table.own.copy_(rows)
+    table.own[vocabulary.image_start :] = codes - table.chosen @ table.digits
+    weights = {name: value for name, value in trained.state_dict().items() if "embed_tokens" not in name}
+    weights.pop("lm_head.weight", None)
+    result.load_state_dict(weights, strict=False)
+    return result
+
+
+@torch.no_grad()
+def attend_back(generator: DigitGenerator, distances: tuple[int, ...], strength: float = 1.5) -> None:
+    """Begin with a head in the first layer for each of the distances, which looks that many tokens back.
+
+    Copying needs such heads (left and upper neighbour of a code), and a model that has to find them first copies later.
+    All tokens get the same number in one place of their embedding; the heads' queries and keys begin as a constant that
+    is read from it, turned against each other by the distance. Only the beginning is set; all of it is trained.
+    """
+    config, attention = generator.config, cast(Layer, generator.model.layers[0]).self_attn
+    pairs = config.head_dim // 2
+    fast = max(1, pairs // 2)  # the pairs of the rotary positions that turn fast enough to tell neighbours apart
+    angles = 1 / config.rope_theta ** (torch.arange(fast) / pairs)
+    table = generator.table
+    table.own[:, 0] = 4 * INIT_STD
+    table.digits[:, 0] = 0
+    size = float(generator.table.weight[table.text_size :].square().mean().sqrt())
+    seen = 4 * INIT_STD / size  # of the constant after the norm
+    for head, distance in enumerate(distances):
+        rows = (
+            slice(head * config.head_dim, head * config.head_dim + pairs),
+            slice(head * config.head_dim + pairs, (head + 1) * config.head_dim),
+        )
+        for weight, turn in ((attention.k_proj.weight, 0.0), (attention.q_proj.weight, float(distance))):
+            first, second = torch.zeros(pairs), torch.zeros(pairs)
+            # A query at t that is turned back by the distance points where the key of t - distance does.
+            first[:fast], second[:fast] = (turn * angles).cos(), -(turn * angles).sin()
+            weight[rows[0], 0] = strength / seen * first
+            weight[rows[1], 0] = strength / seen * second
+    attention.q_norm.weight.fill_(1.6)
+    attention.k_norm.weight.fill_(1.6)
