@@ -33,7 +33,9 @@ from racm3.serve.engine_thread import Busy, Gone, Late
 from racm3.serve.guard import LIMITS, ApiError, Guard, Limits, Metrics, Tokens, error_body
 from racm3.serve.shapes import Error, Model, ModelFacts, Models, Status
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("page")
+STYLE_FILE = re.compile(r'<link rel="stylesheet" href="(\w+\.css)">')
+SCRIPT_FILE = re.compile(r'<script([^>]*) src="(\w+\.js(?:on)?)"></script>')
 SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Error, "description": "What was wrong, and what to do"},
@@ -154,7 +156,7 @@ def _system(api: Api, metrics: Metrics) -> APIRouter:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     if PAGE.exists():
-        text = PAGE.read_text(encoding="utf-8")
+        text = page_text()
         headers = {
             "Content-Security-Policy": _policy(text),
             "Referrer-Policy": "no-referrer",
@@ -166,6 +168,19 @@ def _system(api: Api, metrics: Metrics) -> APIRouter:
             return HTMLResponse(text, headers=headers)
 
     return router
+
+
+def page_text(folder: Path = PAGE) -> str:
+    """The page as one document: the files that ``index.html`` names, put where it names them.
+
+    None of them holds ``</script``, which would end it.
+    """
+
+    def file(name: str) -> str:
+        return (folder / name).read_text(encoding="utf-8")
+
+    text = STYLE_FILE.sub(lambda found: f"<style>\n{file(found[1])}</style>", file("index.html"))
+    return SCRIPT_FILE.sub(lambda found: f"<script{found[1]}>\n{file(found[2])}</script>", text)
 
 
 def _policy(page: str) -> str:

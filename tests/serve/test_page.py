@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -43,8 +44,8 @@ if CHROMIUM is None:
     pytest.skip("there is no Chromium to open the page with", allow_module_level=True)
 
 DOCUMENTS = 26  # more than a page of them
-TABS = ("Draw", "Describe", "Edit", "Teach", "Memory")
-SLOW_MS = 60_000  # on a busy machine
+TABS = ("Draw", "Describe", "Edit", "Teach", "Memory", "Gallery")
+SLOW_MS = 15_000  # on a busy machine
 expect.set_options(timeout=SLOW_MS)
 
 
@@ -140,15 +141,18 @@ def press(inside: Locator, name: str) -> None:
 
 
 def finished(inside: Locator) -> Locator:
-    """The newest output, when it is complete."""
-    output = inside.get_by_role("article").first
-    expect(output.get_by_role("button", name="Copy as curl")).to_be_visible()
+    """The output, when it is complete."""
+    expect(inside.get_by_role("button", name="Stop", exact=True)).to_have_count(0)
+    output = inside.get_by_role("article")
+    expect(output.get_by_role("button", name="Same settings")).to_be_visible()
     return output
 
 
 def copied(output: Locator, language: str) -> str:
+    details = output.locator("details", has_text="Details and commands")
+    details.evaluate("node => node.open = true")
     press(output, f"Copy as {language}")
-    expect(output.get_by_role("status")).to_have_text(f"Copied as {language}.")
+    expect(details.get_by_role("status")).to_have_text(f"Copied as {language}.")
     return str(output.page.evaluate("navigator.clipboard.readText()"))
 
 
@@ -198,32 +202,40 @@ def test_draw(page: Page, tmp_path: Path) -> None:
     press(draw, "Draw")
     output = finished(draw)
     assert page.evaluate("window.rows.size") >= 8  # a row of codes at a time
-    made, vanilla = output.locator("figure.made").all()
     expect(output.get_by_role("heading")).to_have_text(WORDS)
-    assert pixels(shown(made)).shape == (64, 64, 3)
-    expect(output).to_contain_text("k 2")
-    expect(output).to_contain_text("seed 5")
+    made = output.locator("figure.made")
+    drawn = shown(made)
+    assert pixels(drawn).shape == (64, 64, 3)
+    expect(output.locator("header")).to_contain_text("seed 5")
+    expect(output.locator(".settings")).to_contain_text("k 2")
+    expect(output.locator(".settings")).to_be_hidden()  # the technical lines are folded
 
     sources = output.get_by_role("list", name="Sources").get_by_role("listitem")
     expect(sources).to_have_count(2)
     for source in sources.all():
-        expect(source).to_contain_text("score 0.")
+        expect(source).to_contain_text("% on this")
         expect(source.locator("img")).to_have_js_property("naturalWidth", 64)
+    expect(output.get_by_text("The shares of all sources add up")).to_be_hidden()
+    output.get_by_text("What “drew 41 % on this” means").click()
+    expect(output.get_by_text("The shares of all sources add up")).to_be_visible()
     lit = output.locator(".lit")
     expect(lit).to_have_count(3)  # over the picture and its two sources
+    page.mouse.move(0, 0)
     expect(lit.first).to_have_css("opacity", "0")
-    output.get_by_role("button", name="What came from where").press("Enter")
+    output.get_by_role("switch", name="What came from where").check()
     for one in lit.all():
         expect(one).to_have_css("opacity", "1")
 
-    output.get_by_role("switch", name="Without sources").check()
-    expect(vanilla).to_contain_text("without sources")
-    assert shown(vanilla) != shown(made)
+    output.get_by_role("radio", name="Without sources").check()
+    slider = output.get_by_role("slider", name="Compare")
+    expect(made.locator(".other")).to_have_css("clip-path", "inset(0px 0px 0px 50%)")
+    slider.focus()
+    slider.press("End")
+    expect(made.locator(".other")).to_have_css("clip-path", "inset(0px 0px 0px 100%)")
+    assert made.locator(".other").get_attribute("src") != made.locator("img").first.get_attribute("src")
+    output.get_by_role("radio", name="Alone").check()
 
-    assert run_curl(output, tmp_path)["data"][0]["b64_json"] == shown(made)
-    press(output, "Another one")
-    expect(draw.get_by_role("article")).to_have_count(2)
-    expect(finished(draw)).to_contain_text("seed 6")
+    assert run_curl(output, tmp_path)["data"][0]["b64_json"] == drawn
 
 
 def test_describe(page: Page, tmp_path: Path) -> None:
@@ -235,10 +247,11 @@ def test_describe(page: Page, tmp_path: Path) -> None:
     output = finished(describe)
     words = output.locator(".made .words").first.inner_text().strip()
     assert words
+    expect(describe.locator("form [role=status]")).to_contain_text("Done in")
     expect(output.get_by_role("list", name="Sources").get_by_role("listitem")).to_have_count(2)
     assert output.locator("mark").count() == len(words.split())
-    output.get_by_role("switch").check()
-    expect(output.locator(".made").nth(1).locator(".words")).not_to_be_empty()
+    output.get_by_role("radio", name="Without sources").check()
+    expect(output.locator(".made .words")).to_have_count(2)
 
     (tmp_path / BLUE["name"]).write_bytes(BLUE["buffer"])
     assert run_python(output, tmp_path).strip() == words  # the same as the official client, and in a shell
@@ -247,7 +260,7 @@ def test_describe(page: Page, tmp_path: Path) -> None:
     taken = describe.locator(".thumbs img")
     expect(taken).to_have_attribute("alt", BLUE["name"])
     output.locator(".source img").first.drag_to(describe.locator(".drop"))  # a picture of the page itself
-    expect(taken).to_have_attribute("alt", "picture.png")
+    expect(taken).not_to_have_attribute("alt", BLUE["name"])
     paste = "files => document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: files}))"
     page.evaluate(paste, transfer_of(page, [RED]))
     expect(taken).to_have_attribute("alt", RED["name"])
@@ -258,6 +271,7 @@ def test_describe(page: Page, tmp_path: Path) -> None:
 def test_edit(page: Page, tmp_path: Path) -> None:
     edit = panel(page, "Edit")
     drop(edit.locator("#edit-picture"), [RED])
+    expect(edit.locator(".easel img")).to_have_js_property("naturalWidth", 64)
     press(edit, "Fill")
     expect(edit.get_by_role("alert").first).to_have_text("Paint over what is to be made anew first.")
     mask = edit.get_by_label("Mask", exact=True)
@@ -309,8 +323,12 @@ def test_edit(page: Page, tmp_path: Path) -> None:
     answer = run_curl(output, tmp_path)
     np.testing.assert_array_equal(pixels(answer["data"][0]["b64_json"]), made)
 
-    press(output, "Edit")  # what came is the next picture to change
-    expect(mask).to_be_focused()
+    output.get_by_role("button", name="Use this picture as…").click()  # what came is the next picture to change
+    page.get_by_role("menuitem", name="Picture to change").click()
+    expect(edit.locator(".easel img")).to_have_attribute(
+        "alt", "The picture to change: a-red-disc-it-s-5-here-b-0-b.png"
+    )
+    expect(edit.locator("form [role=status]")).to_have_text("0 % of the picture will be made anew.")
     press(edit, "Fill")
     expect(edit.get_by_role("alert").first).to_contain_text("Paint over")
 
@@ -343,7 +361,7 @@ def test_teach(page: Page, tmp_path: Path) -> None:
     expect(teach.get_by_role("alert").first).to_contain_text("equally many")  # the server's own words
     press(verte, "Remove this label")
     press(teach, "Classify")
-    expect(teach.get_by_role("article")).to_have_count(2)
+    expect(teach.get_by_role("navigation", name="Earlier").get_by_role("button")).to_have_count(2)
 
 
 def test_memory(page: Page) -> None:
@@ -361,12 +379,14 @@ def test_memory(page: Page) -> None:
     memory.get_by_role("textbox", name="Caption of red.png").fill(caption)
     memory.get_by_role("textbox", name="Caption of it's blue.png").fill("a cobalt disc")
     press(memory, "Remember")
-    expect(memory.get_by_text("2 documents added just now")).to_be_visible()
+    expect(memory.locator("#add [role=status]")).to_have_text("2 added. The next request can find them.")
+    expect(memory.locator(".pending .done")).to_have_count(2)  # what became of each
     expect(page.locator("#facts")).to_contain_text(f"{DOCUMENTS + 2} documents")
-    expect(documents.first).to_contain_text(caption)  # as letters, not as markup
+    expect(documents.nth(1)).to_contain_text(caption)  # newest first; as letters, not as markup
+    memory.get_by_label("Order").select_option("oldest")
+    expect(documents.first).not_to_contain_text("cobalt")
 
     drop(memory.locator("#search-picture"), [RED])
-    press(memory, "Search")
     expect(documents.first).to_contain_text(caption)
     expect(documents.first).to_contain_text("score")
     describe = panel(page, "Describe")  # the very next request retrieves it
@@ -375,19 +395,42 @@ def test_memory(page: Page) -> None:
     expect(finished(describe)).to_contain_text("a cobalt disc")
 
     panel(page, "Memory")
-    for word, left in [("Keep it", 2), ("Delete", 1)]:
-        press(documents.first, documents.first.get_by_role("button").get_attribute("aria-label") or "")
-        dialog = page.get_by_role("dialog", name="Delete this document?")
-        expect(dialog).to_contain_text(caption)
-        press(dialog, word)
-        expect(page.locator("#facts")).to_contain_text(f"{DOCUMENTS + left} documents")
-    expect(memory.get_by_role("heading", name="best first")).to_be_focused()
-    expect(documents.first).not_to_contain_text(caption)
-    memory.get_by_role("searchbox", name="Words").fill("a cobalt disc")
-    press(memory, "Search")
+    press(memory, "Show all")
+    memory.get_by_role("searchbox", name="Search").press_sequentially("a cobalt disc")  # found while it is typed
     expect(documents.first).to_contain_text("a cobalt disc")
-    press(memory, documents.first.get_by_role("button").get_attribute("aria-label") or "")
-    press(page.get_by_role("dialog"), "Delete")
+    captions = [one.locator("p").first.inner_text() for one in documents.all()]
+    memory.get_by_label("Order").select_option("caption")
+    expect(memory.get_by_role("heading", name="by caption")).to_be_visible()
+    shown_now = [one.locator("p").first.inner_text() for one in documents.all()]
+    assert sorted(shown_now) == sorted(captions)
+    memory.get_by_role("textbox", name="Filter").fill("license=none")
+    expect(memory.get_by_role("heading", name="Nothing that fulfils the filter")).to_be_visible()
+    memory.get_by_role("textbox", name="Filter").fill("")
+
+    memory.get_by_role("button", name="What to do with a cobalt disc").click()
+    page.get_by_role("menuitem", name="Edit caption").click()
+    dialog = page.get_by_role("dialog", name="Edit caption")
+    dialog.get_by_role("textbox", name="Caption").fill("a navy disc")
+    press(dialog, "Keep")
+    expect(page.locator("#notice")).to_contain_text("The caption is changed")
+    expect(page.locator("#facts")).to_contain_text(f"{DOCUMENTS + 2} documents")
+    for name in ("a navy disc", caption):
+        memory.get_by_role("checkbox", name=f"Choose {name}", exact=True).check()
+    with page.expect_download() as download:
+        press(memory, "Export them")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.testzip() is None
+        lines = [json.loads(line) for line in archive.read("metadata.jsonl").decode().splitlines()]
+        assert {line["text"] for line in lines} == {"a navy disc", caption}
+        assert all(PIL.Image.open(archive.open(line["file_name"])).size == (64, 64) for line in lines)
+    memory.locator("#chosen").get_by_role("button", name="Delete").click()
+    expect(page.locator("#facts")).to_contain_text(f"{DOCUMENTS} documents")
+    press(page.locator("#notice"), "Undo")
+    expect(page.locator("#facts")).to_contain_text(f"{DOCUMENTS + 2} documents")
+    expect(page.locator("#notice")).to_contain_text("2 documents added again")
+    for name in ("a navy disc", caption):
+        memory.get_by_role("checkbox", name=f"Choose {name}", exact=True).check()
+    memory.locator("#chosen").get_by_role("button", name="Delete").click()
     expect(page.locator("#facts")).to_contain_text(f"{DOCUMENTS} documents")
     press(memory, "Show all")
     expect(heading).to_contain_text(f"1 to 24 of {DOCUMENTS} documents")
