@@ -115,6 +115,6 @@ def test_a_preset_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "their_presets.py").write_text(THEIRS, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     assert preset("their_presets:small").generator == replace(preset("scenes").generator, tokens_per_step=512)
-    assert cli.main(["plan", "--preset", "their_presets:small"]) == 0
+    assert cli.main(["train", "plan", "--preset", "their_presets:small"]) == 0
     with pytest.raises(ConfigError, match="preset 'their_presets:large' cannot be imported"):
         preset("their_presets:large")

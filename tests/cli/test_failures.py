@@ -18,6 +18,7 @@ import PIL.Image
 import pytest
 
 from racm3.cli import command_line, failures, main
+from racm3.generator import native
 from racm3.model_folder import ModelFolder
 from racm3.retriever.encoder import Encoder
 
@@ -128,6 +129,7 @@ def full_disk() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        native.compiled.cache_clear()  # what could not be compiled on a full disk can be now
 
 
 WRITERS = ("generate", "memory create", "memory add", "memory export", "memory re-embed", "memory search", "export")

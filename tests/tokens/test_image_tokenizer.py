@@ -126,7 +126,7 @@ def test_saved_and_loaded_is_the_same(tokenizer: FSQImageTokenizer, tmp_path: Pa
     ("fields", "message"),
     [
         ({"image_size_px": 30}, "divides image_size_px; 8 and 30 were given"),
-        ({"patch_px": 3}, "patch_px is 2, 4, 8 or 16"),
+        ({"patch_px": 3}, "patch_px is 2, 4, 6, 8 or 16"),
         ({"levels": ()}, "levels are at least one number >= 2"),
         ({"levels": (5, 1)}, "levels are at least one number >= 2"),
     ],
