@@ -26,7 +26,8 @@ from racm3.settings import Settings
 
 SMALLEST_PX, LARGEST_PX = 16, 1024
 MOST_FIELDS, MOST_FILES, MOST_FIELD_BYTES = 40, 3, 1 << 16
-NESTED = re.compile(r"racm3\[(\w+)\]")
+NESTED = re.compile(r"racm3(\[\w+\])+")
+"""How a form spells what is nested: racm3[image][top_p]."""
 """How OpenAI's client writes a field of an object into a form."""
 
 EDIT_FORM = Edit.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -170,8 +171,10 @@ async def form_of(http: HttpRequest) -> tuple[dict[str, Any], dict[str, list[byt
             if isinstance(value, UploadFile):
                 files.setdefault(name, []).append(await value.read())
                 continue
-            nested = NESTED.fullmatch(name)
-            where, key = (fields.setdefault("racm3", {}), nested[1]) if nested else (fields, name)
+            *outer, key = re.findall(r"\w+", name) if NESTED.fullmatch(name) else [name]
+            where: Any = fields
+            for one in outer:
+                where = where.setdefault(one, {}) if isinstance(where, dict) else None
             if not isinstance(where, dict) or key in where:
                 raise ApiError(400, f"the field {name} is given twice", None, name)
             where[key] = _json(name, value) if name in ("racm3", "metadata") else value

@@ -189,7 +189,7 @@ def test_draw(page: Page, tmp_path: Path) -> None:
         window.rows = new Set();
         const look = () => document.querySelectorAll("#draw .made img").forEach(img => window.rows.add(img.src));
         const changes = {childList: true, subtree: true, attributeFilter: ["src"]};
-        new MutationObserver(look).observe(document.querySelector("#draw .outputs"), changes);
+        new MutationObserver(look).observe(document.querySelector("#draw .stage"), changes);
     }""")
     draw.get_by_role("textbox", name="Caption").fill(WORDS)
     seed = draw.get_by_label("Seed")
@@ -259,6 +259,7 @@ def test_describe(page: Page, tmp_path: Path) -> None:
 
     taken = describe.locator(".thumbs img")
     expect(taken).to_have_attribute("alt", BLUE["name"])
+    page.set_viewport_size({"width": 1280, "height": 2400})  # so that both ends of the way can be seen
     output.locator(".source img").first.drag_to(describe.locator(".drop"))  # a picture of the page itself
     expect(taken).not_to_have_attribute("alt", BLUE["name"])
     paste = "files => document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: files}))"
@@ -275,11 +276,12 @@ def test_edit(page: Page, tmp_path: Path) -> None:
     press(edit, "Fill")
     expect(edit.get_by_role("alert").first).to_have_text("Paint over what is to be made anew first.")
     mask = edit.get_by_label("Mask", exact=True)
-    at = mask.bounding_box()
-    assert at is not None
 
     def drag(*points: tuple[float, float]) -> None:
-        """Along points, given as shares of the picture."""
+        """Along points, given as shares of the picture, wherever on the page that is now."""
+        mask.scroll_into_view_if_needed()
+        at = mask.bounding_box()
+        assert at is not None
         places = [(at["x"] + x * at["width"], at["y"] + y * at["height"]) for x, y in points]
         page.mouse.move(*places[0])
         page.mouse.down()
@@ -345,7 +347,7 @@ def test_teach(page: Page, tmp_path: Path) -> None:
     for file in (RED, BLUE):
         (tmp_path / file["name"]).write_bytes(file["buffer"])
     answer = ast.literal_eval(run_python(output, tmp_path))
-    rows = [" ".join(row.inner_text().split()) for row in output.locator("li.row").all()]
+    rows = [" ".join(row.inner_text().split()) for row in output.locator("li.row .scores").all()]
     assert rows == [
         " ".join(f"{one['label']} {100 * one['probability']:.0f} %" for one in found["labels"])
         for found in answer["data"]
