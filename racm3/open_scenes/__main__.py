@@ -103,9 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate = commands.add_parser("evaluate", help="draw, describe and fill what was never met, and judge it")
     evaluate.add_argument("models", type=Path)
     evaluate.add_argument("--count", type=int, default=40)
-    evaluate.add_argument("--temperature", type=float, default=1.0)
-    evaluate.add_argument("--min-p", type=float, default=0.03)
-    evaluate.add_argument("--context-aware", type=float, default=1.25)
+    evaluate.add_argument("--temperature", type=float, default=0.9)
+    evaluate.add_argument("--min-p", type=float, default=0.004)
+    evaluate.add_argument("--context-aware", type=float, default=2.0)
     evaluate.add_argument("--stamps", type=Path, help="where Debian's tuxpaint-stamps-default is unpacked")
     given = parser.parse_args(arguments)
     if given.command == "pictures":
