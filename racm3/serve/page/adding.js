@@ -44,6 +44,7 @@ async function walk(entry) {
 /** Pictures, with captions from a metadata.jsonl or a text file of the same name beside them. */
 async function addFiles(files) {
   const isPicture = ({ file }) => file.type.startsWith("image/");
+  files.sort((a, b) => a.path.localeCompare(b.path));
   const pictures = files.filter(isPicture), said = new Map(), used = new Set();
   for (const one of files) {
     if (/(^|\/)metadata\.jsonl$/.test(one.path)) {

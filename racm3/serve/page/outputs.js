@@ -44,7 +44,7 @@ async function complete(kind, request, { title, given = null }, signal, progress
     }
     if (answer === null) throw brokenOff();
     if (request.soft) answer.picture = await blended(given, answer.picture, request.soft);
-    const same = { ...request, body: { ...request.body, racm3: answer.racm3 } };
+    const same = { ...request, body: { ...request.body, racm3: Object.fromEntries(scalars(answer.racm3)) } };
     const thumbs = await Promise.all(answer.sources.map((source) => control?.url ?? thumbOf(source)));
     await stage.add(await kept.put({ kind, title, at: Date.now(), request: same, answer, given, control, thumbs, others: {} }));
   } catch (error) {
@@ -72,7 +72,7 @@ class Stage {
   begin(title, given) {
     const figure = el("figure", { class: "made" });
     this.node.replaceChildren(el("article", { class: "card output", "aria-label": title, "aria-busy": "true" },
-      el("h3", {}, title), el("div", { class: "row" }, givenFigure(given), figure)));
+      el("h2", {}, title), el("div", { class: "row" }, givenFigure(given), figure)));
     return ({ picture, words }) => {
       const src = `data:image/png;base64,${picture}`, img = $("img", figure);
       if (words !== undefined) figure.replaceChildren(el("p", { class: "words" }, words));
@@ -145,7 +145,7 @@ class Output {
     this.show();
     const when = record.example ? `an example, drawn earlier by ${record.example}` : new Date(record.at).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
     this.node.append(
-      el("header", {}, el("h3", {}, record.title), el("p", { class: "quiet" }, `seed ${answer.racm3.seed} · ${when}`)),
+      el("header", {}, el("h2", {}, record.title), el("p", { class: "quiet" }, `seed ${answer.racm3.seed} · ${when}`)),
       el("div", { class: "row" }, this.before, this.figure),
       el("div", { class: "tools" }, ...this.views()), el("div", { class: "tools" }, ...this.actions()), this.alert,
       ...this.sources(), this.details());

@@ -139,7 +139,7 @@ function dropPlace(node, changed = () => {}) {
 
 let dragged = null; // a picture of this page on its way
 
-const nameOf = (img) => fileName(img.alt || "picture", "png");
+const nameOf = (img) => fileName(img.alt.replace(/^given: |\.\w+$/g, ""), "png");
 
 document.addEventListener("dragstart", (event) => { dragged = event.target.tagName === "IMG" ? event.target : null; });
 document.addEventListener("dragend", () => { dragged = null; });
@@ -188,9 +188,11 @@ const useLines = (picture) => uses.map(({ words, tab, place }) => [words, async 
 
 const useButton = (picture, what) => menuButton("Use as…", () => useLines(picture), { "aria-label": `Use ${what} as…` });
 
-/** A picture in a button that shows it as large as the window. */
-const enlarging = (img, words) => el("button", { type: "button", class: "enlarge", onclick: () => enlarge(img), title: "Enlarge" },
-  img, el("span", { class: "unseen" }, `Enlarge ${words}`));
+/** A picture that a click, or its button, shows as large as the window. Not in the button: it could not be dragged. */
+function enlarging(img, words) {
+  img.addEventListener("click", () => enlarge(img));
+  return el("span", { class: "enlarge" }, img, button("", () => enlarge(img), { "aria-label": `Enlarge ${words}`, title: "Enlarge" }));
+}
 
 /** The picture alone, as large as one likes. The back button closes it. */
 function enlarge(img) {

@@ -79,7 +79,7 @@ function taughtNode({ title, request, answer }) {
       el("div", { class: "frame" }, enlarging(el("img", { src: pictures[0].url, alt: `an example of ${label}` }), `an example of ${label}`)),
       el("div", {}, el("b", {}, label), el("p", { class: "quiet" }, counted(pictures.length, "example")))));
   return el("article", { class: "card output", "aria-label": title },
-    el("h3", {}, title),
+    el("h2", {}, title),
     el("ul", { class: "taught" }, ...answer.data.map(row)),
     el("p", { class: "quiet" }, "from these examples"),
     el("ol", { class: "sources", "aria-label": "Sources" }, ...seen),
