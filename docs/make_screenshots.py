@@ -1,7 +1,7 @@
 """Take the pictures of the page in docs/screens: ``python docs/make_screenshots.py``, with `racm3 serve` running.
 
 Does in every tab what a person would do there. What it drops and adds are pictures of the server's own memory; it
-deletes none and leaves none behind.
+deletes none and leaves none behind. With ``--example`` it makes the example that the page shows at its first start.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import PIL.Image
 from playwright.sync_api import Browser, FilePayload, Page, sync_playwright
 
 SCREENS = Path(__file__).parent / "screens"
+EXAMPLE = Path(__file__).parent.parent / "racm3" / "serve" / "page" / "example.json"
 DESK, PHONE = (1000, 640), (390, 700)  # px
 CAPTION = "a castle at the top left of a beach"
+SEED = 7
 COLOURS = 256  # a picture: half the bytes of all of them
 SLOW_MS = 120_000
 
@@ -70,24 +72,30 @@ def choose(page: Page, place: str, files: Sequence[FilePayload]) -> None:
 
 def ask(page: Page, tab: str, button: str) -> None:
     page.locator(f"#{tab}").get_by_role("button", name=button, exact=True).click()
+    page.locator(f"#{tab} form").get_by_text("Done in").wait_for()
     page.locator(f"#{tab} article .source").first.wait_for()
 
 
 def draw(page: Page) -> None:
+    page.locator("#facts").get_by_text("px").wait_for()
     page.get_by_role("textbox", name="Caption").fill(CAPTION)
+    page.locator("#draw [data-settings]").evaluate("node => node.open = true")
+    page.locator("#draw").get_by_label("Seed").fill(str(SEED))
+    page.locator("#draw [data-settings]").evaluate("node => node.open = false")
     ask(page, "draw", "Draw")
 
 
 def describe(page: Page, server: Server) -> None:
     choose(page, "#describe .drop", server.pictures("a fox in the snow"))
     ask(page, "describe", "Describe")
-    page.locator("#describe button.frame").hover()
+    page.locator("#describe").get_by_role("switch", name="What came from where").check()
 
 
 def edit(page: Page, server: Server) -> None:
     choose(page, "#edit-picture", server.pictures("a fox in the snow"))
     choose(page, "#edit-control", server.pictures("a castle"))
     page.get_by_role("radio", name="Box").check()
+    page.locator("#edit canvas").scroll_into_view_if_needed()
     box = page.locator("#edit canvas").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.2 * box["height"])
@@ -106,21 +114,45 @@ def teach(page: Page, server: Server) -> None:
 
 
 def search(page: Page) -> None:
-    page.get_by_role("searchbox", name="Words").fill("a flag of Japan on a beach")
-    page.get_by_role("button", name="Search", exact=True).click()
-    page.get_by_text("best first").wait_for()
+    page.locator("#search").get_by_role("searchbox", name="Search").fill("a flag of Japan on a beach")
+    page.get_by_text("best first", exact=False).locator("visible=true").last.wait_for()
 
 
-def main(origin: str, chromium: str) -> None:
+def gallery(page: Page, server: Server) -> None:
+    page.get_by_role("tab", name="Draw").click()
+    draw(page)
+    for words in ("a fox in the snow", "an owl on a red background", "a castle on a beach"):
+        page.get_by_role("textbox", name="Caption").fill(words)
+        ask(page, "draw", "Draw")
+    page.get_by_role("tab", name="Describe").click()
+    describe(page, server)
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator("#gallery .document").nth(4).wait_for()
+
+
+def make_example(page: Page) -> None:
+    """Draw the example of the start screen, with its sources and what comes without them."""
+    draw(page)
+    page.get_by_role("radio", name="Without sources").check()
+    page.locator(".compare").wait_for()
+    text = page.evaluate(
+        "() => { const {id, at, ...rest} = stages.draw.record; return pack({...rest, at: 0, example: server.model}); }"
+    )
+    EXAMPLE.write_text(text.replace("<", "\\u003c") + "\n", encoding="utf-8")  # it lies in a script element
+
+
+def main(origin: str, chromium: str, example: bool) -> None:
     server = Server(origin)
     SCREENS.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        if example:
+            with opened(browser, server, "draw", "light", DESK) as page:
+                make_example(page)
         with opened(browser, server, "draw", "light", DESK) as page:
             draw(page)
-            page.get_by_role("switch").check()
-            page.get_by_text("without sources", exact=True).wait_for()
-            page.locator("#draw button.frame").hover()
+            page.get_by_role("radio", name="Without sources").check()
+            page.locator(".compare").wait_for()
         with opened(browser, server, "describe", "dark", DESK) as page:
             describe(page, server)
         with opened(browser, server, "edit", "light", DESK) as page:
@@ -129,6 +161,8 @@ def main(origin: str, chromium: str) -> None:
             teach(page, server)
         with opened(browser, server, "memory", "light", DESK) as page:
             search(page)
+        with opened(browser, server, "gallery", "light", DESK) as page:
+            gallery(page, server)
         with opened(browser, server, "draw", "dark", PHONE) as page:
             draw(page)
         with opened(browser, server, "memory", "light", PHONE) as page:
@@ -140,5 +174,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--origin", default="http://127.0.0.1:8000", help="where `racm3 serve` is")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser")
+    parser.add_argument("--example", action="store_true", help="make the example of the start screen anew")
     given = parser.parse_args()
-    main(given.origin, given.chromium)
+    main(given.origin, given.chromium, given.example)

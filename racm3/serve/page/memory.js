@@ -83,7 +83,7 @@ function showChosen() {
   bar.hidden = !shownDocuments.length;
   $("output", bar).textContent = chosen.size ? `${chosen.size} chosen` : "";
   for (const name of ["none", "delete"]) $(`[name=${name}]`, bar).hidden = !chosen.size;
-  $("[name=export]", bar).textContent = chosen.size ? "Export them" : "Export all";
+  $("[name=export]", bar).textContent = chosen.size ? "Export them" : "Export the whole memory";
 }
 
 /** Runs what the memory's buttons do, and says what went wrong. */
