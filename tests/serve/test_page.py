@@ -827,6 +827,7 @@ def test_every_tab_can_be_read_and_reached(browser: Browser, origin: str, scheme
     page = context.new_page()
     page.goto(origin)
     expect(page.locator("#facts")).to_contain_text("documents")
+    expect(page.locator("#start .seen li").first).to_be_visible()  # all that comes later is looked at as well
     devtools = context.new_cdp_session(page)
     page.get_by_role("tab", name="Draw").focus()
     for tab in TABS:

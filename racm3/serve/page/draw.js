@@ -30,7 +30,7 @@ async function showStart() {
   $("#start").hidden = !data.length;
   $("#held").textContent = `In the memory: ${counted(server.documents, "document")}, such as`;
   $("#start .seen").replaceChildren(...data.map((one) => el("li", {},
-    one.image ? enlarging(remotePicture(one.image, one.text ?? one.id), one.text ?? one.id) : null,
+    one.image ? enlarging(remotePicture(one.image, one.text ? "" : one.id), one.text ?? one.id) : null, // the text is below
     one.text ? el("p", { class: "hint" }, one.text) : null)));
   if (!both.length) return;
   const [first, second = first, third = first] = both, picture = (one) => fetchPicture(one.image, fileName(one.text, "png"));

@@ -190,14 +190,14 @@ const useButton = (picture, what) => menuButton("Use as…", () => useLines(pict
 
 /** A picture that a click, or its button, shows as large as the window. Not in the button: it could not be dragged. */
 function enlarging(img, words) {
-  img.addEventListener("click", () => enlarge(img));
-  return el("span", { class: "enlarge" }, img, button("", () => enlarge(img), { "aria-label": `Enlarge ${words}`, title: "Enlarge" }));
+  img.addEventListener("click", () => enlarge(img, words));
+  return el("span", { class: "enlarge" }, img, button("", () => enlarge(img, words), { "aria-label": `Enlarge ${words}`, title: "Enlarge" }));
 }
 
 /** The picture alone, as large as one likes. The back button closes it. */
-function enlarge(img) {
+function enlarge(img, words) {
   const dialog = $("#viewer"), large = $("img", dialog);
-  Object.assign(large, { src: img.currentSrc, alt: img.alt });
+  Object.assign(large, { src: img.currentSrc, alt: words });
   history.pushState({ viewer: true }, "");
   dialog.showModal();
   zoom(0);
