@@ -28,7 +28,6 @@ SMALLEST_PX, LARGEST_PX = 16, 1024
 MOST_FIELDS, MOST_FILES, MOST_FIELD_BYTES = 40, 3, 1 << 16
 NESTED = re.compile(r"racm3(\[\w+\])+")
 """How a form spells what is nested: racm3[image][top_p]."""
-"""How OpenAI's client writes a field of an object into a form."""
 
 EDIT_FORM = Edit.model_json_schema(ref_template="#/components/schemas/{model}")
 EDIT_BODY: dict[str, Any] = {
