@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["packed_attention", "positions"]
 
-BLOCK_TOKENS = 256
+BLOCK_TOKENS = 128
 """Queries whose scores are made at once in the backward pass: they stay in the processor's cache, and of a sequence
 longer than this the half that lies in the future is mostly not computed."""
 

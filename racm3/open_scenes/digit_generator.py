@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from racm3.generator.model import INIT_STD, Generator, GeneratorConfig, Layer
+from racm3.generator.model import INIT_STD, Generator, GeneratorConfig
 from racm3.tokens.image_tokenizer import FSQ
 from racm3.tokens.vocabulary import Vocabulary
 
-__all__ = ["DigitGenerator", "attend_back", "from_plain", "plain"]
+__all__ = ["DigitGenerator", "from_plain", "plain"]
 
 
 class DigitTable(nn.Module):
@@ -34,6 +34,7 @@ class DigitTable(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, levels: tuple[int, ...], width: int) -> None:
         super().__init__()
+        self.levels = levels
         fsq = FSQ(levels)
         digits = fsq.digits_of(torch.arange(vocabulary.image_size))  # (codes, places)
         starts = torch.tensor([sum(levels[:place]) for place in range(len(levels))])
@@ -114,35 +115,3 @@ def from_plain(trained: Generator, vocabulary: Vocabulary, levels: tuple[int, ..
     weights.pop("lm_head.weight", None)
     result.load_state_dict(weights, strict=False)
     return result
-
-
-@torch.no_grad()
-def attend_back(generator: DigitGenerator, distances: tuple[int, ...], strength: float = 1.5) -> None:
-    """Begin with a head in the first layer for each of the distances, which looks that many tokens back.
-
-    Copying needs such heads (left and upper neighbour of a code), and a model that has to find them first copies later.
-    All tokens get the same number in one place of their embedding; the heads' queries and keys begin as a constant that
-    is read from it, turned against each other by the distance. Only the beginning is set; all of it is trained.
-    """
-    config, attention = generator.config, cast(Layer, generator.model.layers[0]).self_attn
-    pairs = config.head_dim // 2
-    fast = max(1, pairs // 2)  # the pairs of the rotary positions that turn fast enough to tell neighbours apart
-    angles = 1 / config.rope_theta ** (torch.arange(fast) / pairs)
-    table = generator.table
-    table.own[:, 0] = 4 * INIT_STD
-    table.digits[:, 0] = 0
-    size = float(generator.table.weight[table.text_size :].square().mean().sqrt())
-    seen = 4 * INIT_STD / size  # of the constant after the norm
-    for head, distance in enumerate(distances):
-        rows = (
-            slice(head * config.head_dim, head * config.head_dim + pairs),
-            slice(head * config.head_dim + pairs, (head + 1) * config.head_dim),
-        )
-        for weight, turn in ((attention.k_proj.weight, 0.0), (attention.q_proj.weight, float(distance))):
-            first, second = torch.zeros(pairs), torch.zeros(pairs)
-            # A query at t that is turned back by the distance points where the key of t - distance does.
-            first[:fast], second[:fast] = (turn * angles).cos(), -(turn * angles).sin()
-            weight[rows[0], 0] = strength / seen * first
-            weight[rows[1], 0] = strength / seen * second
-    attention.q_norm.weight.fill_(1.6)
-    attention.k_norm.weight.fill_(1.6)

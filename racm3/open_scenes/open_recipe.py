@@ -19,7 +19,8 @@ from torch import Tensor
 
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
-from racm3.open_scenes.digit_generator import DigitGenerator, attend_back, from_plain, plain
+from racm3.open_scenes.copying import begin_by_copying
+from racm3.open_scenes.digit_generator import DigitGenerator, from_plain, plain
 from racm3.open_scenes.open_world import World
 from racm3.open_scenes.scene import PATCH_PX
 from racm3.open_scenes.sequences import FIRST, Kinds, OpenBatches, Plan, Planner, Weights, packed, without_sources
@@ -31,33 +32,30 @@ from racm3.training.generator_recipe import ShapeConfig, packed_loss
 from racm3.training.loop import Batch, LoopConfig, Metrics, Recipe, fit
 from racm3.training.optimiser import OptimiserConfig
 
-MEASURED = 40
+MEASURED = 24
 """Sequences of each kind that a look measures: seconds of work, and differences of a tenth of a nat can be told."""
 
 
 @dataclass(frozen=True)
 class OpenRun:
-    """One training run. ``look_back``: distances of the heads that begin by looking back, 0 of them for none. The kinds
-    of sequences begin as ``first`` and become ``kinds`` in the course of ``first_steps``."""
+    """One training run. The kinds of sequences begin as ``first`` and become ``kinds`` in the course of
+    ``first_steps``."""
 
     model: ShapeConfig = ShapeConfig(
-        width=192, layers=6, heads=6, kv_heads=6, head_dim=32, mlp_width=512, context_tokens=1536, rope_theta=2000.0
+        width=256, layers=6, heads=4, kv_heads=4, head_dim=64, mlp_width=704, context_tokens=1536, rope_theta=1e6
     )
     optimiser: OptimiserConfig = OptimiserConfig(
-        lr=3e-3, muon_lr=4e-3, warmup_steps=100, decay="wsd", decay_share=0.15, betas=(0.9, 0.95)
+        lr=1e-3, muon_lr=1e-3, warmup_steps=100, decay="wsd", decay_share=0.2, betas=(0.9, 0.95)
     )
     loop: LoopConfig = LoopConfig(steps=4000)
     kinds: Kinds = Kinds()
     first: Kinds = FIRST
-    first_steps: int = 1600
+    first_steps: int = 1000
     weights: Weights = Weights()
     sequences: int = 8
-    look_back: tuple[int, ...] = (1, 15, 16)
+    begin_by_copying: bool = True
     z_loss: float = 1e-5
     compile: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "look_back", tuple(self.look_back))
 
 
 def train_open(
@@ -80,8 +78,8 @@ def train_open(
         generator = from_plain(start, vocabulary, image.config.levels)
     else:
         generator = DigitGenerator(config, vocabulary, image.config.levels)
-        if run.look_back:
-            attend_back(generator, run.look_back)
+        if run.begin_by_copying:
+            begin_by_copying(generator, image.grid[1])
     generator.train_fast(compile=run.compile, recompute_layers=False)
     planner = Planner(world or World.of("seen"), run.kinds, image.config.patch_px)
     batches = OpenBatches(
@@ -108,6 +106,7 @@ def train_open(
 
     def look(step: int) -> Mapping[str, float]:
         now = plain(generator)
+        now.save_pretrained(folder / "now", dtype=torch.float16)
         draw_look(now, text, image, markup, run.kinds, folder / "samples" / f"step-{step:06d}.png")
         seen: dict[str, float] = {}
         for split in ("seen", "novel"):
@@ -180,7 +179,7 @@ def draw_look(
     from racm3.generator.sampling import Sampling
     from racm3.generator.sequence import SequenceRequest
 
-    world = World.of("novel")
+    world = World.of("novel", "seen")
     some = [*plans(world, "twice", 5, image.config.patch_px), *plans(world, "two", 5, image.config.patch_px)]
     some += plans(world, "distracted", 3, image.config.patch_px)
     batches = OpenBatches(Planner(world, kinds, image.config.patch_px), text, image, markup)

@@ -68,7 +68,8 @@ def test_the_main_entity_has_the_size_and_the_phase_of_a_source() -> None:
 
 def test_the_entity_counts_more_than_the_background_and_the_sources() -> None:
     made = batches(
-        Kinds(twice=1, distracted=0, once=0, nothing=0, two=0, labels=0, style=0, caption=0, region=0), sequences=1
+        Kinds(twice=1, distracted=0, once=0, nothing=0, two=0, three=0, labels=0, style=0, caption=0, region=0),
+        sequences=1,
     )
     plan = made.planner.plan(np.random.default_rng(0))
     ((ids, weights),) = made.sequences_of([plan], np.random.default_rng(0))
@@ -140,3 +141,17 @@ def test_a_hidden_region_has_at_most_a_row_a_mask() -> None:
     for step in range(3):
         batch = made.batch(step)
         assert made.markup.vocabulary.is_infill(batch.ids).any()
+
+
+def test_what_is_read_of_the_main_picture_is_noisy_now_and_then_and_nothing_else_is() -> None:
+    some = batches(sequences=6)
+    batch = some.batch(0)
+    v = some.markup.vocabulary
+    follows = np.setdiff1d(np.arange(1, len(batch.ids)), batch.offsets)
+    changed = follows[batch.ids[follows] != batch.targets[follows - 1]]
+    assert 0 < len(changed) < 0.15 * len(follows)
+    assert batch.main[changed - 1].all()
+    assert v.is_image(batch.ids[changed]).all()
+    assert v.is_image(batch.targets[changed - 1]).all()
+    near = some.digits[batch.ids[changed] - v.image_start] != some.digits[batch.targets[changed - 1] - v.image_start]
+    assert (near.sum(1) == 1).mean() > 0.5

@@ -1,0 +1,125 @@
+"""A generator that copies before it has learnt anything: its first two layers begin as a copying circuit.
+
+    layer 1    three heads look 1, W - 1 and W tokens back (W codes a row) and note the digits found there
+    layer 2    heads look for the token whose left neighbour is this one, whose upper neighbour is that of the code to
+               come, and for both at once; what stands there, they say, comes next
+
+This is the induction head of Olsson et al. (2022, arXiv 2209.11895), in two dimensions and written down instead of
+found. Left to chance, copying came after some 12,000 sequences. Only the beginning is set; all of it is trained.
+
+D width, E width of a head, G digits of all places together.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from racm3.errors import ConfigError
+from racm3.generator.model import INIT_STD, Attention, Layer
+from racm3.open_scenes.digit_generator import DigitGenerator
+
+QUIET = 0.1
+"""What is left of the chance in the weights beside those that are set."""
+
+SOFTNESS = 0.5
+"""Standard deviation, in digits, within which two digits count as alike."""
+
+SHARPNESS = 2.2
+"""Weight of the norms of queries and keys in both layers: a head of 64 can then tell 38 nats apart."""
+
+NOTED, SAID = 1.0, 2.0
+"""What the heads of the first and the second layer add, relative to the digits of an embedding."""
+
+CERTAINTY = 3.0
+"""Weight of the last norm: how sure the model is of what it copies."""
+
+FAR_TOKENS = 1000
+"""So far apart the slower half of the rotary positions still points about the same way."""
+
+
+@torch.no_grad()
+def begin_by_copying(generator: DigitGenerator, columns: int) -> None:
+    """Set the first two layers of a new generator, whose pictures have ``columns`` codes a row.
+
+    Raises ConfigError where width, heads or rotary positions leave no room for it.
+    """
+    config, table = generator.config, generator.table
+    size, count, pairs = config.head_dim, len(table.digits), config.head_dim // 2
+    turned = config.rope_theta**-0.5 * FAR_TOKENS  # radians, by the fastest of the slower half
+    if turned > 1.1 or count > pairs or 4 * count >= config.width or not 4 <= config.heads == config.kv_heads:
+        raise ConfigError(
+            f"copying needs 4 heads with keys of their own, each >= {2 * count} wide, a width above {4 * count} and "
+            f"rope_theta >= 1e6; given {config.heads} heads of {size}, width {config.width}, {config.rope_theta:g}"
+        )
+    own, left, corner, above = (slice(i * count, (i + 1) * count) for i in range(4))  # of the residual stream
+    constant = 4 * count  # a place that is the same for all tokens, so that a head can look at a distance alone
+    marks = _mark(generator, constant)
+    first, second = (cast(Layer, generator.model.layers[i]).self_attn for i in (0, 1))
+    for attention in (first, second):
+        attention.q_norm.weight.fill_(SHARPNESS)
+        attention.k_norm.weight.fill_(SHARPNESS)
+
+    def say(attention: Attention, head: int, place: slice, strength: float, seen: float) -> None:
+        """Let a head add the digits of what it looks at to a place of the stream; ``seen``: their length in a norm."""
+        rows = slice(head * size, (head + 1) * size)
+        attention.v_proj.weight[rows] *= QUIET
+        attention.o_proj.weight[:, rows] *= QUIET
+        share = math.sqrt(strength * marks / seen) * torch.eye(count)
+        attention.v_proj.weight[rows, own][:count] = share
+        attention.o_proj.weight[place, rows][:, :count] = share
+
+    generator.model.norm.weight.fill_(CERTAINTY)
+    length = math.sqrt(config.width)  # of what comes out of a norm
+    for head, (back, place) in enumerate(((1, left), (columns - 1, corner), (columns, above))):
+        rows = slice(head * size, (head + 1) * size)
+        for weight, turn in ((first.k_proj.weight, 0.0), (first.q_proj.weight, float(back))):
+            weight[rows] *= QUIET
+            weight[rows, constant] = _pointing(turn, pairs, config.rope_theta)
+        say(first, head, place, NOTED, length / math.sqrt(2))
+    nothing = torch.zeros(pairs, count)
+    one = torch.cat((torch.eye(count), torch.zeros(pairs - count, count)))
+    halves = [nn.init.orthogonal_(torch.empty(pairs // 2, count)) for _ in range(2)]
+    both = torch.cat((halves[0], nothing[: pairs // 2])), torch.cat((nothing[: pairs // 2], halves[1]))
+    for head, (of_left, of_above) in enumerate(((one, nothing), (nothing, one), both)):
+        rows = torch.arange(head * size, (head + 1) * size)
+        places = torch.cat((rows[pairs // 2 : pairs], rows[pairs + pairs // 2 :]))  # the slower half of the pairs
+        for weight, noted in ((second.q_proj.weight, (own, corner)), (second.k_proj.weight, (left, above))):
+            weight[rows] *= QUIET
+            weight[places, noted[0]] += of_left
+            weight[places, noted[1]] += of_above
+        say(second, head, own, SAID, length / math.sqrt(2 + 3 * NOTED**2))
+
+
+def _mark(generator: DigitGenerator, constant: int) -> float:
+    """Give each code marks for its digits, alike for digits that are neighbours, and return their length.
+
+    They are half of what an embedding is: as long as the rest of it, which is left to chance.
+    """
+    table, count = generator.table, len(generator.table.digits)
+    table.own[:, :constant] *= QUIET
+    table.own[:, constant] = 4 * INIT_STD
+    table.digits[:, : constant + 1] = 0
+    start = 0
+    for level in table.levels:
+        places = slice(start, start + level)
+        far = torch.arange(level)[:, None] - torch.arange(level)
+        likeness = torch.exp(-0.5 * (far / SOFTNESS) ** 2)
+        table.digits[places, places] = likeness - likeness.mean(1, keepdim=True)
+        start += level
+    codes = table.weight[table.text_size :]
+    length = float(codes[:, count:].square().sum(1).mean().sqrt())
+    table.digits[:, :count] *= length / float(codes[:, :count].square().sum(1).mean().sqrt())
+    return length
+
+
+def _pointing(turn: float, pairs: int, theta: float) -> Tensor:
+    """(E,) the direction of a query that is turned back by a distance; the fast pairs tell neighbours apart."""
+    fast = max(1, pairs // 4)
+    angles = turn * theta ** -(torch.arange(fast) / pairs)
+    first, second = torch.zeros(pairs), torch.zeros(pairs)
+    first[:fast], second[:fast] = angles.cos(), -angles.sin()
+    return torch.cat((first, second))
