@@ -85,12 +85,14 @@ def begin_by_copying(generator: DigitGenerator, columns: int) -> None:
     halves = [nn.init.orthogonal_(torch.empty(pairs // 2, count)) for _ in range(2)]
     both = torch.cat((halves[0], nothing[: pairs // 2])), torch.cat((nothing[: pairs // 2], halves[1]))
     for head, (of_left, of_above) in enumerate(((one, nothing), (nothing, one), both)):
-        rows = torch.arange(head * size, (head + 1) * size)
-        places = torch.cat((rows[pairs // 2 : pairs], rows[pairs + pairs // 2 :]))  # the slower half of the pairs
-        for weight, noted in ((second.q_proj.weight, (own, corner)), (second.k_proj.weight, (left, above))):
+        every = torch.arange(head * size, (head + 1) * size)
+        rows = slice(head * size, (head + 1) * size)
+        places = torch.cat((every[pairs // 2 : pairs], every[pairs + pairs // 2 :]))  # the slower half of the pairs
+        queries, keys = second.q_proj.weight, second.k_proj.weight
+        for weight, beside, over in ((queries, own, corner), (keys, left, above)):
             weight[rows] *= QUIET
-            weight[places, noted[0]] += of_left
-            weight[places, noted[1]] += of_above
+            weight[places, beside] += of_left
+            weight[places, over] += of_above
         say(second, head, own, SAID, length / math.sqrt(2 + 3 * NOTED**2))
 
 
