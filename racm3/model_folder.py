@@ -97,7 +97,8 @@ class ModelFolder:
         file = self.generator_path / FACTS
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-            return Markup(Vocabulary(facts["text_size"], facts["image_size"]), facts["codes_per_image"])
+            vocabulary = Vocabulary(facts["text_size"], facts["image_size"])
+            return Markup(vocabulary, facts["codes_per_image"], facts.get("text_ids", 0))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{file} is damaged: {error}; copy or train the generator again") from error
 
@@ -138,5 +139,7 @@ class ModelFolder:
         generator.save_pretrained(self.generator_path, dtype)
         text.save(self.generator_path / "tokenizer.json")
         facts = markup.vocabulary.to_dict() | {"codes_per_image": markup.codes_per_image, "grid": list(grid)}
+        if markup.text_ids:
+            facts["text_ids"] = markup.text_ids
         facts |= {} if run is None else {"run": dict(run)}
         (self.generator_path / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -153,11 +153,11 @@ def _causal(before: list[int], main: Sequence[OpenPart], number: int, markup: Ma
     for part in main[:number]:
         written, kept, _ = _written(part, 0, 1, markup, max_text_tokens)
         if isinstance(part, TextIds):
-            kept = [v.text, v.mask(masks)] if masks < MAX_MASKS else []
+            kept = [v.text, *markup.filled([v.mask(masks)])] if masks < MAX_MASKS else []
             masks += 1
         ids += written
         wordless += kept
-    (marker, _), _, (span,) = _written(main[number], 0, 1, markup, max_text_tokens)
+    (marker, *_), _, (span,) = _written(main[number], 0, 1, markup, max_text_tokens)
     if span.modality == "text":
         span = replace(span, stop=AFTER_PART)
     return Prompt([*before, *ids, marker], [*before, *wordless, marker], number, (span,))
@@ -192,10 +192,12 @@ def _written(
         return markup.to_ids((part,))[1:-1], [], []
     if isinstance(part, HiddenText):
         left, right = ([v.text_start + id_ for id_ in side] for side in (part.before, part.after))
-        return [v.text, *left, v.mask(gap), *right], [v.text, v.mask(gap)], [text]
+        words, wordless = markup.filled([*left, v.mask(gap), *right]), markup.filled([v.mask(gap)])
+        return [v.text, *words], [v.text, *wordless], [text]
     spans = []
     if isinstance(part, Hole):
-        ids = [MARKERS[part.modality], v.mask(gap)]
+        gaps = [v.mask(gap)]
+        ids = [MARKERS[part.modality], *(markup.filled(gaps) if part.modality == "text" else gaps)]
         spans = [text if part.modality == "text" else Span("image", markup.codes_per_image)]
     elif isinstance(part, ImageCodes):
         ids = markup.to_ids((part,))[1:-1]

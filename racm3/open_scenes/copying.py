@@ -1,8 +1,10 @@
 """A generator that copies before it has learnt anything: its first two layers begin as a copying circuit.
 
-    layer 1    three heads look 1, W - 1 and W tokens back (W codes a row) and note the digits found there
+    layer 1    heads look 1, W - 1 and W tokens back (W codes a row), and to the place of the code to come in the last
+               three documents, S tokens each; they note the digits found there
     layer 2    heads look for the token whose left neighbour is this one, whose upper neighbour is that of the code to
-               come, and for both at once; what stands there, they say, comes next
+               come, and for both at once; what stands there, they say, comes next. Another one says what stands at the
+               same place of the documents
 
 This is the induction head of Olsson et al. (2022, arXiv 2209.11895), in two dimensions and written down instead of
 found. Left to chance, copying came after some 12,000 sequences. Only the beginning is set; all of it is trained.
@@ -13,6 +15,7 @@ D width, E width of a head, G digits of all places together.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -31,8 +34,11 @@ SOFTNESS = 0.5
 SHARPNESS = 2.2
 """Weight of the norms of queries and keys in both layers: a head of 64 can then tell 38 nats apart."""
 
-NOTED, SAID = 1.0, 2.0
+NOTED, SAID = 0.7, 1.5
 """What the heads of the first and the second layer add, relative to the digits of an embedding."""
+
+DOCUMENTS = 3
+"""Documents before the main one in which the same place is looked up."""
 
 CERTAINTY = 3.0
 """Weight of the last norm: how sure the model is of what it copies."""
@@ -42,44 +48,57 @@ FAR_TOKENS = 1000
 
 
 @torch.no_grad()
-def begin_by_copying(generator: DigitGenerator, columns: int) -> None:
-    """Set the first two layers of a new generator, whose pictures have ``columns`` codes a row.
+def begin_by_copying(generator: DigitGenerator, columns: int, stride: int) -> None:
+    """Set the first two layers of a new generator, whose pictures have ``columns`` codes a row and stand ``stride``
+    tokens apart.
 
     Raises ConfigError where width, heads or rotary positions leave no room for it.
     """
     config, table = generator.config, generator.table
     size, count, pairs = config.head_dim, len(table.digits), config.head_dim // 2
+    beside = (1, columns - 1, columns)
+    before = tuple(number * stride - 1 for number in range(1, DOCUMENTS + 1))
+    looked = (*beside, *before)
     turned = config.rope_theta**-0.5 * FAR_TOKENS  # radians, by the fastest of the slower half
-    if turned > 1.1 or count > pairs or 4 * count >= config.width or not 4 <= config.heads == config.kv_heads:
+    room = (len(looked) + 1) * count
+    if turned > 1.1 or count > pairs or room >= config.width or not len(looked) <= config.heads == config.kv_heads:
         raise ConfigError(
-            f"copying needs 4 heads with keys of their own, each >= {2 * count} wide, a width above {4 * count} and "
-            f"rope_theta >= 1e6; given {config.heads} heads of {size}, width {config.width}, {config.rope_theta:g}"
+            f"copying needs {len(looked)} heads with keys of their own, each >= {2 * count} wide, a width above {room} "
+            f"and rope_theta >= 1e6; given {config.heads} heads of {size}, width {config.width}, {config.rope_theta:g}"
         )
-    own, left, corner, above = (slice(i * count, (i + 1) * count) for i in range(4))  # of the residual stream
-    constant = 4 * count  # a place that is the same for all tokens, so that a head can look at a distance alone
+    # Places in the residual stream: of a code's own digits, and of those that are found so many tokens back.
+    own, *found = (slice(i * count, (i + 1) * count) for i in range(len(looked) + 1))
+    left, corner, above = found[: len(beside)]
+    constant = room  # a place that is the same for all tokens, so that a head can look at a distance alone
     marks = _mark(generator, constant)
+    generator.model.norm.weight.fill_(CERTAINTY)
     first, second = (cast(Layer, generator.model.layers[i]).self_attn for i in (0, 1))
     for attention in (first, second):
         attention.q_norm.weight.fill_(SHARPNESS)
         attention.k_norm.weight.fill_(SHARPNESS)
 
-    def say(attention: Attention, head: int, place: slice, strength: float, seen: float) -> None:
-        """Let a head add the digits of what it looks at to a place of the stream; ``seen``: their length in a norm."""
+    def look_back(attention: Attention, head: int, tokens: int) -> None:
+        rows = slice(head * size, (head + 1) * size)
+        for weight, turn in ((attention.k_proj.weight, 0), (attention.q_proj.weight, tokens)):
+            weight[rows] *= QUIET
+            weight[rows, constant] = _pointing(float(turn), pairs, config.rope_theta)
+
+    def say(attention: Attention, head: int, read: Sequence[slice], place: slice, strength: float, seen: float) -> None:
+        """Let a head add the digits at some places of what it looks at to a place of the stream; ``seen``: their length
+        behind a norm."""
         rows = slice(head * size, (head + 1) * size)
         attention.v_proj.weight[rows] *= QUIET
         attention.o_proj.weight[:, rows] *= QUIET
         share = math.sqrt(strength * marks / seen) * torch.eye(count)
-        attention.v_proj.weight[rows, own][:count] = share
+        for one in read:
+            attention.v_proj.weight[rows, one][:count] = share
         attention.o_proj.weight[place, rows][:, :count] = share
 
-    generator.model.norm.weight.fill_(CERTAINTY)
     length = math.sqrt(config.width)  # of what comes out of a norm
-    for head, (back, place) in enumerate(((1, left), (columns - 1, corner), (columns, above))):
-        rows = slice(head * size, (head + 1) * size)
-        for weight, turn in ((first.k_proj.weight, 0.0), (first.q_proj.weight, float(back))):
-            weight[rows] *= QUIET
-            weight[rows, constant] = _pointing(turn, pairs, config.rope_theta)
-        say(first, head, place, NOTED, length / math.sqrt(2))
+    for head, (back, place) in enumerate(zip(looked, found, strict=True)):
+        look_back(first, head, back)
+        say(first, head, [own], place, NOTED, length / math.sqrt(2))
+    seen = length / math.sqrt(2 + len(looked) * NOTED**2)
     nothing = torch.zeros(pairs, count)
     one = torch.cat((torch.eye(count), torch.zeros(pairs - count, count)))
     halves = [nn.init.orthogonal_(torch.empty(pairs // 2, count)) for _ in range(2)]
@@ -89,11 +108,14 @@ def begin_by_copying(generator: DigitGenerator, columns: int) -> None:
         rows = slice(head * size, (head + 1) * size)
         places = torch.cat((every[pairs // 2 : pairs], every[pairs + pairs // 2 :]))  # the slower half of the pairs
         queries, keys = second.q_proj.weight, second.k_proj.weight
-        for weight, beside, over in ((queries, own, corner), (keys, left, above)):
+        for weight, at_left, at_above in ((queries, own, corner), (keys, left, above)):
             weight[rows] *= QUIET
-            weight[places, beside] += of_left
-            weight[places, over] += of_above
-        say(second, head, own, SAID, length / math.sqrt(2 + 3 * NOTED**2))
+            weight[places, at_left] += of_left
+            weight[places, at_above] += of_above
+        say(second, head, [own], own, SAID, seen)
+    here = len(beside)
+    look_back(second, here, 0)
+    say(second, here, found[len(beside) :], own, SAID, seen)
 
 
 def _mark(generator: DigitGenerator, constant: int) -> float:
@@ -119,9 +141,11 @@ def _mark(generator: DigitGenerator, constant: int) -> float:
 
 
 def _pointing(turn: float, pairs: int, theta: float) -> Tensor:
-    """(E,) the direction of a query that is turned back by a distance; the fast pairs tell neighbours apart."""
-    fast = max(1, pairs // 4)
-    angles = turn * theta ** -(torch.arange(fast) / pairs)
+    """(E,) the direction of a query that is turned back by a distance; the fast pairs tell neighbours apart, the others
+    what is far."""
+    count = pairs // 2
+    angles = turn * theta ** -(torch.arange(count) / pairs)
+    length = torch.where(torch.arange(count) < count // 4, 1.6, 0.7)
     first, second = torch.zeros(pairs), torch.zeros(pairs)
-    first[:fast], second[:fast] = angles.cos(), -angles.sin()
+    first[:count], second[:count] = length * angles.cos(), -length * angles.sin()
     return torch.cat((first, second))

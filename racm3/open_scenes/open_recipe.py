@@ -8,7 +8,6 @@ can be made longer: keep a checkpoint of before the decay.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +18,14 @@ from torch import Tensor
 
 from racm3.generator.loss import weighted_cross_entropy
 from racm3.generator.model import Generator, GeneratorConfig
+from racm3.model_folder import ModelFolder
 from racm3.open_scenes.copying import begin_by_copying
 from racm3.open_scenes.digit_generator import DigitGenerator, from_plain, plain
 from racm3.open_scenes.open_world import World
 from racm3.open_scenes.scene import PATCH_PX
 from racm3.open_scenes.sequences import FIRST, Kinds, OpenBatches, Plan, Planner, Weights, packed, without_sources
 from racm3.tokens.image_tokenizer import FSQImageTokenizer
-from racm3.tokens.markup import Markup
+from racm3.tokens.markup import ImageCodes, Markup, TextIds
 from racm3.tokens.text_tokenizer import TextTokenizer
 from racm3.tokens.vocabulary import Vocabulary
 from racm3.training.generator_recipe import ShapeConfig, packed_loss
@@ -42,7 +42,7 @@ class OpenRun:
     ``first_steps``."""
 
     model: ShapeConfig = ShapeConfig(
-        width=256, layers=6, heads=4, kv_heads=4, head_dim=64, mlp_width=704, context_tokens=1536, rope_theta=1e6
+        width=256, layers=6, heads=6, kv_heads=6, head_dim=64, mlp_width=704, context_tokens=1536, rope_theta=1e6
     )
     optimiser: OptimiserConfig = OptimiserConfig(
         lr=1e-3, muon_lr=1e-3, warmup_steps=100, decay="wsd", decay_share=0.2, betas=(0.9, 0.95)
@@ -50,10 +50,11 @@ class OpenRun:
     loop: LoopConfig = LoopConfig(steps=4000)
     kinds: Kinds = Kinds()
     first: Kinds = FIRST
-    first_steps: int = 1000
+    first_steps: int = 800
     weights: Weights = Weights()
     sequences: int = 8
     begin_by_copying: bool = True
+    text_ids: int = 28
     z_loss: float = 1e-5
     compile: bool = True
 
@@ -71,7 +72,7 @@ def train_open(
     ``start`` is a generator to go on from, of the same tokenizers.
     """
     vocabulary = Vocabulary(text.size, image.codebook_size)
-    markup = Markup(vocabulary, image.grid[0] * image.grid[1])
+    markup = Markup(vocabulary, image.grid[0] * image.grid[1], run.text_ids)
     torch.manual_seed(run.loop.seed)
     config = GeneratorConfig(vocabulary_size=vocabulary.size, **asdict(run.model))
     if start is not None:
@@ -79,7 +80,7 @@ def train_open(
     else:
         generator = DigitGenerator(config, vocabulary, image.config.levels)
         if run.begin_by_copying:
-            begin_by_copying(generator, image.grid[1])
+            begin_by_copying(generator, image.grid[1], stride(markup))
     generator.train_fast(compile=run.compile, recompute_layers=False)
     planner = Planner(world or World.of("seen"), run.kinds, image.config.patch_px)
     batches = OpenBatches(
@@ -106,13 +107,14 @@ def train_open(
 
     def look(step: int) -> Mapping[str, float]:
         now = plain(generator)
-        now.save_pretrained(folder / "now", dtype=torch.float16)
+        ModelFolder.around(folder / "now").save_generator(now, text, markup, image.grid, asdict(run), torch.float16)
         draw_look(now, text, image, markup, run.kinds, folder / "samples" / f"step-{step:06d}.png")
         seen: dict[str, float] = {}
         for split in ("seen", "novel"):
-            for kind in ("twice", "two"):
-                numbers = measure(now, World.of(split), text, image, markup, kind)
-                seen |= {f"{split}_{kind}_{name}": value for name, value in numbers.items()}
+            for kind, same in (("once", True), ("twice", False), ("two", True)):
+                numbers = measure(now, World.of(split), text, image, markup, kind, same)
+                place = "there" if same else "moved"
+                seen |= {f"{split}_{kind}_{place}_{name}": value for name, value in numbers.items()}
         return seen
 
     recipe = Recipe(
@@ -125,29 +127,39 @@ def train_open(
     )
     fit(generator, recipe, run, folder)
     trained = plain(generator)
-    trained.save_pretrained(folder, dtype=torch.float16)
-    text.save(folder / "tokenizer.json")
-    facts = vocabulary.to_dict() | {"codes_per_image": markup.codes_per_image, "grid": list(image.grid)}
-    (folder / "racm3.json").write_text(json.dumps(facts | {"run": asdict(run)}, indent=1) + "\n", encoding="utf-8")
+    ModelFolder.around(folder).save_generator(trained, text, markup, image.grid, asdict(run), torch.float16)
     return trained
 
 
-def plans(world: World, kind: str, count: int, step_px: int, task: str = "draw", seed: int = 7) -> list[Plan]:
+def stride(markup: Markup) -> int:
+    """Tokens from a picture to the same place of the next one: of a document with a caption of the common length."""
+    return len(markup.to_ids((TextIds((0,)), ImageCodes((0,) * markup.codes_per_image))))
+
+
+def plans(
+    world: World, kind: str, count: int, step_px: int, same_place: float, task: str = "draw", seed: int = 7
+) -> list[Plan]:
     """The same sequences at every call."""
     rng = np.random.default_rng(seed)
-    planner = Planner(world, Kinds(same_ground=0.0), step_px)
+    planner = Planner(world, Kinds(same_ground=0.0, same_place=same_place), step_px)
     return [planner.plan(rng, task, kind) for _ in range(count)]
 
 
 @torch.no_grad()
 def measure(
-    generator: Generator, world: World, text: TextTokenizer, image: FSQImageTokenizer, markup: Markup, kind: str
+    generator: Generator,
+    world: World,
+    text: TextTokenizer,
+    image: FSQImageTokenizer,
+    markup: Markup,
+    kind: str,
+    same_place: bool,
 ) -> dict[str, float]:
     """Nats a code of the main picture behind the sources, and what they save, by what the code shows.
 
     ``interior`` shows an entity alone, ``edge`` some of it, ``ground`` nothing of it.
     """
-    some = plans(world, kind, MEASURED, image.config.patch_px)
+    some = plans(world, kind, MEASURED, image.config.patch_px, float(same_place))
     batches = OpenBatches(Planner(world, Kinds(), image.config.patch_px), text, image, markup)
     seen: dict[str, float] = {}
     shows = np.concatenate([one.shows[one.shows >= 0] for one in batches.drawn([plan.main for plan in some])])
@@ -180,8 +192,8 @@ def draw_look(
     from racm3.generator.sequence import SequenceRequest
 
     world = World.of("novel", "seen")
-    some = [*plans(world, "twice", 5, image.config.patch_px), *plans(world, "two", 5, image.config.patch_px)]
-    some += plans(world, "distracted", 3, image.config.patch_px)
+    step = image.config.patch_px
+    some = [one for same in (1.0, 0.0) for kind in ("once", "two") for one in plans(world, kind, 3, step, same)]
     batches = OpenBatches(Planner(world, kinds, image.config.patch_px), text, image, markup)
     columns: list[list[np.ndarray]] = []
     requests: list[SequenceRequest] = []

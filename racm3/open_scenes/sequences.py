@@ -58,6 +58,7 @@ class Kinds:
     captions are made-up words, and the main picture's is asked for. ``style``: of two, one or
     both in a style that the main caption names. ``same_ground``: all of its pictures are on the very same plain colour,
     so that the codes at the edge of an entity can be copied as well.
+    ``same_place``: an entity stands where its source shows it, at any pixel; else in the middle of a third.
     """
 
     twice: float = 0.12
@@ -72,6 +73,7 @@ class Kinds:
     region: float = 0.12
     wordless: float = 0.3
     same_ground: float = 0.15
+    same_place: float = 0.5
 
     def __post_init__(self) -> None:
         if abs(sum(self.of_sources) - 1) > 1e-6 or self.caption + self.region > 1:
@@ -87,7 +89,7 @@ class Kinds:
         return Kinds(**{name: one + (two - one) * share for (name, one), two in pairs})
 
 
-FIRST = replace(Kinds(), once=0.34, twice=0.02, two=0.14, same_ground=0.5)
+FIRST = replace(Kinds(), once=0.34, twice=0.02, two=0.14, same_ground=0.4, same_place=0.7)
 """What a run begins with: with one source a sequence takes half of the time, and on one ground edges can be copied."""
 
 NOISY_SHARE, NOISE = 0.5, 0.15
@@ -160,19 +162,17 @@ class Planner:
         low, high = (ONE_PX, TWO_PX, MORE_PX)[count - 1]
         documents: list[Told] = []
         placed: list[Placed] = []
-        for cutout, middle in zip(shown, self.world.middles(count, rng, jitter_px=0.0), strict=True):
-            source = self._source(cutout, int(rng.integers(low, high + 1)), called, rng, ground)
+        same_place = rng.random() < kinds.same_place
+        middles = self.world.middles(count, rng) if same_place else self.world.middles(count, rng, jitter_px=0.0)
+        for cutout, middle in zip(shown, middles, strict=True):
+            size = int(rng.integers(low, high + 1))
+            source = self._source(cutout, size, called, rng, ground, middle if same_place else None)
             own = source.scene.placed[[one.cutout for one in source.scene.placed].index(cutout.id)]
-            placed.append(
-                self.world.placed(
-                    cutout, rng, size=own.size, middle=middle, phase=(own.left, own.top), step=self.step_px,
-                    mirrored=own.mirrored, tint=own.tint,
-                )
-            )  # fmt: skip
+            placed.append(own if same_place else self._moved(own, middle, rng))
             if sources != "nothing":
                 documents.append(source)
             if sources == "twice":
-                documents.append(self._second(cutout, own, called, rng, ground))
+                documents.append(self._second(cutout, own, called, rng, ground, middle if same_place else None))
         if sources == "distracted":
             documents.append(self._source(spare, int(rng.integers(low, high + 1)), called, rng, ground))
         order = rng.permutation(len(documents))
@@ -188,7 +188,7 @@ class Planner:
         for cutout in cutouts:
             (middle,) = self.world.middles(1, rng)
             scenes.append(Scene(self.world.ground(rng), (self.world.placed(cutout, rng, middle=middle),)))
-        main = self._again(scenes[0].placed[0], rng)
+        main = self._again(scenes[0].placed[0], rng, self.kinds.same_place)
         order = rng.permutation(2)
         return Plan(tuple(Told(scenes[i], words[i]) for i in order), Told(main, words[0]), "caption")
 
@@ -201,29 +201,41 @@ class Planner:
         own = replace(own, style=style if rng.random() < 0.5 else "plain")
         other = replace(other, style=style)
         shown = own.placed[[one.cutout for one in own.placed].index(cutouts[0].id)]
-        main = replace(self._again(shown, rng), style=style)
+        main = replace(self._again(shown, rng, self.kinds.same_place), style=style)
         documents = [self._told(scene, called, rng) for scene in (own, other)]
         order = rng.permutation(2)
         return Plan(tuple(documents[i] for i in order), self._told(main, called, rng, places=0.95))
 
-    def _again(self, shown: Placed, rng: np.random.Generator) -> Scene:
-        """What is shown, elsewhere at the same phase, on another background."""
+    def _again(self, shown: Placed, rng: np.random.Generator, same_place: float) -> Scene:
+        """What is shown, there or elsewhere at the same phase, on another background."""
         (middle,) = self.world.middles(1, rng, jitter_px=0.0)
-        placed = self.world.placed(
+        placed = shown if rng.random() < same_place else self._moved(shown, middle, rng)
+        return Scene(self.world.ground(rng), (placed,))
+
+    def _moved(self, shown: Placed, middle: tuple[float, float], rng: np.random.Generator) -> Placed:
+        """What is shown, its middle near another place, at the same phase."""
+        return self.world.placed(
             self.world.art.by_id[shown.cutout], rng, size=shown.size, middle=middle, phase=(shown.left, shown.top),
             step=self.step_px, mirrored=shown.mirrored, tint=shown.tint,
         )  # fmt: skip
-        return Scene(self.world.ground(rng), (placed,))
 
     def _source(
-        self, cutout: Cutout, size: int, called: dict[str, str], rng: np.random.Generator, ground: Ground | None = None
+        self,
+        cutout: Cutout,
+        size: int,
+        called: dict[str, str],
+        rng: np.random.Generator,
+        ground: Ground | None = None,
+        middle: tuple[float, float] | None = None,
     ) -> Told:
-        """A picture of the cut-out at a size, now and then beside another one."""
+        """A picture of the cut-out at a size, its middle at ``middle`` if given, now and then beside another one."""
         cutouts = [cutout]
         if rng.random() < COMPANION_SHARE and size <= TWO_PX[1]:
             cutouts += [one for one in self.world.others(2, rng) if one.group != cutout.group][:1]
         sizes = [size, *(int(rng.integers(*TWO_PX)) for _ in cutouts[1:])]
         middles = self.world.middles(len(cutouts), rng)
+        if middle is not None:
+            middles[0] = middle
         placed = [self.world.placed(c, rng, size=s, middle=m) for c, s, m in zip(cutouts, sizes, middles, strict=True)]
         return self._told(
             Scene(ground or self.world.ground(rng), tuple(placed[i] for i in rng.permutation(len(placed)))), called, rng
@@ -236,9 +248,11 @@ class Planner:
         called: dict[str, str],
         rng: np.random.Generator,
         ground: Ground | None = None,
+        middle: tuple[float, float] | None = None,
     ) -> Told:
-        """Another picture of the cut-out: as the first but elsewhere, or different in all that can differ."""
-        (middle,) = self.world.middles(1, rng)
+        """Another picture of the cut-out: as the first, perhaps elsewhere, or different in all that can differ."""
+        if middle is None:
+            (middle,) = self.world.middles(1, rng)
         if rng.random() < SAME_SECOND_SHARE:
             phase = first.left, first.top
             placed = self.world.placed(
@@ -288,6 +302,7 @@ class OpenBatches:
     ) -> None:
         self.first, self.first_steps = first or planner.kinds, first_steps
         self.planner, self.text, self.image, self.markup = planner, text, image, markup
+        self.unfilled = replace(markup, text_ids=0)
         self.levels = image.config.levels
         self.digits = FSQ(self.levels).digits_of(torch.arange(image.codebook_size)).numpy()  # (codes, places)
         self.sequences, self.weights, self.seed = sequences, weights or Weights(), seed
@@ -342,7 +357,7 @@ class OpenBatches:
         found = []
         for document, row, share in zip(told, codes, shares, strict=True):
             words = TextIds(tuple(self.text.encode(document.caption)))
-            ids = np.array(self.markup.to_ids((words, ImageCodes(tuple(row.tolist())))), np.int64)
+            ids = np.array(self.unfilled.to_ids((words, ImageCodes(tuple(row.tolist())))), np.int64)
             shows = np.full(len(ids), -1, np.float32)
             shows[self.markup.vocabulary.is_image(ids)] = share
             found.append(Drawn(ids, shows))
@@ -390,7 +405,12 @@ class OpenBatches:
         weights = np.append(np.concatenate([read, weights]), np.float32(0))[order]  # -1 is what mask() added
         if plan.task == "caption":
             weights[-1] = own.caption  # the caption ends here
-        return masked, weights.astype(np.float32)
+        order = self.markup.filling(masked)
+        filler = order < 0
+        return (
+            np.where(filler, v.pad, masked[order]),
+            np.where(filler, 0, weights[order]).astype(np.float32),
+        )
 
     def _rectangle(self, shows: np.ndarray, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width of what is hidden: mostly around the entities, else anywhere."""

@@ -2,9 +2,11 @@
 
     sequence = document { document } <eos>
     document = <doc> part { part } </doc>
-    part     = <text> t { t }  |  <image> c c ... c
+    part     = <text> t { t } { <pad> }  |  <image> c c ... c
 
-where t are text ids and c are image codes, exactly ``codes_per_image`` of them. ``prompt.py`` takes from here where a
+where t are text ids and c are image codes, exactly ``codes_per_image`` of them. A generator may have been trained with
+texts that are filled up to one length: then pictures stand equally far apart, and what stands at the same place of
+another one is always as many tokens back. ``prompt.py`` takes from here where a
 text may stop, and ``export.py`` writes the same grammar into the card of an exported model.
 """
 
@@ -45,6 +47,7 @@ class State(Enum):
     OPENED = auto()  # <doc>
     TEXT_OPENED = auto()  # <text>
     IN_TEXT = auto()  # a text id
+    FILLED = auto()  # <pad> behind a text
     IN_IMAGE = auto()  # <image>, or a code that is not the last
     AFTER_IMAGE = auto()  # the last code of an image
     CLOSED = auto()  # </doc>
@@ -55,15 +58,37 @@ class State(Enum):
 class Markup:
     """How documents are written as ids of one vocabulary, with exactly ``codes_per_image`` (N) codes an image.
 
-    Raises ConfigError if ``codes_per_image`` is below 1.
+    Texts of fewer than ``text_ids`` ids are filled up with ``<pad>``; a longer one stays as it is.
+    Raises ConfigError if ``codes_per_image`` is below 1 or ``text_ids`` below 0.
     """
 
     vocabulary: Vocabulary
     codes_per_image: int
+    text_ids: int = 0
 
     def __post_init__(self) -> None:
-        if self.codes_per_image < 1:
-            raise ConfigError(f"an image has at least one code, but codes_per_image={self.codes_per_image} was given")
+        if self.codes_per_image < 1 or self.text_ids < 0:
+            raise ConfigError(
+                "an image has at least one code, and texts are filled up to 0 ids or more, but "
+                f"codes_per_image={self.codes_per_image} and text_ids={self.text_ids} were given"
+            )
+
+    def filled(self, text: list[int]) -> list[int]:
+        """The ids of a text, or of the mask in its place, filled up."""
+        return text + [self.vocabulary.pad] * (self.text_ids - len(text))
+
+    def filling(self, ids: np.ndarray) -> np.ndarray:
+        """Where the ids of a sequence (T,) without ``<pad>`` go when its texts are filled up: their places in order, -1
+        for each ``<pad>``. Texts in which a mask stands are filled up as ``filled`` does."""
+        v = self.vocabulary
+        order: list[np.ndarray] = []
+        read = 0
+        for start in np.flatnonzero(ids == v.text).tolist():
+            inside = v.is_text(ids[start + 1 :]) | v.is_mask(ids[start + 1 :])
+            end = start + 1 + (int(inside.argmin()) if not inside.all() else len(inside))
+            order += [np.arange(read, end), np.full(max(0, self.text_ids - (end - start - 1)), -1)]
+            read = end
+        return np.concatenate([*order, np.arange(read, len(ids))])
 
     def to_ids(self, parts: TokenDocument) -> list[int]:
         """The ids of one document, from ``<doc>`` to ``</doc>``.
@@ -81,7 +106,7 @@ class Markup:
                     raise MarkupError(f"part {number} is an empty text; a text has at least one id, or leave it out")
                 _check_range(f"part {number}: text id", part.ids, v.text_size)
                 ids.append(v.text)
-                ids.extend(v.text_start + int(t) for t in part.ids)
+                ids.extend(self.filled([v.text_start + int(t) for t in part.ids]))
             else:
                 if len(part.codes) != self.codes_per_image:
                     raise MarkupError(
@@ -109,7 +134,7 @@ class Markup:
             if id in (v.text, v.image, v.end):
                 content = ids[start:position]
                 if start and ids[start - 1] == v.text:
-                    parts.append(TextIds(tuple(t - v.text_start for t in content)))
+                    parts.append(TextIds(tuple(t - v.text_start for t in content if t != v.pad)))
                 elif start and ids[start - 1] == v.image:
                     parts.append(ImageCodes(tuple(c - v.image_start for c in content)))
                 start = position + 1
@@ -121,11 +146,13 @@ class Markup:
     def allowed_in(self) -> Mapping[State, np.ndarray]:
         """What may follow in each state: (V,) bool arrays, shared, not writable."""
         v = self.vocabulary
+        filling = (v.pad,) if self.text_ids else ()
         return {
             State.START: v.id_set(v.doc),
             State.OPENED: v.id_set(*FOLLOWS[v.doc]),
             State.TEXT_OPENED: v.id_set(modality="text"),
-            State.IN_TEXT: v.id_set(*AFTER_PART, modality="text"),
+            State.IN_TEXT: v.id_set(*AFTER_PART, *filling, modality="text"),
+            State.FILLED: v.id_set(*AFTER_PART, v.pad),
             State.IN_IMAGE: v.id_set(modality="image"),
             State.AFTER_IMAGE: v.id_set(*AFTER_PART),
             State.CLOSED: v.id_set(*FOLLOWS[v.end]),
@@ -178,6 +205,8 @@ class Grammar:
             self.state = State.FINISHED
         elif v.is_text(id):
             self.state = State.IN_TEXT
+        elif id == v.pad and self.state is State.IN_TEXT:
+            self.state = State.FILLED
         elif v.is_image(id):
             self.codes_left -= 1
             self.state = State.IN_IMAGE if self.codes_left else State.AFTER_IMAGE

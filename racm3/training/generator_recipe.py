@@ -315,7 +315,7 @@ class Batches:
 
 def without_words(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """A document's pictures alone."""
-    return ids[~(vocabulary.is_text(ids) | (ids == vocabulary.text))]
+    return ids[~(vocabulary.is_text(ids) | np.isin(ids, (vocabulary.text, vocabulary.pad)))]
 
 
 def draw_side(rng: np.random.Generator, codes: int, most: int) -> int:

@@ -14,9 +14,9 @@ from racm3.open_scenes.digit_generator import DigitGenerator, plain
 from racm3.tokens.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=50, image_size=420)
-LEVELS, COLUMNS, ROWS = (7, 5, 4, 3), 16, 12
+LEVELS, COLUMNS, ROWS, STRIDE = (7, 5, 4, 3), 16, 12, 220
 CONFIG = GeneratorConfig(
-    vocabulary_size=VOCABULARY.size, width=256, layers=3, heads=4, kv_heads=4, head_dim=64, mlp_width=128,
+    vocabulary_size=VOCABULARY.size, width=256, layers=3, heads=6, kv_heads=6, head_dim=64, mlp_width=128,
     context_tokens=512, rope_theta=1e6,
 )  # fmt: skip
 
@@ -25,7 +25,7 @@ def generator(copying: bool = True) -> DigitGenerator:
     torch.manual_seed(0)
     result = DigitGenerator(CONFIG, VOCABULARY, LEVELS)
     if copying:
-        begin_by_copying(result, COLUMNS)
+        begin_by_copying(result, COLUMNS, STRIDE)
     return result
 
 
@@ -46,26 +46,42 @@ def test_it_copies_codes_from_anywhere_before_any_training(down: int, across: in
         model = plain(generator(copying))
         guessed = model.logits(model(ids))[0, :-1].argmax(-1) == ids[0, 1:]
         right.append(float(guessed[known[1:]].float().mean()))
-    assert right[0] > 0.8
+    assert right[0] > 0.6
     assert right[1] < 0.1
 
 
-@pytest.mark.parametrize(("head", "distance"), [(0, 1), (1, COLUMNS - 1), (2, COLUMNS)])
+def test_it_expects_what_stands_at_the_same_place_of_the_document_before() -> None:
+    """No neighbour of these codes is alike, so that their place alone tells them."""
+    torch.manual_seed(1)
+    codes = VOCABULARY.image_start + torch.randint(VOCABULARY.image_size, (2, STRIDE))
+    codes[1, 5::7] = codes[0, 5::7]
+    ids = codes.flatten()[None]
+    alike = torch.arange(STRIDE + 5, 2 * STRIDE, 7)
+    ranks = []
+    for copying in (True, False):
+        model = plain(generator(copying))
+        logits = model.logits(model(ids))[0, alike - 1]
+        likelier = logits > logits.gather(1, ids[0, alike, None])
+        ranks.append(float(likelier.sum(1).float().median()))
+    assert ranks[0] < 0.25 * ranks[1]
+
+
+@pytest.mark.parametrize(("head", "distance"), [(0, 1), (1, COLUMNS - 1), (2, COLUMNS), (3, STRIDE - 1)])
 def test_heads_of_the_first_layer_begin_by_looking_back(head: int, distance: int) -> None:
     trained = generator()
-    ids = torch.randint(VOCABULARY.size, (1, 100))
+    ids = torch.randint(VOCABULARY.size, (1, 400))
     layer = trained.model.layers[0]
     x = layer.input_layernorm(trained.model.embed_tokens(ids))
-    heads = (1, 100, 4, 64)
+    heads = (1, 400, 6, 64)
     q = layer.self_attn.q_norm(layer.self_attn.q_proj(x).view(heads))
     k = layer.self_attn.k_norm(layer.self_attn.k_proj(x).view(heads))
-    rope = trained.cos[:100, None], trained.sin[:100, None]
+    rope = trained.cos[:400, None], trained.sin[:400, None]
     scores = torch.einsum("bthe,bshe->bhts", rotate(q, *rope), rotate(k, *rope))[0, head]
-    causal = scores.masked_fill(torch.ones(100, 100).triu(1).bool(), -torch.inf)
-    assert (causal[40:].argmax(-1) == torch.arange(40, 100) - distance).float().mean() > 0.95
+    causal = scores.masked_fill(torch.ones(400, 400).triu(1).bool(), -torch.inf)
+    assert (causal[300:].argmax(-1) == torch.arange(300, 400) - distance).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("change", [{"rope_theta": 1e4}, {"head_dim": 32}, {"width": 76}, {"heads": 2, "kv_heads": 2}])
+@pytest.mark.parametrize("change", [{"rope_theta": 1e4}, {"head_dim": 32}, {"width": 130}, {"heads": 2, "kv_heads": 2}])
 def test_a_shape_without_room_for_it_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="copying needs"):
-        begin_by_copying(DigitGenerator(replace(CONFIG, **change), VOCABULARY, LEVELS), COLUMNS)
+        begin_by_copying(DigitGenerator(replace(CONFIG, **change), VOCABULARY, LEVELS), COLUMNS, STRIDE)

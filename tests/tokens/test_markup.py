@@ -173,3 +173,28 @@ def test_impossible_documents_are_named(parts: TokenDocument, message: str) -> N
 def test_an_image_has_at_least_one_code() -> None:
     with pytest.raises(ConfigError, match="codes_per_image=0"):
         Markup(V, 0)
+
+
+def test_texts_are_filled_up_so_that_pictures_stand_equally_far_apart() -> None:
+    markup = Markup(V, 4, text_ids=5)
+    pictures = []
+    for text in ((0,), (1, 2, 0), (2,) * 5):
+        document = (TextIds(text), ImageCodes((0, 1, 2, 1)))
+        ids = markup.to_ids(document)
+        assert markup.from_ids(ids) == document
+        pictures.append(ids.index(V.image))
+    assert set(pictures) == {7}
+    longer = (TextIds((1,) * 6), ImageCodes((0, 1, 2, 1)))
+    assert markup.from_ids(markup.to_ids(longer)) == longer
+    with pytest.raises(MarkupError, match="found <pad>"):
+        Markup(V, 4).from_ids(ids[:4] + [V.pad] + ids[4:])
+
+
+def test_filling_is_what_to_ids_does_and_counts_a_mask_as_text() -> None:
+    plain, markup = Markup(V, 4), Markup(V, 4, text_ids=5)
+    documents = [(TextIds((1, 2)), ImageCodes((0, 1, 2, 1))), (ImageCodes((0, 0, 0, 0)),), (TextIds((1,)),)]
+    ids = np.array([id_ for document in documents for id_ in plain.to_ids(document)])
+    order = markup.filling(ids)
+    assert np.where(order < 0, V.pad, ids[order]).tolist() == [i for one in documents for i in markup.to_ids(one)]
+    masked = np.array([V.doc, V.text, V.mask(0), V.image, V.end])
+    assert (markup.filling(masked) < 0).sum() == 4
