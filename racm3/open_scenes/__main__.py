@@ -3,6 +3,7 @@
     python -m racm3.open_scenes pictures PACKAGES OUT            cut-outs and backgrounds, from unpacked packages
     python -m racm3.open_scenes image-tokenizer MODELS           MODELS/image-tokenizer
     python -m racm3.open_scenes generator MODELS [--steps N] [--init-from FOLDER]    MODELS/generator
+    python -m racm3.open_scenes encoder MODELS                   MODELS/encoder, with the words of the generator
     python -m racm3.open_scenes evaluate MODELS [--count N] [--stamps FOLDER]
 
 The trainings resume: give the same command again.
@@ -12,17 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from racm3.generator.model import Generator
 from racm3.generator.sampling import Sampling
 from racm3.model_folder import ModelFolder
 from racm3.open_scenes.foreign import stamps
 from racm3.open_scenes.make import make
-from racm3.open_scenes.open_protocol import examine
+from racm3.open_scenes.open_encoder_recipe import train_open_encoder
+from racm3.open_scenes.open_evaluation import ROWS, Examiner, examine
 from racm3.open_scenes.open_recipe import OpenRun, learn_words, train_open
 from racm3.open_scenes.open_world import World
 from racm3.open_scenes.scene import PATCH_PX, PICTURE_PX, draw
@@ -100,12 +104,15 @@ def main(arguments: list[str] | None = None) -> None:
     generator.add_argument("--steps", type=int, default=4000)
     generator.add_argument("--look-every", type=int, default=250)
     generator.add_argument("--init-from", type=Path)
+    encoder = commands.add_parser("encoder", help="train the encoder")
+    encoder.add_argument("models", type=Path)
     evaluate = commands.add_parser("evaluate", help="draw, describe and fill what was never met, and judge it")
     evaluate.add_argument("models", type=Path)
-    evaluate.add_argument("--count", type=int, default=40)
+    evaluate.add_argument("--count", type=int, default=24)
     evaluate.add_argument("--temperature", type=float, default=0.9)
     evaluate.add_argument("--min-p", type=float, default=0.004)
     evaluate.add_argument("--context-aware", type=float, default=2.0)
+    evaluate.add_argument("--rows", nargs="+", default=tuple(ROWS), choices=tuple(ROWS))
     evaluate.add_argument("--stamps", type=Path, help="where Debian's tuxpaint-stamps-default is unpacked")
     given = parser.parse_args(arguments)
     if given.command == "pictures":
@@ -116,12 +123,18 @@ def main(arguments: list[str] | None = None) -> None:
         loop = LoopConfig(steps=given.steps, threads=1, look_every=given.look_every, log_every_s=30)
         run = OpenRun(loop=loop, first_steps=0 if given.init_from else OpenRun.first_steps)
         make_generator(given.models, run, given.init_from)
+    elif given.command == "encoder":
+        words = given.models / "generator" / "tokenizer.json"
+        train_open_encoder(Tokenizer.from_file(str(words)), given.models / "encoder")
     else:
         image = Sampling(temperature=given.temperature, min_p=given.min_p, context_aware=given.context_aware)
         settings = Settings(image=image, text=Sampling(temperature=0.0, context_aware=given.context_aware))
         foreign = stamps(given.stamps) if given.stamps else None
-        values = examine(load(given.models), settings, given.count, foreign)
-        print(json.dumps({name: round(value, 3) for name, value in values.items()}))
+        values: dict[str, float] = {}
+        for row, found in examine(Examiner(load(given.models), settings, given.count, foreign), given.rows):
+            values |= {name: round(value, 3) for name, value in found.items()}
+            print(row, {name: values[name] for name in found}, file=sys.stderr, flush=True)
+        print(json.dumps(values))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 
 from racm3.document import Document, Hole, Image
-from racm3.open_scenes.art import Art, Cutout, load_art
-from racm3.open_scenes.foreign import drawn as drawn_by_code
+from racm3.open_scenes.art import Art, Cutout
 from racm3.open_scenes.judge import GroundJudge, Seen, box_mask, candidates, find
 from racm3.open_scenes.open_world import World
 from racm3.open_scenes.scene import PATCH_PX, PICTURE_PX, POSITIONS, Scene, draw, position
 from racm3.open_scenes.sequences import Kinds, Plan, Planner
-from racm3.open_scenes.wording import HELD_OUT, TRAINED, WHERE, describe, facts
+from racm3.open_scenes.wording import WHERE, describe, facts
 from racm3.pipeline import RACM3, Settings
 
 NEAR_PX = round(PICTURE_PX / 7)
@@ -73,13 +72,14 @@ def trials(
     step_px: int = PATCH_PX,
     task: str = "draw",
     same_ground: float = 0.0,
+    same_place: float = 1.0,
 ) -> list[Trial]:
-    """The same at every call; ``kind`` and ``same_ground`` are those of ``sequences.Kinds``.
+    """The same at every call; ``kind``, ``same_ground`` and ``same_place`` are those of ``sequences.Kinds``.
 
     Every caption names places and background.
     """
     rng = np.random.default_rng((seed, 77))
-    planner = Planner(world, Kinds(same_ground=same_ground), step_px, ("plain",))
+    planner = Planner(world, Kinds(same_ground=same_ground, same_place=same_place), step_px, ("plain",))
     found = []
     for number in range(count):
         plan = planner.plan(rng, task, kind)
@@ -188,53 +188,19 @@ def hidden(trial: Trial, art: Art) -> np.ndarray:
     return np.any([box_mask((left - 2, top - 2, w + 4, h + 4), PICTURE_PX) for left, top, w, h in boxes], axis=0)
 
 
+def edited(model: RACM3, some: Sequence[Trial], art: Art, settings: Settings) -> list[np.ndarray]:
+    """The true backgrounds with other entities on them, whose regions become what a document shows."""
+    done = []
+    for trial, other in zip(some, [*some[1:], some[0]], strict=True):
+        (own,), (there, *_) = trial.scene.placed, other.scene.placed
+        before = draw(replace(trial.scene, placed=(replace(there, left=own.left, top=own.top, size=own.size),)), art)
+        image = Image(before, hidden(trial, art))
+        done.append(model.edit(image, trial.documents[0], trial.caption, settings=settings).document.images[0].pixels)
+    return done
+
+
 def filled(model: RACM3, some: Sequence[Trial], art: Art, settings: Settings) -> list[np.ndarray]:
     """The true pictures, the region of the entities drawn anew from caption and documents."""
     asked = [Document.of(trial.caption, Image(draw(trial.scene, art), hidden(trial, art))) for trial in some]
     done = model.complete(asked, settings, retrieved=[trial.documents for trial in some])
     return [one.document.images[0].pixels for one in done]
-
-
-def examine(model: RACM3, settings: Settings, count: int = 40, foreign: Art | None = None) -> dict[str, float]:
-    """The values of the quick evaluation that a generator alone decides, from the documents that a memory should give.
-
-    Shares of ``count`` trials each. ``foreign``: an art set that nothing was trained on; by default the drawn one.
-    """
-    grounds = GroundJudge(PICTURE_PX)
-    every = load_art().cutouts
-    novel, seen = World.of("novel", "seen"), World.of("seen")
-    apart = World(foreign or drawn_by_code(), novel.grounds)
-    values: dict[str, float] = {}
-
-    def verdicts(pictures: Sequence[np.ndarray], some: Sequence[Trial], world: World) -> list[Verdict]:
-        others = world.art.cutouts if world is apart else every
-        pairs = zip(pictures, some, strict=True)
-        return [judge(picture, trial, world, others, grounds, number) for number, (picture, trial) in enumerate(pairs)]
-
-    for name, world in (("novel", novel), ("seen", seen), ("foreign", apart)):
-        some = trials(world, "twice", count)
-        own = shares(verdicts(drawn(model, some, settings), some, world))
-        best = shares(verdicts(ceiling(model, some, world), some, world))
-        values |= {f"{name}_{key}": value for key, value in own.items()}
-        values |= {f"{name}_{key}_ceiling": value for key, value in best.items()}
-        said = [
-            read(text, trial, world.art)
-            for text, trial in zip(captions(model, some, world.art, settings), some, strict=True)
-        ]
-        values[f"caption_{name}"] = float(np.mean([one.named for one in said]))
-        values[f"caption_position_{name}"] = float(np.mean([one.place for one in said]))
-        values[f"caption_ground_{name}"] = float(np.mean([one.ground for one in said]))
-        values[f"infill_{name}"] = shares(verdicts(filled(model, some, world.art, settings), some, world))["entity"]
-    some = trials(novel, "twice", count)
-    values["nothing_read"] = shares(verdicts(drawn(model, some, settings, documents=False), some, novel))["entity"]
-    some = trials(novel, "once", count, same_ground=1.0)
-    values["one_ground"] = shares(verdicts(drawn(model, some, settings), some, novel))["entity"]
-    values["foreign_share"] = values["foreign_entity"] / max(values["foreign_entity_ceiling"], 1e-9)
-    both = trials(novel, "two", count)
-    pair = verdicts(drawn(model, both, settings), both, novel)
-    values |= {"two_both": shares(pair)["every"], "two_swapped": swapped(pair)}
-    values["two_both_ceiling"] = shares(verdicts(ceiling(model, both, novel), both, novel))["every"]
-    for wording in (*TRAINED, *HELD_OUT):
-        some = trials(novel, "twice", max(count // 2, 1), wording)
-        values[f"wording_{wording}"] = shares(verdicts(drawn(model, some, settings), some, novel))["entity"]
-    return values
