@@ -92,6 +92,37 @@ def test_a_row_that_cannot_be_read_removes_nothing(
         assert sync(before, after)[2] == made[:3]
 
 
+def test_a_mistyped_name_removes_nothing(tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]) -> None:
+    folder = pictures(tmp_path / "data", 4)
+    write_jsonl(folder)
+    made = sync(folder, folder)[2]
+    rows = (folder / "metadata.jsonl").read_text()
+    (folder / "metadata.jsonl").write_text(rows.replace("1.png", "11.png"))
+    status, said, ids = sync(folder, folder)
+    assert (status, ids) == (0, made)
+    assert "11.png; check the path; it may be any of the documents from there, so none of them is removed" in said
+    (folder / "metadata.jsonl").write_text(rows.replace(rows.splitlines()[3], ""))
+    (folder / "1.png").unlink()  # a name that is known stands for its own picture alone
+    assert sync(folder, folder)[2] == made[:3]
+
+
+def test_what_could_not_be_read_takes_no_caption_of_several(
+    tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]
+) -> None:
+    folder = pictures(tmp_path / "data", 1)
+    five = [json.dumps({"file_name": "0.png", "text": f"toy {k}"}) + "\n" for k in range(5)]
+    for lines, kept in [
+        (five, 5),
+        ([*five[:4], "{" + five[4]], 5),  # of no picture that is known
+        ([*five[:4], five[4].replace("toy 4", "\\ud800")], 5),
+        (five[:3], 3),
+    ]:
+        (folder / "metadata.jsonl").write_text("".join(lines))
+        assert sync(folder, folder)[0] == 0
+        (item,) = Memory.open(tmp_path / "memory").items()
+        assert len(item.metadata["captions"]) == kept
+
+
 def test_a_renamed_column_erases_no_caption(tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]) -> None:
     folder = pictures(tmp_path / "data", 4)
     write_jsonl(folder)

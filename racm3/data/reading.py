@@ -131,6 +131,8 @@ class Source:
                 item = checked(draft.make())
                 if hash(item.id) in seen:
                     raise SourceError(f"its id {item.id!r} was there before; ids are unique in a source")
+                if strict and item.problems:
+                    raise SourceError(item.problems[0])
             except (InputError, OSError) as error:
                 if strict:
                     raise SourceError(f"{draft.origin} is broken: {error}; mend it, or read without strict") from error
@@ -139,6 +141,8 @@ class Source:
             else:
                 counts.see(item)
                 seen.add(hash(item.id))
+                for problem in item.problems:
+                    note(Skipped(item.origin, problem, item.id))
                 yield item
         if report is None and (counts.broken or counts.unread):
             log.warning("%s: %s", self.path, counts)

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from racm3.data import Item, Protected
 from racm3.document import modality_of
@@ -143,22 +144,23 @@ def plan_sync(
     """What makes the memory equal to ``items``: new ones are added, changed ones replaced, all others removed.
 
     Equal is what has the same content and metadata. ``protected``, asked when all items were read, says which documents
-    stay because they may be among those that could not be read: they are not removed, and where nobody knows which they
-    are, they do not lose their text or pictures either. A plan that removes more than half of the memory, that takes
+    stay because they may be among those that could not be read: they are not removed, nor do they lose a caption or
+    their pictures. A plan that removes more than half of the memory, that takes
     the text or the pictures from most of what it replaces, or whose ``kinds`` are not those of last time, has reasons
     to be confirmed. Raises MemoryStoreError if there are no items.
     """
     memory.refresh()
-    plan, seen, losing, size = Plan(kinds=kinds), set[str](), dict[str, str](), 0
+    plan, seen, losing, shorter, size = Plan(kinds=kinds), set[str](), list[str](), dict[str, str](), 0
     for batch in batches(items):
         seen.update(item.id for item in batch)
         fresh = memory.unlike(batch)
         known = memory.facts([item.id for item in fresh])
-        losing |= {
-            item.id: fact.origin
-            for item in fresh
-            if (fact := known.get(item.id)) and fact.modalities - {modality_of(part) for part in item.document.parts}
-        }
+        for item in fresh:
+            if fact := known.get(item.id):
+                lost = fact.modalities - {modality_of(part) for part in item.document.parts}
+                losing += [item.id] if lost else []
+                if lost or _captions(item.metadata) < _captions(fact.metadata):
+                    shorter[item.id] = fact.origin
         plan.added += len(fresh) - len(known)
         plan.replaced += len(known)
         plan.unchanged += len(batch) - len(fresh)
@@ -172,7 +174,8 @@ def plan_sync(
         )
     gone = memory.known([item_id for item_id in memory.ids if item_id not in seen])
     if protected is not None:
-        plan.protected = [item_id for item_id, origin in losing.items() if protected.by_scope(origin)]
+        protected.settle(memory.known)
+        plan.protected = [item_id for item_id, origin in shorter.items() if protected(item_id, origin)]
         plan.replaced -= len(plan.protected)
         plan.protected += [item_id for item_id, origin in gone.items() if protected(item_id, origin)]
         plan.warnings = [
@@ -183,6 +186,12 @@ def plan_sync(
     plan.losing = [item_id for item_id in losing if item_id not in stay]
     plan.reasons = list(_reasons(plan, memory))
     return plan
+
+
+def _captions(metadata: dict[str, Any]) -> int:
+    """How many captions the metadata hold; a document has but one."""
+    captions = metadata.get("captions")
+    return len(captions) if isinstance(captions, list) else 1
 
 
 def _reasons(plan: Plan, memory: Memory) -> Iterator[str]:

@@ -169,6 +169,47 @@ def test_several_rows_a_picture(tmp_path: Path) -> None:
         five_each(folder)
 
 
+HALF = "half a \ud83d"
+FIRST = {"file_name": "0.png"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"0.txt": b"no \xff", "0.caption": "good", "0.png.txt": "fine"},
+        {"0.txt": b"no \xff", "0.json": json.dumps({"caption": ["good", "fine"]})},
+        {"metadata.jsonl": jsonl({**FIRST, "text": ["good", HALF, "fine"]})},
+        {"metadata.jsonl": jsonl({**FIRST, "text": ["good", 3, "fine"]})},
+        {"metadata.jsonl": jsonl({**FIRST, "text": "good"}, {**FIRST, "text": HALF}, {**FIRST, "text": "fine"})},
+        {"metadata.csv": b"file_name,text\n0.png,good\n0.png,no \xff\n0.png,fine\n"},
+        {"metadata.csv": table([("file_name", "text"), *(("0.png", t) for t in ("x" * 10_001, "good", "fine"))])},
+        {
+            "captions.json": json.dumps(
+                {
+                    "images": [{"id": "0.png", "file_name": "0.png"}],
+                    "annotations": [{"image_id": "0.png", "caption": text} for text in ("good", HALF, "fine")],
+                }
+            )
+        },
+    ],
+    ids=lambda files: "+".join(files),
+)
+def test_one_unreadable_caption_of_several_costs_no_other(tmp_path: Path, files: dict[str, bytes | str]) -> None:
+    (item,), (skipped,) = read_all(put(tmp_path, {"0.png": PNG, **files}))
+    assert sorted(item.metadata["captions"]) == ["fine", "good"]
+    assert (skipped.item_id, "left out" in skipped.reason) == ("0.png", True)
+
+
+def test_an_unreadable_caption_of_several_in_a_shard_and_in_parquet(tmp_path: Path) -> None:
+    members = {"0.txt": b"no \xff", "0.a.txt": b"fine", "0.caption": b"good", "0.png": PNG}
+    (item,), (skipped,) = read_all(tar(tmp_path / "a.tar", members))
+    assert (item.document.text, skipped.item_id) == ("good", "a/0")
+    rows = pa.table({"image": [PNG], "text": [["good", "x" * 10_001]]})
+    pq.write_table(rows, tmp_path / "b.parquet")
+    (item,), (skipped,) = read_all(tmp_path / "b.parquet")
+    assert (item.document.text, item.metadata["captions"]) == ("good", ["good"])
+
+
 def test_a_list_of_captions(tmp_path: Path) -> None:
     for text in ("text", "captions", "sentences"):
         records = [{"image": name, text: captions(i)} for i, name in enumerate(NAMES)]
