@@ -30,6 +30,8 @@ from racm3.document import is_marked
 from racm3.errors import FormatError, InputError, SourceError
 from racm3.util.s3 import is_remote, matching
 
+READER = 2
+"""Raised when the same files give other documents than before: what was prepared of them is made again then."""
 WARNINGS = 5
 """Skipped items that are logged one by one; the rest are only counted (ours: a broken folder must not flood a log)."""
 PICTURES_A_PIECE = 1000
@@ -160,6 +162,15 @@ class Source:
     def unread(self) -> Iterator[Skipped]:
         """The files of a folder that `pieces` do not hold, nor what they hold names."""
         return (file for file in self._rest(self._claimed()) if isinstance(file, Skipped)) if self.folder else iter(())
+
+    def touched(self) -> Iterator[Path]:
+        """All files that reading looks at, which have to stay as they are for it to give the same."""
+        if self.folder:
+            yield from (file for _, file in walk(self.root))
+            return
+        named = (Path(name) for draft in self._drafts(False) if isinstance(draft, Draft) for name in draft.files)
+        lists = any(kind.lists or kind is FOLDER for kind in self.kinds)
+        yield from dict.fromkeys((*self.files, *(named if lists else ())))
 
     def _claimed(self) -> set[int]:
         """The hashes of the files that lists name."""

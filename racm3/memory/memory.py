@@ -100,8 +100,7 @@ class Memory:
             if not storage_at(path).versions():
                 raise
         memory = cls.open(path)
-        begun = memory._store.snapshot.version == 1  # broken off before it was marked
-        if not memory.unfinished and (len(memory) or not begun):
+        if not memory.unfinished:
             raise MemoryStoreError(
                 f"the memory {memory.path} is there already, with {len(memory)} documents; add to it with "
                 "`racm3 memory add`, make it equal to the data with `racm3 memory sync`, or give a new path"
@@ -111,8 +110,8 @@ class Memory:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the memory is being made, or its making was broken off."""
-        return UNFINISHED in self._store.table.config()
+        """Whether the memory is being made, or its making was broken off, perhaps before anything was put in."""
+        return UNFINISHED in self._store.table.config() or self._store.snapshot.version == 1
 
     def finish(self) -> None:
         """Say that all is in it that it was made for."""

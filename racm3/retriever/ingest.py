@@ -6,7 +6,6 @@ Each goes on where it was broken off: what is stored already is recognised befor
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from racm3.data import Item, Protected
 from racm3.document import modality_of
 from racm3.errors import MemoryStoreError
 from racm3.memory.memory import Memory
+from racm3.memory.storage import storage_at
 from racm3.retriever.encoder import Encoder
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Plan",
     "apply",
     "batches",
+    "finished_memory",
     "ingest",
     "memory_of",
     "plan_sync",
@@ -95,22 +96,27 @@ def remember_kinds(memory: Memory, kinds: Iterable[str]) -> None:
 
 
 def memory_of(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
-    """The memory at ``path``; if nothing is there it is made of ``items``, whole or not at all.
+    """The memory at ``path``; where there is none, or one whose making was broken off, it is made of ``items``.
 
-    What a kill left half made, in ``path``.part, is completed. Raises MemoryStoreError if something else is there,
-    EncoderMismatchError if another encoder made it.
+    Raises MemoryStoreError if something else is there, or it cannot be read; EncoderMismatchError if another encoder
+    made it.
     """
-    if not path.exists():
-        part = path.with_name(f"{path.name}.part")
-        try:
-            memory = Memory.open(part, encoder.fingerprint)
-        except MemoryStoreError:  # there is none yet, or one that is of no use
-            shutil.rmtree(part, ignore_errors=True)
-            part.parent.mkdir(parents=True, exist_ok=True)
-            memory = Memory.create(part, encoder.fingerprint, encoder.dimension)
-        ingest(memory, encoder, items)
-        part.rename(path)
-    return Memory.open(path, encoder.fingerprint)
+    if (made := finished_memory(path)) is not None:
+        made.check_encoder(encoder.fingerprint)
+        return made
+    memory = Memory.create_or_resume(path, encoder.fingerprint, encoder.dimension)
+    ingest(memory, encoder, items)
+    memory.finish()
+    return memory
+
+
+def finished_memory(path: Path) -> Memory | None:
+    """The memory at ``path``, unless there is nothing, or one whose making was broken off.
+
+    Raises MemoryStoreError if something else is there, or it cannot be read.
+    """
+    memory = Memory.open(path) if storage_at(path).exists() else None
+    return None if memory is None or memory.unfinished else memory
 
 
 @dataclass
