@@ -157,6 +157,21 @@ def test_a_stray_file_does_not_change_what_a_folder_is(
     assert sync(folder, folder, "--yes")[2] == sorted([*made, "backup/one"])
 
 
+def test_what_came_from_elsewhere_is_not_removed_unasked(
+    tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]
+) -> None:
+    folder = pictures(tmp_path / "data", 4)
+    made = sync(folder, folder)[2]
+    Image.new("RGB", (9, 9)).save(pictures(tmp_path / "other", 0) / "mine.png")
+    assert cli.main(["memory", "add", str(tmp_path / "memory"), str(tmp_path / "other")]) == 0
+    status, said, ids = sync(folder, folder)
+    assert (status, ids) == (2, [*made, "mine.png"])
+    assert f"would remove 1 documents, such as 'mine.png', and the memory was also filled at {tmp_path}/other" in said
+    assert sync(folder, folder, "--yes")[2] == made
+    (folder / "3.png").unlink()
+    assert sync(folder, folder)[2] == made[:3]  # it is of one place alone now
+
+
 def test_more_than_half_is_not_removed_unasked(tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]) -> None:
     folder = pictures(tmp_path / "data", 8)
     made = sync(folder, folder)[2]

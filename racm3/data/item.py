@@ -276,7 +276,8 @@ def json_object(data: bytes | str) -> dict[str, Any]:
     try:
         value = json.loads(decoded(data) if isinstance(data, bytes) else data, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"its JSON cannot be read: {error}") from None
+        why = error if isinstance(error, json.JSONDecodeError) else "its numbers are too long, or it is nested too deep"
+        raise SourceError(f"its JSON cannot be read: {why}") from None
     if not isinstance(value, dict):
         raise SourceError(f"its JSON is no object but a {type(value).__name__}")
     return value

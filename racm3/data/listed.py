@@ -166,13 +166,26 @@ def _line(record: Record, file: Path, name_field: str | None = None) -> Line:
 
 
 def _names_a_picture(record: Record) -> str | None:
-    """The field that names a picture under another name than "file_name": its value has a picture's ending."""
-    named = (
-        name
-        for name, value in record.items()
-        if isinstance(value, str) and value.lower().endswith(PICTURE_SUFFIXES) and "://" not in value
-    )
-    return field_of(named, PICTURE_FIELDS)
+    """The field that names a picture under another name than "file_name": its value has a picture's ending.
+
+    Raises SourceError if it names pictures in a list or an object: the text would be kept without them.
+    """
+    field = field_of((name for name, value in record.items() if _is_picture(value)), PICTURE_FIELDS)
+    if field is None and (nested := field_of(_nested(record), (*PICTURE_FIELDS, "images"))):
+        raise SourceError(f'its "{nested}" is no path; name one picture in "file_name", or several in "parts"')
+    return field
+
+
+def _is_picture(value: object) -> bool:
+    return isinstance(value, str) and value.lower().endswith(PICTURE_SUFFIXES) and "://" not in value
+
+
+def _nested(record: Record) -> Iterator[str]:
+    """The fields that hold names of pictures in a list or an object."""
+    for name, value in record.items():
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if any(map(_is_picture, inner)):
+            yield name
 
 
 class _Places:

@@ -28,6 +28,7 @@ from racm3.data.webdataset import SUFFIXES as SHARDS
 from racm3.data.webdataset import read_webdataset
 from racm3.document import is_marked
 from racm3.errors import FormatError, InputError, SourceError
+from racm3.util.one_line import one_line
 from racm3.util.s3 import is_remote, matching
 
 READER = 2
@@ -35,6 +36,8 @@ READER = 2
 WARNINGS = 5
 """Skipped items that are logged one by one; the rest are only counted (ours: a broken folder must not flood a log)."""
 PICTURES_A_PIECE = 1000
+AT = "at "
+"""Before a place, among what a memory remembers of what it is made of."""
 MEMORY = "_versions"
 """The folder that makes another one a memory."""
 
@@ -104,6 +107,12 @@ class Source:
         return " + ".join(kind.title for kind in self.kinds)
 
     @property
+    def told(self) -> tuple[str, ...]:
+        """What lies there and where, as a memory that is made of it remembers."""
+        place = self.path if is_remote(self.path) else name_of(Path(os.path.realpath(self.path)))
+        return (*(kind.title for kind in self.kinds), f"{AT}{place}")
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The files that are no pictures, or that were named one by one."""
         return tuple(file for _, files in self.data for file in files)
@@ -123,7 +132,7 @@ class Source:
             if report is not None:
                 report(skipped)
             if not skipped.unread and counts.broken <= WARNINGS:
-                log.warning("skipped %s: %s", skipped.origin, skipped.reason)
+                log.warning("%s", one_line(f"skipped {skipped.origin}: {skipped.reason}"))
 
         for draft in self._drafts(strict):
             if isinstance(draft, Skipped):
@@ -351,10 +360,15 @@ def _why_unread(file: Path) -> str:
         return "a memory; `racm3 memory export` writes what it holds as data"
     if file.name.endswith(".skipped.jsonl"):
         return "a report of what was skipped"
-    if file.suffix.lower() in (*TEXT_SUFFIXES, JSON_SUFFIX):
-        return "no picture of this name is here that needs it"
     if _kind(file, OTHER):
-        return "its beginning names no picture that is here and holds no document"
+        return (
+            "its beginning holds no document, and names no picture that is here: a table begins with the names of its "
+            "columns, such as file_name,text"
+        )
+    if file.suffix.lower() == JSON_SUFFIX:
+        return "no picture of this name is here that needs it; a list is read where its name begins with captions"
+    if file.suffix.lower() in TEXT_SUFFIXES:
+        return "no picture of this name is here that needs it"
     return "files of this kind are not read"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from racm3.data import Item, Protected
+from racm3.data.reading import AT
 from racm3.document import modality_of
 from racm3.errors import MemoryStoreError
 from racm3.memory.memory import Memory
@@ -65,9 +66,9 @@ def ingest(
 ) -> Changes:
     """Embed the items and add them to the memory; those that are there already are passed over, unembedded.
 
-    ``kinds``: what the source is, in words; the memory keeps it for `plan_sync`. ``report`` is told how many items are
-    stored. Raises EncoderMismatchError if another encoder made the memory, MemoryStoreError if it holds an item's id
-    with other content.
+    ``kinds``: what the source is, in words (`Source.told`); the memory keeps it for `plan_sync`. ``report`` is told how
+    many items are stored. Raises EncoderMismatchError if another encoder made the memory, MemoryStoreError if it holds
+    an item's id with other content.
     """
     memory.check_encoder(encoder.fingerprint)
     done = Changes()
@@ -75,8 +76,8 @@ def ingest(
         new = memory.unlike(batch)
         if clash := memory.known([item.id for item in new]):
             raise MemoryStoreError(
-                f"the id {min(clash)!r} is already in the memory, with other content; remove it first, or replace what "
-                "has changed with `racm3 memory sync`"
+                f"the id {min(clash)!r} is already in the memory, with other content; replace what has changed with "
+                "`racm3 memory sync`; if it is another document, name the folder above both, in which their ids differ"
             )
         if new:
             added = memory.add_missing(new, encoder.embed([item.document for item in new]))
@@ -151,9 +152,9 @@ def plan_sync(
 
     Equal is what has the same content and metadata. ``protected``, asked when all items were read, says which documents
     stay because they may be among those that could not be read: they are not removed, nor do they lose a caption or
-    their pictures. A plan that removes more than half of the memory, that takes
-    the text or the pictures from most of what it replaces, or whose ``kinds`` are not those of last time, has reasons
-    to be confirmed. Raises MemoryStoreError if there are no items.
+    their pictures. A plan has reasons to be confirmed if it removes more than half of the memory, or anything from one
+    that was filled from other places as well, takes the text or the pictures from most of what it replaces, or has
+    other ``kinds`` than last time. Raises MemoryStoreError if there are no items.
     """
     memory.refresh()
     plan, seen, losing, shorter, size = Plan(kinds=kinds), set[str](), list[str](), dict[str, str](), 0
@@ -208,9 +209,16 @@ def _reasons(plan: Plan, memory: Memory) -> Iterator[str]:
             f"it would take the text or the pictures from {len(plan.losing):,} of the {plan.replaced:,} documents that "
             f"it replaces, such as {plan.losing[0]!r}: was a column or an ending renamed?"
         )
-    last = _kinds_of(memory)
-    if last and plan.kinds and set(plan.kinds) != last and (plan.added or plan.replaced or plan.removed):
-        yield f"it was {' + '.join(sorted(last))} last time, and is {' + '.join(plan.kinds)} now"
+    last, now = _kinds_of(memory), set(plan.kinds)
+    others = {kind for kind in last - now if kind.startswith(AT)}
+    if others and now and plan.removed:
+        yield (
+            f"it would remove {len(plan.removed):,} documents, such as {plan.removed[0]!r}, and the memory was also "
+            f"filled {' and '.join(sorted(others))}"
+        )
+    last, now = ({kind for kind in kinds if not kind.startswith(AT)} for kinds in (last, now))
+    if last and now and now != last and (plan.added or plan.replaced or plan.removed):
+        yield f"it was {' + '.join(sorted(last))} last time, and is {' + '.join(sorted(now))} now"
 
 
 def _kinds_of(memory: Memory) -> set[str]:

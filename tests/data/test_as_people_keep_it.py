@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from racm3.data import Item, Skipped, read, recognise, writing_documents
-from racm3.data.skip_report import Counts
+from racm3.data.skip_report import Counts, SkipReport, with_samples
 from racm3.document import Document
 from racm3.errors import SourceError
 from tests.data.conftest import PNG, picture, read_all, tar
@@ -329,6 +329,28 @@ def test_several_pictures_in_a_sample(tmp_path: Path, names: tuple[str, str]) ->
         Document.of("a fox", *(picture(i + 9 * j) for j in sorted((0, 1), key=names.__getitem__))) for i in (0, 1)
     ]
     assert [item.document for item in read(tmp_path, strict=True)] == expected
+
+
+@pytest.mark.parametrize("value", [{"path": "0.png"}, ["0.png", "1.png"]], ids=["object", "list"])
+def test_pictures_named_in_another_way_are_not_left_out_of_a_text(tmp_path: Path, value: object) -> None:
+    name = "images" if isinstance(value, list) else "image"
+    put(tmp_path, {**pictures(), "data.jsonl": jsonl({"text": "a fox"}, {name: value, "text": "two"})})
+    items, counts, skipped = told(tmp_path)
+    assert [item.document.text for item in items] == ["a fox", None, None, None]
+    assert counts.broken == 1
+    assert f'"{name}" is no path; name one picture in "file_name", or several in "parts"' in skipped[0].reason
+
+
+def test_names_are_printed_on_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, {"a\n\u202eb.png": PNG, "c\x1b[2J.png": b"no picture", "d.\x1bx": b""})
+    with SkipReport(tmp_path / "report") as report:
+        assert len(list(with_samples(recognise(tmp_path), read(tmp_path, report=report), report))) == 1
+    printed = capsys.readouterr().err + report.line()
+    list(read(tmp_path))
+    assert r"a\n\u202eb.png" in printed
+    assert not {"\u202e", "\x1b"} & {*printed, *caplog.text}
 
 
 def test_what_is_left_of_a_sample_is_named(tmp_path: Path) -> None:
