@@ -60,7 +60,7 @@ class Counts:
             told.append(f"{_counted(self.unread.total(), 'file')} not read ({kinds})")
         if self.broken:
             told.append(f"{self.broken:,} broken")
-        return " · ".join(told)
+        return one_line(" · ".join(told))
 
 
 def _counted(count: int, what: str) -> str:
@@ -121,7 +121,7 @@ class SkipReport:
 
     def line(self) -> str:
         """How many were read and how many were not, and which file tells more."""
-        return one_line(str(self.counts)) + (f": {self.file}" if self._stream else "")
+        return str(self.counts) + (f": {self.file}" if self._stream else "")
 
     def __enter__(self) -> SkipReport:
         self.file.unlink(missing_ok=True)  # of an earlier reading

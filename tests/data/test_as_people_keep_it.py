@@ -350,7 +350,7 @@ def test_names_are_printed_on_one_line(
     printed = capsys.readouterr().err + report.line()
     list(read(tmp_path))
     assert r"a\n\u202eb.png" in printed
-    assert not {"\u202e", "\x1b"} & {*printed, *caplog.text}
+    assert not {"\u202e", "\x1b"} & {*printed, *"".join(caplog.messages)}
 
 
 def test_what_is_left_of_a_sample_is_named(tmp_path: Path) -> None:
