@@ -172,6 +172,18 @@ def test_what_came_from_elsewhere_is_not_removed_unasked(
     assert sync(folder, folder)[2] == made[:3]  # it is of one place alone now
 
 
+def test_a_half_made_memory_is_not_mixed_with_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = pictures(tmp_path / "one", 3), pictures(tmp_path / "two", 4)
+    Image.new("RGB", (9, 9)).save(two / "0.png")  # another picture of the same name
+    create = ["memory", "create", str(tmp_path / "memory")]
+    assert cli.main([*create, str(one), str(two)]) == 2
+    assert "name the folder above both, in which their ids differ" in capsys.readouterr().err
+    assert cli.main([*create, str(tmp_path)]) == 2
+    assert f"half made of what is at {one} and at {two}; give the same again, or a new path" in capsys.readouterr().err
+    assert cli.main(["memory", "create", str(tmp_path / "whole"), str(tmp_path)]) == 0
+    assert len(Memory.open(tmp_path / "whole")) == 7
+
+
 def test_more_than_half_is_not_removed_unasked(tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]) -> None:
     folder = pictures(tmp_path / "data", 8)
     made = sync(folder, folder)[2]

@@ -89,7 +89,8 @@ class MemoryCreate(Ingesting, name="memory create"):
         sources = [recognise(source) for source in self.data]  # before anything is made: a wrong path is an error here
         encoder = load_encoder(self.encoder_folder)
         with self.reading(sources) as documents:
-            memory = racm3.Memory.create_or_resume(self.folder, encoder.fingerprint, encoder.dimension)
+            made_of = " and ".join(sorted(source.place for source in sources)) or "yes"
+            memory = racm3.Memory.create_or_resume(self.folder, encoder.fingerprint, encoder.dimension, made_of)
             fill(memory, encoder, sources, documents)
             if sources and not len(memory):
                 memory.discard()

@@ -107,10 +107,14 @@ class Source:
         return " + ".join(kind.title for kind in self.kinds)
 
     @property
+    def place(self) -> str:
+        """Where it lies, as a memory that is made of it remembers."""
+        return AT + (self.path if is_remote(self.path) else name_of(Path(os.path.realpath(self.path))))
+
+    @property
     def told(self) -> tuple[str, ...]:
-        """What lies there and where, as a memory that is made of it remembers."""
-        place = self.path if is_remote(self.path) else name_of(Path(os.path.realpath(self.path)))
-        return (*(kind.title for kind in self.kinds), f"{AT}{place}")
+        """What lies there and where."""
+        return (*(kind.title for kind in self.kinds), self.place)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -89,13 +89,16 @@ class Memory:
         return cls(Store.create(path, encoder_fingerprint, dimension))
 
     @classmethod
-    def create_or_resume(cls, path: str | Path, encoder_fingerprint: str, dimension: int) -> Memory:
+    def create_or_resume(
+        cls, path: str | Path, encoder_fingerprint: str, dimension: int, made_of: str = "yes"
+    ) -> Memory:
         """As `create`, but a memory whose making was broken off before `finish` is opened, to go on with.
 
-        Raises EncoderMismatchError if that was being made by another encoder.
+        Raises EncoderMismatchError if that was being made by another encoder, MemoryStoreError if it holds documents of
+        something else than ``made_of`` says.
         """
         try:
-            return cls(Store.create(path, encoder_fingerprint, dimension, {UNFINISHED: "yes"}))
+            return cls(Store.create(path, encoder_fingerprint, dimension, {UNFINISHED: made_of}))
         except MemoryStoreError:
             if not storage_at(path).versions():
                 raise
@@ -104,6 +107,11 @@ class Memory:
             raise MemoryStoreError(
                 f"the memory {memory.path} is there already, with {len(memory)} documents; add to it with "
                 "`racm3 memory add`, make it equal to the data with `racm3 memory sync`, or give a new path"
+            )
+        begun = memory._store.table.config().get(UNFINISHED, made_of)
+        if len(memory) and begun not in ("yes", made_of):
+            raise MemoryStoreError(
+                f"the memory {memory.path} is half made of what is {begun}; give the same again, or a new path"
             )
         memory.check_encoder(encoder_fingerprint)
         return memory
