@@ -10,8 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -24,8 +23,9 @@ import PIL.Image
 from racm3 import __version__
 from racm3.data import Item
 from racm3.document import Document, Hole, Image, Modality, Part, Text
-from racm3.errors import InputError
+from racm3.errors import InputError, MemoryStoreError
 from racm3.memory.memory import Memory
+from racm3.memory.storage import storage_at
 from racm3.pipeline import RACM3, Completion, Settings
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.ingest import memory_of
@@ -33,6 +33,7 @@ from racm3.retriever.retriever import Hit
 from racm3.scenes.draw import Scene
 from racm3.scenes.world import World
 from racm3.util.contact_sheet import Tile, sheet
+from racm3.util.one_line import one_line
 from racm3.util.progress import counted, progress
 
 WORDS_TO_PICTURE, PICTURE_TO_WORDS, HIDDEN_REGION = "words to picture", "picture to words", "hidden region"
@@ -131,7 +132,7 @@ class Demo:
 
 def source_line(hit: Hit) -> str:
     """Score, id, caption and origin of a source."""
-    return f"{hit.score:.3f}  {hit.id}  {hit.document.text or '(no text)'}  {hit.origin}"
+    return one_line(f"{hit.score:.3f}  {hit.id}  {hit.document.text or '(no text)'}  {hit.origin}")
 
 
 def _about(hit: Hit) -> str:
@@ -156,7 +157,7 @@ def demo(
     with progress() as report:
         total = world.memory * (len(world.seen) + len(world.novel))
         items = counted(world.items("memory"), "memory: documents", report, total)
-        memory = build_memory(out / "memory", model.encoder, items)
+        memory = build_memory(out / "memory", model.encoder, items, {id_ for id_, _, _ in world.scenes("memory")})
         answers = model.complete(documents, settings, memory=memory, on_step=partial(report, "racm3: steps"))
         without = vanilla.complete(documents, settings, on_step=partial(report, "vanilla: steps"))
     rows = tuple(Row(*row) for row in zip(asked, answers, without, strict=True))
@@ -197,11 +198,18 @@ def _asked(task: str, item: Item, whole: bool) -> Document:
 # Memory ----------------------------------------------------------------------------------------------------------
 
 
-def build_memory(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
-    """A new memory of ``items``. An older one there is deleted; MemoryStoreError if something else is there."""
-    if path.exists():
-        Memory.open(path)  # raises if it is none
-        shutil.rmtree(path)
+def build_memory(path: Path, encoder: Encoder, items: Iterable[Item], ids: Collection[str]) -> Memory:
+    """A new memory of ``items``, whose ids are ``ids``. An older one of these is deleted.
+
+    Raises MemoryStoreError if something else is there, or a memory with other documents.
+    """
+    if (storage := storage_at(path)).exists():
+        if others := set(Memory.open(path).ids).difference(ids):
+            raise MemoryStoreError(
+                f"the memory {path} holds {len(others)} documents that are not the demo's, such as {min(others)!r}; "
+                "give another --out, or move it away"
+            )
+        storage.remove()
     return memory_of(path, encoder, items)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -168,6 +169,9 @@ class Image:
             raise ImageError(f"{name} is a folder; give the path of one picture") from None
         except UnidentifiedImageError:
             raise _unidentified(source, name) from None
+        except PIL.Image.DecompressionBombError as error:
+            told = str(error).partition(", could be")[0]
+            raise ImageError(f"{name} has too many pixels to be opened ({told}); scale it down") from None
         except ImageError:
             raise
         except Exception as error:  # what Pillow's parsers raise at damaged bytes is of every kind
@@ -236,6 +240,7 @@ def formats() -> tuple[str, ...]:
         register_heif_opener()
     except ImportError:
         pass
+    warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # `_rgb` has a limit of its own
     return tuple(name for name in (*FORMATS, "HEIF") if name in PIL.Image.OPEN)
 
 

@@ -101,7 +101,7 @@ def pictures() -> Runs:
             usual.generator,
             init_from="scenes",
             rename_share=0.0,
-            validation_documents=15,
+            validation_documents=0.05,
             masking=replace(usual.generator.masking, whole_text_share=0.3),
             optimiser=OptimiserConfig(lr=1e-3, muon_lr=1.5e-3, warmup_steps=20),
             loop=LoopConfig(steps=900, look_every=100),

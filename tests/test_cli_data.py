@@ -92,6 +92,37 @@ def test_a_row_that_cannot_be_read_removes_nothing(
         assert sync(before, after)[2] == made[:3]
 
 
+def test_a_mistyped_name_removes_nothing(tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]) -> None:
+    folder = pictures(tmp_path / "data", 4)
+    write_jsonl(folder)
+    made = sync(folder, folder)[2]
+    rows = (folder / "metadata.jsonl").read_text()
+    (folder / "metadata.jsonl").write_text(rows.replace("1.png", "11.png"))
+    status, said, ids = sync(folder, folder)
+    assert (status, ids) == (0, made)
+    assert "11.png; check the path; it may be any of the documents from there, so none of them is removed" in said
+    (folder / "metadata.jsonl").write_text(rows.replace(rows.splitlines()[3], ""))
+    (folder / "1.png").unlink()  # a name that is known stands for its own picture alone
+    assert sync(folder, folder)[2] == made[:3]
+
+
+def test_what_could_not_be_read_takes_no_caption_of_several(
+    tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]
+) -> None:
+    folder = pictures(tmp_path / "data", 1)
+    five = [json.dumps({"file_name": "0.png", "text": f"toy {k}"}) + "\n" for k in range(5)]
+    for lines, kept in [
+        (five, 5),
+        ([*five[:4], "{" + five[4]], 5),  # of no picture that is known
+        ([*five[:4], five[4].replace("toy 4", "\\ud800")], 5),
+        (five[:3], 3),
+    ]:
+        (folder / "metadata.jsonl").write_text("".join(lines))
+        assert sync(folder, folder)[0] == 0
+        (item,) = Memory.open(tmp_path / "memory").items()
+        assert len(item.metadata["captions"]) == kept
+
+
 def test_a_renamed_column_erases_no_caption(tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]) -> None:
     folder = pictures(tmp_path / "data", 4)
     write_jsonl(folder)
@@ -124,6 +155,33 @@ def test_a_stray_file_does_not_change_what_a_folder_is(
     assert (status, ids) == (2, made)
     assert "nothing was changed: sync would add 1." in said
     assert sync(folder, folder, "--yes")[2] == sorted([*made, "backup/one"])
+
+
+def test_what_came_from_elsewhere_is_not_removed_unasked(
+    tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]
+) -> None:
+    folder = pictures(tmp_path / "data", 4)
+    made = sync(folder, folder)[2]
+    Image.new("RGB", (9, 9)).save(pictures(tmp_path / "other", 0) / "mine.png")
+    assert cli.main(["memory", "add", str(tmp_path / "memory"), str(tmp_path / "other")]) == 0
+    status, said, ids = sync(folder, folder)
+    assert (status, ids) == (2, [*made, "mine.png"])
+    assert f"would remove 1 documents, such as 'mine.png', and the memory was also filled at {tmp_path}/other" in said
+    assert sync(folder, folder, "--yes")[2] == made
+    (folder / "3.png").unlink()
+    assert sync(folder, folder)[2] == made[:3]  # it is of one place alone now
+
+
+def test_a_half_made_memory_is_not_mixed_with_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = pictures(tmp_path / "one", 3), pictures(tmp_path / "two", 4)
+    Image.new("RGB", (9, 9)).save(two / "0.png")  # another picture of the same name
+    create = ["memory", "create", str(tmp_path / "memory")]
+    assert cli.main([*create, str(one), str(two)]) == 2
+    assert "name the folder above both, in which their ids differ" in capsys.readouterr().err
+    assert cli.main([*create, str(tmp_path)]) == 2
+    assert f"half made of what is at {one} and at {two}; give the same again, or a new path" in capsys.readouterr().err
+    assert cli.main(["memory", "create", str(tmp_path / "whole"), str(tmp_path)]) == 0
+    assert len(Memory.open(tmp_path / "whole")) == 7
 
 
 def test_more_than_half_is_not_removed_unasked(tmp_path: Path, sync: Callable[..., tuple[int, str, list[str]]]) -> None:

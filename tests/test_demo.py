@@ -14,12 +14,13 @@ import PIL.Image
 import pytest
 
 from racm3 import cli, demo
-from racm3.data import write_coco
-from racm3.document import Hole, Image
+from racm3.data import Item, write_coco
+from racm3.document import Document, Hole, Image
 from racm3.errors import CheckpointError, InputError, MemoryStoreError
 from racm3.generator.sampling import Sampling
 from racm3.memory.memory import Memory
 from racm3.pipeline import Settings
+from racm3.retriever.retriever import Hit
 from racm3.scenes.world import World
 
 ENCODER = "dimension=8 vision_width=32 vision_layers=1 text_width=32 text_layers=1 image_size_px=16 patch_px=8"
@@ -182,6 +183,20 @@ def test_what_the_user_has_is_not_deleted(models: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a file"):
         demo.demo(tmp_path / "memory" / "diary.txt", models, WORLD)
     assert (tmp_path / "memory" / "diary.txt").read_text() == "dear diary"
+
+
+def test_documents_that_a_user_added_to_the_demos_memory_stay(made: demo.Demo, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(made.memory, tmp_path / "memory")
+    memory = Memory.open(tmp_path / "memory")
+    memory.add([Item("mine", Document.of("my fox"), {}, "")], memory.vectors[:1])
+    with pytest.raises(MemoryStoreError, match="holds 1 documents that are not the demo's, such as 'mine'; give anot"):
+        demo.demo(tmp_path, models, WORLD)
+    assert "mine" in Memory.open(tmp_path / "memory").ids
+
+
+def test_a_source_is_one_line() -> None:
+    hit = Hit("a\n\u202eb", 0.5, Document.of("two\nlines"), {}, "here\x1b[2J")
+    assert demo.source_line(hit) == r"0.500  a\n\u202eb  two\nlines  here\x1b[2J"
 
 
 def test_missing_models_are_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -243,8 +244,19 @@ def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(monkeypa
 def test_a_decompression_bomb_is_refused() -> None:
     bomb = encoded(PIL.Image.new("1", (20_000, 20_000)))
     assert len(bomb) < 100_000
-    with pytest.raises(ImageError, match="20000 x 20000 pixels|decompression bomb"):
+    with pytest.raises(ImageError, match="20000 x 20000 pixels|too many pixels"):
         Image.open(bomb)
+
+
+def test_large_pictures_are_read_or_refused_in_our_own_words(capfd: pytest.CaptureFixture[str]) -> None:
+    document.formats.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        large = encoded(PIL.Image.new("L", (10_000, 9_000)), "JPEG")
+        assert Image.open(large).pixels.shape == (4_500, 5_000, 3)
+        with pytest.raises(ImageError, match=r"too many pixels to be opened \(.*\); scale it down"):
+            Image.open(encoded(PIL.Image.new("L", (20_000, 9_000)), "JPEG"))
+    assert not caught
+    assert capfd.readouterr().err == ""
 
 
 # Image: formats and grey of more than 8 bits

@@ -89,7 +89,8 @@ class MemoryCreate(Ingesting, name="memory create"):
         sources = [recognise(source) for source in self.data]  # before anything is made: a wrong path is an error here
         encoder = load_encoder(self.encoder_folder)
         with self.reading(sources) as documents:
-            memory = racm3.Memory.create_or_resume(self.folder, encoder.fingerprint, encoder.dimension)
+            made_of = " and ".join(sorted(source.place for source in sources)) or "yes"
+            memory = racm3.Memory.create_or_resume(self.folder, encoder.fingerprint, encoder.dimension, made_of)
             fill(memory, encoder, sources, documents)
             if sources and not len(memory):
                 memory.discard()
@@ -154,16 +155,16 @@ class MemorySync(Ingesting, name="memory sync"):
         from racm3.retriever.ingest import apply, plan_sync
 
         source = recognise(self.data)
-        protected, kinds = Protected(source.root), [kind.title for kind in source.kinds]
+        protected = Protected(source.root)
         memory, encoder = self.open_both()
         with self.reading([source], protected.add) as (documents,), progress() as report:
-            plan = plan_sync(memory, counted(documents, "comparing documents", report), protected, kinds)
+            plan = plan_sync(memory, counted(documents, "comparing documents", report), protected, source.told)
         for warning in plan.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+            print(one_line(f"warning: {warning}"), file=sys.stderr)
         if self.dry_run:
             print(f"{memory.path} {plan}")
             for reason in plan.reasons:
-                print(f"to be confirmed with --yes: {reason}")
+                print(one_line(f"to be confirmed with --yes: {reason}"))
             return
         if plan.reasons and not self.yes:
             raise InputError(f"nothing was changed: sync {plan}. {'; '.join(plan.reasons)}. Add --yes if that is meant")
@@ -227,7 +228,7 @@ class MemoryCheck(OfMemory, name="memory check"):
 
         found = check(self.folder, repair=self.repair)
         for damage in found.damaged:
-            print(f"damaged  {damage.what}, {damage.documents} documents: {damage.reason}")
+            print(one_line(f"damaged  {damage.what}, {damage.documents} documents: {damage.reason}"))
         if found.uncovered:
             print(f"{found.uncovered} documents have no checksums yet; the next change of the memory gives them some")
         lost, removed = sum(damage.documents for damage in found.damaged), " and were removed" if self.repair else ""
@@ -338,5 +339,5 @@ def fill(
 
     for source, items in zip(sources, documents, strict=True):
         with telling("adding documents") as report:
-            done = ingest(memory, encoder, items, [kind.title for kind in source.kinds], report)
+            done = ingest(memory, encoder, items, source.told, report)
         print(f"{done}; {memory.path} holds {len(memory)} documents")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from racm3.data.item import MAX_LINE_BYTES, content, json_object, texts
+from racm3.data.item import MAX_LINE_BYTES, Item, content, json_object, name_of, pair, texts
 from racm3.document import Text
 from racm3.errors import SourceError
 
@@ -40,24 +41,53 @@ def field_of(names: Iterable[str], wanted: Sequence[str]) -> str | None:
     return next((by_lower[name] for name in wanted if name in by_lower), None)
 
 
-def take_captions(record: dict[str, Any]) -> list[Text]:
-    """The captions that a record holds, each once; their field is taken out of it.
+@dataclass(frozen=True)
+class Captions:
+    """The captions of a picture, each once, and why others of them cannot be read."""
 
-    Raises SourceError if they are neither a string nor a list of strings.
-    """
+    texts: tuple[Text, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> Captions:
+        """The texts in files, in bytes or given as such."""
+        found: dict[Text, None] = {}
+        problems = []
+        for value in values:
+            try:
+                found.update(dict.fromkeys(texts(value)))
+            except (SourceError, OSError) as error:
+                what = name_of(value) if isinstance(value, Path) else "a caption"
+                problems.append(f"{what} is left out: {error}")
+        return cls(tuple(found), tuple(problems))
+
+    def __bool__(self) -> bool:
+        return bool(self.texts)
+
+    def __add__(self, others: Captions) -> Captions:
+        together = dict.fromkeys((*self.texts, *others.texts))
+        return Captions(tuple(together), (*self.problems, *others.problems))
+
+    def item(
+        self, item_id: str, pictures: Iterable[Path | bytes | None], metadata: dict[str, Any], origin: str
+    ) -> Item:
+        """Pictures with these captions: the document has the first, the metadata have all if they are several.
+
+        Raises SourceError if no caption can be read but there are some, or if there is neither a picture nor a text.
+        """
+        if self.problems and not self.texts:
+            raise SourceError("; ".join(self.problems))
+        document = pair(self.texts[0] if self.texts else None, *pictures)
+        if len(self.texts) > 1:
+            metadata = {**metadata, "captions": [caption.text for caption in self.texts]}
+        return Item(item_id, document, metadata, origin, self.problems)
+
+
+def take_captions(record: dict[str, Any]) -> Captions:
+    """The captions that a record holds, a string or a list of them; their field is taken out of it."""
     field = field_of((name for name, value in record.items() if value is not None), TEXT_FIELDS)
     value = record.pop(field) if field is not None else None
-    return distinct(value if isinstance(value, list) else [value])
-
-
-def distinct(values: Iterable[Any]) -> list[Text]:
-    """The texts among ``values``, in order, each once."""
-    return list(dict.fromkeys(text for value in values for text in texts(value)))
-
-
-def with_all(metadata: dict[str, Any], captions: Sequence[Text]) -> dict[str, Any]:
-    """The metadata of a picture with several captions, of which its document has the first."""
-    return {**metadata, "captions": [caption.text for caption in captions]} if len(captions) > 1 else metadata
+    return Captions.of(value if isinstance(value, list) else [value])
 
 
 def beside(picture: Path, exists: Callable[[Path], bool] = os.path.lexists) -> list[Path]:
@@ -81,16 +111,16 @@ def read_record(file: Path) -> dict[str, Any]:
         raise SourceError(str(error)) from None
 
 
-def told_beside(files: Sequence[Path], records: Sequence[dict[str, Any]]) -> tuple[list[Text], dict[str, Any]]:
+def told_beside(files: Sequence[Path], records: Sequence[dict[str, Any]]) -> tuple[Captions, dict[str, Any]]:
     """The captions and the metadata of the texts among ``files`` and of the ``records`` of the others.
 
     Where there is a text, the fields of the records are all metadata.
     """
-    captions = distinct(file for file in files if not is_json(file))
+    captions = Captions.of(file for file in files if not is_json(file))
     metadata: dict[str, Any] = {}
     for record in records:
         rest = dict(record)
         if not captions:
-            captions = take_captions(rest)
+            captions += take_captions(rest)
         metadata = {**rest, **metadata}
     return captions, metadata

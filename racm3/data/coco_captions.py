@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from racm3.data.item import ITEM_ID, Draft, Item, Skipped, broken, inside, name_of, pair
+from racm3.data.captions import Captions
+from racm3.data.item import ITEM_ID, Draft, Item, Skipped, broken, inside, name_of
 from racm3.data.listed import listed
 from racm3.data.writing import file_name, text_and_picture, unique
 from racm3.errors import SourceError
@@ -64,10 +65,9 @@ def _picture(name: object, file: Path) -> Path:
 
 def _item(image: dict[str, Any], captions: list[Any], path: Path) -> Item:
     extra = {key: value for key, value in image.items() if key not in FIELDS and key != ITEM_ID}
-    if not all(isinstance(caption, str) for caption in captions):
-        raise SourceError(f"its captions are strings, but {captions!r:.100} were given")
-    document = pair(captions[0] if captions else None, path)
-    return Item(str(image.get(ITEM_ID, image["id"])), document, {**extra, "captions": captions}, name_of(path))
+    found = Captions.of(captions)
+    metadata = {**extra, "captions": [caption.text for caption in found.texts]}
+    return found.item(str(image.get(ITEM_ID, image["id"])), [path], metadata, name_of(path))
 
 
 def write_coco(items: Iterable[Item], folder: str | Path) -> Path:

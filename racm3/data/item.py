@@ -10,8 +10,8 @@ import codecs
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -34,20 +34,25 @@ ITEM_ID = "item_id"
 
 @dataclass(frozen=True)
 class Item:
-    """A document as a memory keeps it: with an id unique in its source, metadata, and where it came from."""
+    """A document as a memory keeps it: with an id unique in its source, metadata, and where it came from.
+
+    ``problems``: why some of its captions were left out, which no memory keeps.
+    """
 
     id: str
     document: Document
     metadata: dict[str, Any]
     origin: str
+    problems: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Skipped:
     """What was left out: where it is, and why. Broken, or, if ``unread`` says what it is, of a kind that is not read.
 
-    ``item_id``: of the item that it would have made, where that is known. Where not, ``scope`` is the file or the
-    folder that holds all that it may stand for. ``count``: how many of them, as members of a shard.
+    ``item_id``: of the item that it would have made, or that lacks it, where that is known. ``scope`` is the file or
+    the folder that holds all that it may stand for, if it is no such item. ``count``: how many of them, as members of
+    a shard.
     """
 
     origin: str
@@ -83,31 +88,34 @@ class Protected:
         self._root = name_of(root)
         self._ids: set[str] = set()
         self._origins: set[str] = set()
-        self._scopes: dict[str, str] = {}
+        self._scopes: dict[str, dict[str | None, str]] = {}
 
     def add(self, skipped: Skipped) -> None:
         """Note a skipped item."""
         if skipped.item_id is not None:
             self._ids.add(skipped.item_id)
         if skipped.scope is not None:
-            self._scopes.setdefault(skipped.scope, f"{skipped.origin}: {skipped.reason}")
+            why = f"{skipped.origin}: {skipped.reason}"
+            self._scopes.setdefault(skipped.scope, {}).setdefault(skipped.item_id, why)
         if skipped.item_id is not None or skipped.scope is not None:
             self._origins.add(skipped.origin)
+
+    def settle(self, known: Callable[[Collection[str]], Collection[str]]) -> None:
+        """Say which of some ids the memory holds: those stand for themselves alone, and for nothing else in scope."""
+        here = known(self._ids)
+        left = {scope: {i: why for i, why in ids.items() if i not in here} for scope, ids in self._scopes.items()}
+        self._scopes = {scope: ids for scope, ids in left.items() if ids}
 
     @property
     def unknown(self) -> list[str]:
         """What was skipped without a sign of which items it stands for; one for each scope."""
-        return list(self._scopes.values())
-
-    def by_scope(self, origin: str) -> bool:
-        """Whether an item of that origin may be one of those that nobody knows."""
-        if not self._scopes:
-            return False
-        return any(within(origin, scope) for scope in self._scopes) or not within(origin, self._root)
+        return [next(iter(ids.values())) for ids in self._scopes.values()]
 
     def __call__(self, item_id: str, origin: str) -> bool:
         """Whether that item may have been skipped."""
-        if item_id in self._ids or self.by_scope(origin):
+        if item_id in self._ids or any(within(origin, scope) for scope in self._scopes):
+            return True
+        if self._scopes and not within(origin, self._root):
             return True
         ends = [len(origin), *(i for i, character in enumerate(origin) if character in "#:")]
         return any(origin[:end] in self._origins for end in ends)
@@ -197,6 +205,18 @@ def decoded(data: bytes) -> str:
         raise SourceError(f"its text is not UTF-8 ({error}); write it again in that encoding") from None
 
 
+HALF_A_CHARACTER = "it holds half a character, or bytes that are not UTF-8"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written again."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def content(file: Path, most_bytes: int) -> bytes:
     """What is in a file, up to one byte more than ``most_bytes``. Raises SourceError if it is none."""
     if not file.is_file():
@@ -221,6 +241,8 @@ def texts(value: Path | bytes | str | None) -> list[Text]:
             f"its text has {len(value):,} characters; at most {MAX_TEXT_CHARS:,} are read: cut it, or split it in "
             "passages"
         )
+    if value and not is_unicode(value):
+        raise SourceError(HALF_A_CHARACTER)
     return [Text(value.strip())] if value and value.strip() else []
 
 
@@ -254,7 +276,8 @@ def json_object(data: bytes | str) -> dict[str, Any]:
     try:
         value = json.loads(decoded(data) if isinstance(data, bytes) else data, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"its JSON cannot be read: {error}") from None
+        why = error if isinstance(error, json.JSONDecodeError) else "its numbers are too long, or it is nested too deep"
+        raise SourceError(f"its JSON cannot be read: {why}") from None
     if not isinstance(value, dict):
         raise SourceError(f"its JSON is no object but a {type(value).__name__}")
     return value
@@ -293,8 +316,8 @@ def checked(item: Item) -> Item:
         _check_nesting(item.metadata.values(), MAX_NESTING)
         document = [part.text for part in item.document.parts if isinstance(part, Text)]
         json.dumps([item.id, document, item.metadata], ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise SourceError(f"it holds half a character, or bytes that are not UTF-8 ({error.reason})") from None
+    except UnicodeEncodeError:
+        raise SourceError(HALF_A_CHARACTER) from None
     return item
 
 

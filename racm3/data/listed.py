@@ -26,14 +26,13 @@ from typing import Any, TextIO
 from racm3.data.captions import (
     PICTURE_FIELDS,
     PICTURE_SUFFIXES,
+    Captions,
     beside,
-    distinct,
     field_of,
     is_json,
     read_record,
     take_captions,
     told_beside,
-    with_all,
 )
 from racm3.data.item import (
     MAX_LINE_BYTES,
@@ -167,13 +166,26 @@ def _line(record: Record, file: Path, name_field: str | None = None) -> Line:
 
 
 def _names_a_picture(record: Record) -> str | None:
-    """The field that names a picture under another name than "file_name": its value has a picture's ending."""
-    named = (
-        name
-        for name, value in record.items()
-        if isinstance(value, str) and value.lower().endswith(PICTURE_SUFFIXES) and "://" not in value
-    )
-    return field_of(named, PICTURE_FIELDS)
+    """The field that names a picture under another name than "file_name": its value has a picture's ending.
+
+    Raises SourceError if it names pictures in a list or an object: the text would be kept without them.
+    """
+    field = field_of((name for name, value in record.items() if _is_picture(value)), PICTURE_FIELDS)
+    if field is None and (nested := field_of(_nested(record), (*PICTURE_FIELDS, "images"))):
+        raise SourceError(f'its "{nested}" is no path; name one picture in "file_name", or several in "parts"')
+    return field
+
+
+def _is_picture(value: object) -> bool:
+    return isinstance(value, str) and value.lower().endswith(PICTURE_SUFFIXES) and "://" not in value
+
+
+def _nested(record: Record) -> Iterator[str]:
+    """The fields that hold names of pictures in a list or an object."""
+    for name, value in record.items():
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if any(map(_is_picture, inner)):
+            yield name
 
 
 class _Places:
@@ -225,14 +237,16 @@ def _draft(several: Sequence[Line], file: Path, root: Path, number: int, places:
     except SourceError as error:
         yield Draft(name_of(path), partial(broken, str(error)), item_id, files=(name_of(path),))
         return
+    # A name that is mistyped may mean any picture of the list, among them those that are there and not named.
+    scope = None if os.path.lexists(path) else name_of(file.parent)
     make = partial(_picture, path, item_id, captions, metadata, found, records)
-    yield Draft(name_of(path), make, item_id, files=(name_of(path), *map(name_of, found)))
+    yield Draft(name_of(path), make, item_id, scope, (name_of(path), *map(name_of, found)))
 
 
-def _together(several: Sequence[Line]) -> tuple[list[Text], Record]:
+def _together(several: Sequence[Line]) -> tuple[Captions, Record]:
     """The captions of all rows of a picture. A field in which the rows differ is a list, a value for each row."""
     rest = [dict(line.metadata) for line in several]
-    captions = distinct(caption.text for record in rest for caption in take_captions(record))
+    captions = sum((take_captions(record) for record in rest), Captions())
     if len(rest) == 1:
         return captions, rest[0]
     values = {key: [record.get(key) for record in rest] for record in rest for key in record}
@@ -243,16 +257,15 @@ def _together(several: Sequence[Line]) -> tuple[list[Text], Record]:
 def _picture(
     path: Path,
     item_id: str,
-    captions: Sequence[Text],
+    captions: Captions,
     metadata: Record,
     found: Sequence[Path],
     records: Sequence[Record],
 ) -> Item:
     if found:
-        captions, told = told_beside(found, records)
-        metadata = {**told, **metadata}
-    document = pair(captions[0] if captions else None, path)
-    return Item(item_id, document, with_all(metadata, captions), name_of(path))
+        told, more = told_beside(found, records)
+        captions, metadata = captions + told, {**more, **metadata}
+    return captions.item(item_id, [path], metadata, name_of(path))
 
 
 def _words(line: Line, metadata: Record, item_id: str, origin: str, folder: Path) -> Item:

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from racm3.data.captions import PICTURE_FIELDS, TEXT_FIELDS, field_of
-from racm3.data.item import ITEM_ID, Draft, Item, Skipped, broken, inside, name_of, pair
+from racm3.data.captions import PICTURE_FIELDS, TEXT_FIELDS, Captions, field_of
+from racm3.data.item import ITEM_ID, Draft, Item, Skipped, broken, inside, name_of
 from racm3.data.listed import listed
 from racm3.errors import SourceError
 
@@ -154,14 +154,14 @@ def _item(
         path = found.get("path")
         found = found["bytes"] or (inside(file.parent, path) if path else None)
     words = record.pop(text) if text else None
+    captions = Captions.of(words if isinstance(words, list) else [words])
     if isinstance(words, list):
-        record["captions"] = [word for word in words if word]
-        words = next(iter(record["captions"]), None)
+        record["captions"] = [caption.text for caption in captions.texts]
     given = next((name for name in IDS if record.get(name) not in (None, "")), None)
     if given is not None:
         del record[given]
     metadata = json.loads(json.dumps(record, default=str), parse_constant=lambda _: None)
-    return Item(item_id or "", pair(words, found or None), metadata, f"{name_of(file)}#{number}")
+    return captions.item(item_id or "", [found or None], metadata, f"{name_of(file)}#{number}")
 
 
 def _short(error: BaseException) -> str:

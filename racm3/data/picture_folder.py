@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from racm3.data.captions import beside, is_json, read_record, told_beside, with_all
-from racm3.data.item import Draft, Item, Skipped, broken, name_of, pair
+from racm3.data.captions import beside, is_json, read_record, told_beside
+from racm3.data.item import Draft, Item, Skipped, broken, name_of
 from racm3.errors import SourceError
 
 
@@ -33,5 +33,4 @@ def read_picture(file: Path, root: Path) -> Iterator[Draft | Skipped]:
 
 def _item(file: Path, item_id: str, found: Sequence[Path], records: Sequence[dict[str, Any]]) -> Item:
     captions, metadata = told_beside(found, records)
-    document = pair(captions[0] if captions else None, file)
-    return Item(item_id, document, with_all(metadata, captions), name_of(file))
+    return captions.item(item_id, [file], metadata, name_of(file))

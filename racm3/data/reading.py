@@ -28,11 +28,16 @@ from racm3.data.webdataset import SUFFIXES as SHARDS
 from racm3.data.webdataset import read_webdataset
 from racm3.document import is_marked
 from racm3.errors import FormatError, InputError, SourceError
+from racm3.util.one_line import one_line
 from racm3.util.s3 import is_remote, matching
 
+READER = 2
+"""Raised when the same files give other documents than before: what was prepared of them is made again then."""
 WARNINGS = 5
 """Skipped items that are logged one by one; the rest are only counted (ours: a broken folder must not flood a log)."""
 PICTURES_A_PIECE = 1000
+AT = "at "
+"""Before a place, among what a memory remembers of what it is made of."""
 MEMORY = "_versions"
 """The folder that makes another one a memory."""
 
@@ -102,6 +107,16 @@ class Source:
         return " + ".join(kind.title for kind in self.kinds)
 
     @property
+    def place(self) -> str:
+        """Where it lies, as a memory that is made of it remembers."""
+        return AT + (self.path if is_remote(self.path) else name_of(Path(os.path.realpath(self.path))))
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What lies there and where."""
+        return (*(kind.title for kind in self.kinds), self.place)
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The files that are no pictures, or that were named one by one."""
         return tuple(file for _, files in self.data for file in files)
@@ -121,7 +136,7 @@ class Source:
             if report is not None:
                 report(skipped)
             if not skipped.unread and counts.broken <= WARNINGS:
-                log.warning("skipped %s: %s", skipped.origin, skipped.reason)
+                log.warning("%s", one_line(f"skipped {skipped.origin}: {skipped.reason}"))
 
         for draft in self._drafts(strict):
             if isinstance(draft, Skipped):
@@ -131,6 +146,8 @@ class Source:
                 item = checked(draft.make())
                 if hash(item.id) in seen:
                     raise SourceError(f"its id {item.id!r} was there before; ids are unique in a source")
+                if strict and item.problems:
+                    raise SourceError(item.problems[0])
             except (InputError, OSError) as error:
                 if strict:
                     raise SourceError(f"{draft.origin} is broken: {error}; mend it, or read without strict") from error
@@ -139,6 +156,8 @@ class Source:
             else:
                 counts.see(item)
                 seen.add(hash(item.id))
+                for problem in item.problems:
+                    note(Skipped(item.origin, problem, item.id))
                 yield item
         if report is None and (counts.broken or counts.unread):
             log.warning("%s: %s", self.path, counts)
@@ -156,6 +175,15 @@ class Source:
     def unread(self) -> Iterator[Skipped]:
         """The files of a folder that `pieces` do not hold, nor what they hold names."""
         return (file for file in self._rest(self._claimed()) if isinstance(file, Skipped)) if self.folder else iter(())
+
+    def touched(self) -> Iterator[Path]:
+        """All files that reading looks at, which have to stay as they are for it to give the same."""
+        if self.folder:
+            yield from (file for _, file in walk(self.root))
+            return
+        named = (Path(name) for draft in self._drafts(False) if isinstance(draft, Draft) for name in draft.files)
+        lists = any(kind.lists or kind is FOLDER for kind in self.kinds)
+        yield from dict.fromkeys((*self.files, *(named if lists else ())))
 
     def _claimed(self) -> set[int]:
         """The hashes of the files that lists name."""
@@ -336,10 +364,15 @@ def _why_unread(file: Path) -> str:
         return "a memory; `racm3 memory export` writes what it holds as data"
     if file.name.endswith(".skipped.jsonl"):
         return "a report of what was skipped"
-    if file.suffix.lower() in (*TEXT_SUFFIXES, JSON_SUFFIX):
-        return "no picture of this name is here that needs it"
     if _kind(file, OTHER):
-        return "its beginning names no picture that is here and holds no document"
+        return (
+            "its beginning holds no document, and names no picture that is here: a table begins with the names of its "
+            "columns, such as file_name,text"
+        )
+    if file.suffix.lower() == JSON_SUFFIX:
+        return "no picture of this name is here that needs it; a list is read where its name begins with captions"
+    if file.suffix.lower() in TEXT_SUFFIXES:
+        return "no picture of this name is here that needs it"
     return "files of this kind are not read"
 
 

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 from racm3.data.item import Item, Skipped
 from racm3.document import Image, Text
 from racm3.errors import SourceError
+from racm3.util.one_line import one_line
 
 if TYPE_CHECKING:
     from racm3.data.reading import Source
@@ -59,7 +60,7 @@ class Counts:
             told.append(f"{_counted(self.unread.total(), 'file')} not read ({kinds})")
         if self.broken:
             told.append(f"{self.broken:,} broken")
-        return " · ".join(told)
+        return one_line(" · ".join(told))
 
 
 def _counted(count: int, what: str) -> str:
@@ -77,7 +78,7 @@ def with_samples(source: Source, items: Iterator[Item], report: SkipReport | Non
         raise SourceError(f"nothing could be read from {source.path}{why}; docs/formats.md shows what is read")
     print(f"reading {source.path} as {source.title}; the first documents:", file=sys.stderr)
     for item in first:
-        print(f"  {item.id}  {describe(item)}", file=sys.stderr)
+        print(one_line(f"  {item.id}  {describe(item)}"), file=sys.stderr)
     return _counting(chain(first, items), report) if report else chain(first, items)
 
 

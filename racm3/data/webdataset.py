@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from racm3.data.captions import PICTURE_SUFFIXES, TEXT_SUFFIXES, distinct, take_captions, with_all
+from racm3.data.captions import PICTURE_SUFFIXES, TEXT_SUFFIXES, Captions, take_captions
 from racm3.data.exported import RECORD, exported_id, exported_item
 from racm3.data.item import (
     ITEM_ID,
@@ -29,7 +29,6 @@ from racm3.data.item import (
     json_object,
     leaves,
     name_of,
-    pair,
 )
 from racm3.data.writing import file_name, text_and_picture, unique
 from racm3.document import is_marked
@@ -123,19 +122,18 @@ def sample_item(sample: Sample, item_id: str, shard: str) -> Item:
     if RECORD in sample.members:
         return exported_item(sample.members)
     record = json_object(sample.members.get("json", b"{}"))
-    captions = distinct(sample.members[extension] for extension in sorted(sample.of(TEXTS), key=_txt_first))
+    captions = Captions.of(sample.members[extension] for extension in sorted(sample.of(TEXTS), key=_txt_first))
     if not sample.of(TEXTS):
         if isinstance(caption := record.get("caption"), str):  # as img2dataset writes it, and where it stays
-            captions = distinct([caption])
+            captions = Captions.of([caption])
         elif ITEM_ID not in record:  # a shard that write_webdataset made has all texts in .txt
             captions = take_captions(record)
+    given = record.pop(ITEM_ID, None)
+    pictures = [sample.members[image] for image in sample.of(PICTURES)]
     try:
-        document = pair(captions[0] if captions else None, *(sample.members[image] for image in sample.of(PICTURES)))
+        return captions.item(str(given) if given else item_id, pictures, record, f"{shard}#{sample.key}")
     except SourceError as error:
         raise SourceError(f"{error} (its members: {', '.join(sample.names)})") from None
-    record = with_all(record, captions)
-    given = record.pop(ITEM_ID, None)
-    return Item(str(given) if given else item_id, document, record, f"{shard}#{sample.key}")
 
 
 def _txt_first(extension: str) -> bool:

@@ -89,30 +89,37 @@ class Memory:
         return cls(Store.create(path, encoder_fingerprint, dimension))
 
     @classmethod
-    def create_or_resume(cls, path: str | Path, encoder_fingerprint: str, dimension: int) -> Memory:
+    def create_or_resume(
+        cls, path: str | Path, encoder_fingerprint: str, dimension: int, made_of: str = "yes"
+    ) -> Memory:
         """As `create`, but a memory whose making was broken off before `finish` is opened, to go on with.
 
-        Raises EncoderMismatchError if that was being made by another encoder.
+        Raises EncoderMismatchError if that was being made by another encoder, MemoryStoreError if it holds documents of
+        something else than ``made_of`` says.
         """
         try:
-            return cls(Store.create(path, encoder_fingerprint, dimension, {UNFINISHED: "yes"}))
+            return cls(Store.create(path, encoder_fingerprint, dimension, {UNFINISHED: made_of}))
         except MemoryStoreError:
             if not storage_at(path).versions():
                 raise
         memory = cls.open(path)
-        begun = memory._store.snapshot.version == 1  # broken off before it was marked
-        if not memory.unfinished and (len(memory) or not begun):
+        if not memory.unfinished:
             raise MemoryStoreError(
                 f"the memory {memory.path} is there already, with {len(memory)} documents; add to it with "
                 "`racm3 memory add`, make it equal to the data with `racm3 memory sync`, or give a new path"
+            )
+        begun = memory._store.table.config().get(UNFINISHED, made_of)
+        if len(memory) and begun not in ("yes", made_of):
+            raise MemoryStoreError(
+                f"the memory {memory.path} is half made of what is {begun}; give the same again, or a new path"
             )
         memory.check_encoder(encoder_fingerprint)
         return memory
 
     @property
     def unfinished(self) -> bool:
-        """Whether the memory is being made, or its making was broken off."""
-        return UNFINISHED in self._store.table.config()
+        """Whether the memory is being made, or its making was broken off, perhaps before anything was put in."""
+        return UNFINISHED in self._store.table.config() or self._store.snapshot.version == 1
 
     def finish(self) -> None:
         """Say that all is in it that it was made for."""

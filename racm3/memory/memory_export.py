@@ -31,9 +31,9 @@ def export(memory: Memory, out: str | Path, report: Callable[[int], None] = lamb
     """
     if is_remote(out):
         raise InputError(f"an export is written to a folder, but {out} was given; copy it there afterwards")
-    folder, source = Path(out).absolute(), str(memory.path if is_remote(memory.path) else Path(memory.path).resolve())
+    folder, source = Path(out).resolve(), str(memory.path if is_remote(memory.path) else Path(memory.path).resolve())
     part, old = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
-    if Path(source) in (folder.resolve(), *folder.resolve().parents):
+    if Path(source) in (folder, *folder.parents):
         raise InputError(f"{out} is the memory's own folder, or inside of it; give another one")
     if _is_ours(old, source) and not folder.exists():
         old.rename(folder)  # an earlier call was broken off between its last two steps

@@ -6,15 +6,17 @@ Each goes on where it was broken off: what is stored already is recognised befor
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from racm3.data import Item, Protected
+from racm3.data.reading import AT
 from racm3.document import modality_of
 from racm3.errors import MemoryStoreError
 from racm3.memory.memory import Memory
+from racm3.memory.storage import storage_at
 from racm3.retriever.encoder import Encoder
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Plan",
     "apply",
     "batches",
+    "finished_memory",
     "ingest",
     "memory_of",
     "plan_sync",
@@ -63,9 +66,9 @@ def ingest(
 ) -> Changes:
     """Embed the items and add them to the memory; those that are there already are passed over, unembedded.
 
-    ``kinds``: what the source is, in words; the memory keeps it for `plan_sync`. ``report`` is told how many items are
-    stored. Raises EncoderMismatchError if another encoder made the memory, MemoryStoreError if it holds an item's id
-    with other content.
+    ``kinds``: what the source is, in words (`Source.told`); the memory keeps it for `plan_sync`. ``report`` is told how
+    many items are stored. Raises EncoderMismatchError if another encoder made the memory, MemoryStoreError if it holds
+    an item's id with other content.
     """
     memory.check_encoder(encoder.fingerprint)
     done = Changes()
@@ -73,8 +76,8 @@ def ingest(
         new = memory.unlike(batch)
         if clash := memory.known([item.id for item in new]):
             raise MemoryStoreError(
-                f"the id {min(clash)!r} is already in the memory, with other content; remove it first, or replace what "
-                "has changed with `racm3 memory sync`"
+                f"the id {min(clash)!r} is already in the memory, with other content; replace what has changed with "
+                "`racm3 memory sync`; if it is another document, name the folder above both, in which their ids differ"
             )
         if new:
             added = memory.add_missing(new, encoder.embed([item.document for item in new]))
@@ -94,22 +97,27 @@ def remember_kinds(memory: Memory, kinds: Iterable[str]) -> None:
 
 
 def memory_of(path: Path, encoder: Encoder, items: Iterable[Item]) -> Memory:
-    """The memory at ``path``; if nothing is there it is made of ``items``, whole or not at all.
+    """The memory at ``path``; where there is none, or one whose making was broken off, it is made of ``items``.
 
-    What a kill left half made, in ``path``.part, is completed. Raises MemoryStoreError if something else is there,
-    EncoderMismatchError if another encoder made it.
+    Raises MemoryStoreError if something else is there, or it cannot be read; EncoderMismatchError if another encoder
+    made it.
     """
-    if not path.exists():
-        part = path.with_name(f"{path.name}.part")
-        try:
-            memory = Memory.open(part, encoder.fingerprint)
-        except MemoryStoreError:  # there is none yet, or one that is of no use
-            shutil.rmtree(part, ignore_errors=True)
-            part.parent.mkdir(parents=True, exist_ok=True)
-            memory = Memory.create(part, encoder.fingerprint, encoder.dimension)
-        ingest(memory, encoder, items)
-        part.rename(path)
-    return Memory.open(path, encoder.fingerprint)
+    if (made := finished_memory(path)) is not None:
+        made.check_encoder(encoder.fingerprint)
+        return made
+    memory = Memory.create_or_resume(path, encoder.fingerprint, encoder.dimension)
+    ingest(memory, encoder, items)
+    memory.finish()
+    return memory
+
+
+def finished_memory(path: Path) -> Memory | None:
+    """The memory at ``path``, unless there is nothing, or one whose making was broken off.
+
+    Raises MemoryStoreError if something else is there, or it cannot be read.
+    """
+    memory = Memory.open(path) if storage_at(path).exists() else None
+    return None if memory is None or memory.unfinished else memory
 
 
 @dataclass
@@ -143,22 +151,23 @@ def plan_sync(
     """What makes the memory equal to ``items``: new ones are added, changed ones replaced, all others removed.
 
     Equal is what has the same content and metadata. ``protected``, asked when all items were read, says which documents
-    stay because they may be among those that could not be read: they are not removed, and where nobody knows which they
-    are, they do not lose their text or pictures either. A plan that removes more than half of the memory, that takes
-    the text or the pictures from most of what it replaces, or whose ``kinds`` are not those of last time, has reasons
-    to be confirmed. Raises MemoryStoreError if there are no items.
+    stay because they may be among those that could not be read: they are not removed, nor do they lose a caption or
+    their pictures. A plan has reasons to be confirmed if it removes more than half of the memory, or anything from one
+    that was filled from other places as well, takes the text or the pictures from most of what it replaces, or has
+    other ``kinds`` than last time. Raises MemoryStoreError if there are no items.
     """
     memory.refresh()
-    plan, seen, losing, size = Plan(kinds=kinds), set[str](), dict[str, str](), 0
+    plan, seen, losing, shorter, size = Plan(kinds=kinds), set[str](), list[str](), dict[str, str](), 0
     for batch in batches(items):
         seen.update(item.id for item in batch)
         fresh = memory.unlike(batch)
         known = memory.facts([item.id for item in fresh])
-        losing |= {
-            item.id: fact.origin
-            for item in fresh
-            if (fact := known.get(item.id)) and fact.modalities - {modality_of(part) for part in item.document.parts}
-        }
+        for item in fresh:
+            if fact := known.get(item.id):
+                lost = fact.modalities - {modality_of(part) for part in item.document.parts}
+                losing += [item.id] if lost else []
+                if lost or _captions(item.metadata) < _captions(fact.metadata):
+                    shorter[item.id] = fact.origin
         plan.added += len(fresh) - len(known)
         plan.replaced += len(known)
         plan.unchanged += len(batch) - len(fresh)
@@ -172,7 +181,8 @@ def plan_sync(
         )
     gone = memory.known([item_id for item_id in memory.ids if item_id not in seen])
     if protected is not None:
-        plan.protected = [item_id for item_id, origin in losing.items() if protected.by_scope(origin)]
+        protected.settle(memory.known)
+        plan.protected = [item_id for item_id, origin in shorter.items() if protected(item_id, origin)]
         plan.replaced -= len(plan.protected)
         plan.protected += [item_id for item_id, origin in gone.items() if protected(item_id, origin)]
         plan.warnings = [
@@ -185,6 +195,12 @@ def plan_sync(
     return plan
 
 
+def _captions(metadata: dict[str, Any]) -> int:
+    """How many captions the metadata hold; a document has but one."""
+    captions = metadata.get("captions")
+    return len(captions) if isinstance(captions, list) else 1
+
+
 def _reasons(plan: Plan, memory: Memory) -> Iterator[str]:
     if 2 * len(plan.removed) > len(memory):
         yield f"it would remove {len(plan.removed):,} of {len(memory):,} documents"
@@ -193,9 +209,16 @@ def _reasons(plan: Plan, memory: Memory) -> Iterator[str]:
             f"it would take the text or the pictures from {len(plan.losing):,} of the {plan.replaced:,} documents that "
             f"it replaces, such as {plan.losing[0]!r}: was a column or an ending renamed?"
         )
-    last = _kinds_of(memory)
-    if last and plan.kinds and set(plan.kinds) != last and (plan.added or plan.replaced or plan.removed):
-        yield f"it was {' + '.join(sorted(last))} last time, and is {' + '.join(plan.kinds)} now"
+    last, now = _kinds_of(memory), set(plan.kinds)
+    others = {kind for kind in last - now if kind.startswith(AT)}
+    if others and now and plan.removed:
+        yield (
+            f"it would remove {len(plan.removed):,} documents, such as {plan.removed[0]!r}, and the memory was also "
+            f"filled {' and '.join(sorted(others))}"
+        )
+    last, now = ({kind for kind in kinds if not kind.startswith(AT)} for kinds in (last, now))
+    if last and now and now != last and (plan.added or plan.replaced or plan.removed):
+        yield f"it was {' + '.join(sorted(last))} last time, and is {' + '.join(sorted(now))} now"
 
 
 def _kinds_of(memory: Memory) -> set[str]:

@@ -53,7 +53,7 @@ def embed(
     for source in sources:
         for skipped in source.unread():
             skip(skipped)
-    remember_kinds(memory, [kind.title for source in sources for kind in source.kinds])
+    remember_kinds(memory, [told for source in sources for told in source.told])
     return done
 
 

@@ -13,10 +13,12 @@ from starlette.responses import JSONResponse, Response
 
 from racm3.data import Item
 from racm3.data.item import checked
+from racm3.data.reading import AT
 from racm3.document import Document, Image, Part, Text
 from racm3.memory.memory import Memory
 from racm3.memory.metadata_filter import where as fulfilling
 from racm3.memory.rows import content_hash
+from racm3.retriever.ingest import remember_kinds
 from racm3.serve import picture_input as pictures
 from racm3.serve.api import Api, image_path
 from racm3.serve.guard import ApiError
@@ -83,6 +85,7 @@ def routes(api: Api) -> APIRouter:
                     )
                 return False
             memory.add([item], api.model.encoder.embed([item.document]))
+            remember_kinds(memory, [f"{AT}its API"])
             return True
 
         added = await memory_thread.call(put)

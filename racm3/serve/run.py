@@ -10,7 +10,7 @@ from racm3.errors import ConfigError
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.ingest import memory_of
+from racm3.retriever.ingest import finished_memory, memory_of
 from racm3.scenes.world import World
 from racm3.serve.api import Policy
 from racm3.serve.guard import LIMITS, LOOPBACK_HOSTS, Limits, Tokens, is_loopback
@@ -79,8 +79,8 @@ def serve(
 
 
 def world_memory(path: Path, encoder: Encoder) -> Memory:
-    """The memory of the built-in world at ``path``, made if nothing is there; whole, or not at all."""
-    if not path.exists():
+    """The memory of the built-in world at ``path``; made, or made on, unless it is there."""
+    if finished_memory(path) is None:
         print(f"making the memory of the built-in world in {path}", flush=True)
     return memory_of(path, encoder, WORLD.items("memory"))
 

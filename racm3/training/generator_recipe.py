@@ -115,8 +115,8 @@ class GeneratorRun:
 
     A text tokenizer that is learnt from the captions has at most ``text_ids`` ids; 0 is the tokenizer of ``init_from``.
     ``init_from`` is a generator folder to go on from, ours or Qwen3's, or "scenes", the shipped one.
-    ``validation_documents`` are never trained on nor retrieved; the loss on them is shown every ``loop.look_every``
-    steps.
+    ``validation_documents``, below 1 a share of all, are never trained on nor retrieved; the loss on them is shown
+    every ``loop.look_every`` steps.
     """
 
     model: ShapeConfig = ShapeConfig()
@@ -132,7 +132,7 @@ class GeneratorRun:
     text_ids: int = 1024
     init_from: str | None = None
     strategy: str | None = None
-    validation_documents: int = 0
+    validation_documents: int | float = 0
     z_loss: float = 1e-5
     recompute_layers: bool = False
     compile: bool = False
@@ -147,6 +147,10 @@ class GeneratorRun:
         if min(self.text_ids, self.validation_documents) < 0:
             raise ConfigError(
                 f"text_ids and validation_documents are >= 0; given {values(self, 'text_ids', 'validation_documents')}"
+            )
+        if self.validation_documents > 1 and self.validation_documents % 1:
+            raise ConfigError(
+                f"validation_documents is a whole number, or below 1 a share; given {self.validation_documents}"
             )
         for name in ("text_query_share", "rename_share", "query_dropout"):
             if not 0 <= getattr(self, name) <= 1:

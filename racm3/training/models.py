@@ -19,7 +19,7 @@ from racm3.errors import ConfigError
 from racm3.generator.model import Generator
 from racm3.model_folder import ModelFolder
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.ingest import memory_of
+from racm3.retriever.ingest import finished_memory, memory_of
 from racm3.retriever.strategy import strategy_for
 from racm3.tokens.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
@@ -31,7 +31,7 @@ from racm3.training.generator_recipe import GeneratorRun, train_generator
 from racm3.training.image_losses import PerceptualLoss
 from racm3.training.image_tokenizer_recipe import ImageTokenizerRun, train_image_tokenizer
 from racm3.training.init_from import init_encoder, init_folder, init_generator, init_image_tokenizer, init_text
-from racm3.training.prepare import TrainingSet, learn_text, load_pairs, prepare
+from racm3.training.prepare import TrainingSet, check_enough, learn_text, load_pairs, prepare
 from racm3.training.prepared_cache import Cache, reused
 
 
@@ -145,7 +145,8 @@ def prepared_model(
 
 def make_memory(data: Path, out: Path, encoder: Path) -> None:
     """Make a memory of ``data`` at ``out``, unless there is one; the same call completes a broken one."""
-    if reused(out, "memory"):
+    if finished_memory(out) is not None:
+        reused(out, "memory")
         return
     memory = memory_of(out, Encoder.from_pretrained(encoder), read(data))
     print(f"memory: wrote {len(memory)} documents to {out}", file=sys.stderr)
@@ -163,9 +164,12 @@ def make_all(
     """Train the generator at ``out``, after whatever it needs that is not given and not found beside it.
 
     Where it retrieves, and by an encoder that lies beside it, a memory of the data is made there too, unless there is
-    one; its path is returned. The same call resumes.
+    one; its path is returned. The same call resumes. Raises SourceError before anything is trained if the data are too
+    few for a later training.
     """
     beside, memory = ModelFolder.around(out), None
+    needs_pairs = encoder is None and runs.generator.k and not (beside.encoder_path / "model.safetensors").exists()
+    connect().from_main(partial(check_enough, data, runs.generator.validation_documents, 2 if needs_pairs else 0))
     if image_tokenizer is None:
         image_tokenizer = beside.image_tokenizer_path
         if not reused(image_tokenizer / "model.safetensors", "image tokenizer"):

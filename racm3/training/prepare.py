@@ -7,7 +7,6 @@ N documents, R query draws (text and image part, several dropout draws each), K 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import shutil
@@ -19,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from racm3.data import read
+from racm3.data import read, recognise
+from racm3.data.reading import READER
 from racm3.document import Document
 from racm3.errors import SourceError
 from racm3.retriever.corpus_neighbours import PART, document_neighbours, draw_queries
@@ -50,12 +50,9 @@ class TrainingSet:
     neighbours: np.ndarray | None
     held_out: frozenset[int] = frozenset()
 
-    def holding_out(self, count: int, seed: int) -> TrainingSet:
-        """The same set with ``count`` rows held out. Raises SourceError if that is more than half of them."""
-        if 2 * count > len(self.ids):
-            raise SourceError(
-                f"{count} of {len(self.ids)} documents are to be held out; lower validation_documents or give more data"
-            )
+    def holding_out(self, held: float, seed: int) -> TrainingSet:
+        """The same set with ``held`` rows held out, or that share of them. Raises SourceError if it is above half."""
+        count = held_out(held, len(self.ids))
         rows = np.random.default_rng(seed).choice(len(self.ids), count, replace=False)
         return replace(self, held_out=frozenset(rows.tolist()))
 
@@ -65,6 +62,38 @@ class TrainingSet:
         while any(held := [row in self.held_out for row in rows.tolist()]):
             rows[held] = rng.integers(len(self.ids), size=sum(held))
         return rows
+
+
+def held_out(held: float, documents: int) -> int:
+    """How many of the documents are held out: ``held``, or if that is below 1 that share of them and at least one.
+
+    Raises SourceError if that is more than half of them.
+    """
+    count = int(held) if held >= 1 or not held else max(1, round(held * documents))
+    if 2 * count > documents:
+        raise SourceError(
+            f"{count} of {documents} documents are to be held out; lower validation_documents, as with "
+            f"--set validation_documents={documents // 2}, or give more data"
+        )
+    return count
+
+
+def check_enough(path: Path, held: float, pairs: int) -> None:
+    """Raises SourceError if ``held`` documents cannot be held out, or fewer than ``pairs`` have a picture and a text.
+
+    Reads no more than it takes to know.
+    """
+    documents = found = 0
+    for item in read(path, report=lambda _: None):
+        documents += 1
+        found += bool(item.document.images and item.document.text)
+        if documents >= 2 * max(held, 1) and found >= pairs:
+            return
+    held_out(held, documents)
+    if found < pairs:
+        raise SourceError(
+            f"{path} holds {found} documents with both a picture and a caption; training needs at least {pairs}"
+        )
 
 
 def load_pairs(path: Path, image_size_px: int, cache: Path) -> tuple[np.ndarray, list[list[str]]]:
@@ -230,15 +259,12 @@ def _batches(path: Path, what: str, done: int = 0, total: int = 0) -> Iterator[l
         raise SourceError(f"{path} holds no readable document; see the warnings above")
 
 
-def _files(path: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a source's files: what is cached holds while these do."""
+def _files(path: Path) -> list[object]:
+    """How the source is read; names, sizes and times of its files: what is cached holds while these do."""
     if is_remote(path):
-        return [(str(file), *facts) for file, facts in matching(path)[1].items()]
-    if path.is_dir():
-        files = sorted(path.rglob("*"))
-    else:
-        files = [path] if path.is_file() else [Path(f) for f in sorted(glob.glob(str(path)))]
-    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+        return [READER, *((str(file), *facts) for file, facts in matching(path)[1].items())]
+    facts = ((str(file), file.stat()) for file in sorted(recognise(path).touched()) if file.is_file())
+    return [READER, *((name, fact.st_size, fact.st_mtime_ns) for name, fact in facts)]
 
 
 def _digest(*facts: object) -> str:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from racm3.data import Item, Skipped, read, recognise, writing_documents
-from racm3.data.skip_report import Counts
+from racm3.data.skip_report import Counts, SkipReport, with_samples
 from racm3.document import Document
 from racm3.errors import SourceError
 from tests.data.conftest import PNG, picture, read_all, tar
@@ -169,6 +169,47 @@ def test_several_rows_a_picture(tmp_path: Path) -> None:
         five_each(folder)
 
 
+HALF = "half a \ud83d"
+FIRST = {"file_name": "0.png"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"0.txt": b"no \xff", "0.caption": "good", "0.png.txt": "fine"},
+        {"0.txt": b"no \xff", "0.json": json.dumps({"caption": ["good", "fine"]})},
+        {"metadata.jsonl": jsonl({**FIRST, "text": ["good", HALF, "fine"]})},
+        {"metadata.jsonl": jsonl({**FIRST, "text": ["good", 3, "fine"]})},
+        {"metadata.jsonl": jsonl({**FIRST, "text": "good"}, {**FIRST, "text": HALF}, {**FIRST, "text": "fine"})},
+        {"metadata.csv": b"file_name,text\n0.png,good\n0.png,no \xff\n0.png,fine\n"},
+        {"metadata.csv": table([("file_name", "text"), *(("0.png", t) for t in ("x" * 10_001, "good", "fine"))])},
+        {
+            "captions.json": json.dumps(
+                {
+                    "images": [{"id": "0.png", "file_name": "0.png"}],
+                    "annotations": [{"image_id": "0.png", "caption": text} for text in ("good", HALF, "fine")],
+                }
+            )
+        },
+    ],
+    ids=lambda files: "+".join(files),
+)
+def test_one_unreadable_caption_of_several_costs_no_other(tmp_path: Path, files: dict[str, bytes | str]) -> None:
+    (item,), (skipped,) = read_all(put(tmp_path, {"0.png": PNG, **files}))
+    assert sorted(item.metadata["captions"]) == ["fine", "good"]
+    assert (skipped.item_id, "left out" in skipped.reason) == ("0.png", True)
+
+
+def test_an_unreadable_caption_of_several_in_a_shard_and_in_parquet(tmp_path: Path) -> None:
+    members = {"0.txt": b"no \xff", "0.a.txt": b"fine", "0.caption": b"good", "0.png": PNG}
+    (item,), (skipped,) = read_all(tar(tmp_path / "a.tar", members))
+    assert (item.document.text, skipped.item_id) == ("good", "a/0")
+    rows = pa.table({"image": [PNG], "text": [["good", "x" * 10_001]]})
+    pq.write_table(rows, tmp_path / "b.parquet")
+    (item,), (skipped,) = read_all(tmp_path / "b.parquet")
+    assert (item.document.text, item.metadata["captions"]) == ("good", ["good"])
+
+
 def test_a_list_of_captions(tmp_path: Path) -> None:
     for text in ("text", "captions", "sentences"):
         records = [{"image": name, text: captions(i)} for i, name in enumerate(NAMES)]
@@ -288,6 +329,28 @@ def test_several_pictures_in_a_sample(tmp_path: Path, names: tuple[str, str]) ->
         Document.of("a fox", *(picture(i + 9 * j) for j in sorted((0, 1), key=names.__getitem__))) for i in (0, 1)
     ]
     assert [item.document for item in read(tmp_path, strict=True)] == expected
+
+
+@pytest.mark.parametrize("value", [{"path": "0.png"}, ["0.png", "1.png"]], ids=["object", "list"])
+def test_pictures_named_in_another_way_are_not_left_out_of_a_text(tmp_path: Path, value: object) -> None:
+    name = "images" if isinstance(value, list) else "image"
+    put(tmp_path, {**pictures(), "data.jsonl": jsonl({"text": "a fox"}, {name: value, "text": "two"})})
+    items, counts, skipped = told(tmp_path)
+    assert [item.document.text for item in items] == ["a fox", None, None, None]
+    assert counts.broken == 1
+    assert f'"{name}" is no path; name one picture in "file_name", or several in "parts"' in skipped[0].reason
+
+
+def test_names_are_printed_on_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, {"a\n\u202eb.png": PNG, "c\x1b[2J.png": b"no picture", "d.\x1bx": b""})
+    with SkipReport(tmp_path / "report") as report:
+        assert len(list(with_samples(recognise(tmp_path), read(tmp_path, report=report), report))) == 1
+    printed = capsys.readouterr().err + report.line()
+    list(read(tmp_path))
+    assert r"a\n\u202eb.png" in printed
+    assert not {"\u202e", "\x1b"} & {*printed, *"".join(caplog.messages)}
 
 
 def test_what_is_left_of_a_sample_is_named(tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from racm3.data import Protected, Skipped, read, recognise, write_coco, write_webdataset
+from racm3.data.reading import READER
+from racm3.document import Text
 from racm3.errors import SourceError
 from tests.data.conftest import PNG, items, one_skipped, tar
 
@@ -82,6 +87,27 @@ def test_a_file_is_what_its_name_says(tmp_path: Path) -> None:
     coco, shards = write_coco(items(2), tmp_path / "coco"), write_webdataset(items(2), tmp_path / "shards")
     assert len(list(read(coco.rename(tmp_path / "X.JSON")))) == 0  # the pictures are not beside it any more
     assert len(list(read(shards[0].rename(tmp_path / "x.TAR")))) == 2
+
+
+def test_what_is_read_changes_only_with_the_readers_number(tmp_path: Path) -> None:
+    """Where this fails, what was prepared before is not what would be prepared now: raise READER, and write it here."""
+    grey = PIL.Image.fromarray(np.arange(0, 60_000, 1000, dtype=np.uint16).reshape(6, 10))
+    clear = PIL.Image.new("RGBA", (4, 3), (200, 0, 0, 128))
+    for name, image in {"grey": grey, "clear": clear, "b/two": clear.convert("P"), "c/row": grey, "d/0": clear}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image.save(tmp_path / f"{name}.png")
+    (tmp_path / "grey.txt").write_text(" ramp \n")
+    (tmp_path / "grey.caption").write_text("grey")
+    (tmp_path / "clear.json").write_text('{"caption": ["half", "clear"], "source": {"n": 1}}')
+    (tmp_path / "c" / "metadata.csv").write_text("file_name;text;n\nrow.png;one;1\nrow.png;two;2\n")
+    (tmp_path / "d" / "metadata.jsonl").write_text('{"file_name": "0.png", "title": "zero", "n": 1}\n')
+    (tmp_path / "words.jsonl").write_text('{"text": "a"}\n{"id": 7, "parts": ["b", {"image": "grey.png"}]}\n')
+    told = [
+        [item.id, item.metadata, *(p.text if isinstance(p, Text) else p.pixels.tolist() for p in item.document.parts)]
+        for item in read(tmp_path)
+    ]
+    digest = hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
+    assert (READER, digest) == (2, "2cb9d88609bd6985")
 
 
 def test_what_is_skipped_protects_what_it_may_stand_for() -> None:

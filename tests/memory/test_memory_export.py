@@ -170,3 +170,13 @@ def test_a_sample_whose_record_is_damaged_is_skipped_with_the_reason(memory: Mem
     assert "is not one that racm3 wrote" in skipped[0]
     with pytest.raises(RACM3Error):
         list(read(tmp_path / "out", strict=True))
+
+
+def test_a_link_to_a_folder_stays_one(memory: Memory, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    for name, there in (("link", tmp_path / "disk"), ("dangling", tmp_path / "not yet")):
+        (tmp_path / name).symlink_to(there)
+        for _ in range(2):
+            export(memory, tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        assert (there / "000000.tar").exists()

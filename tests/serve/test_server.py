@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks.serve_load import Changes, Server, killed
+from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
 from racm3.retriever.encoder import Encoder
 from racm3.serve import run
@@ -111,10 +112,8 @@ def test_the_worlds_memory_is_made_once_and_whole(
 
     monkeypatch.setattr(run, "WORLD", World())
     encoder = Encoder.from_pretrained(models / "encoder")
-    half = tmp_path / "m.part"
-    half.mkdir()  # a start that was broken off
+    Memory.create_or_resume(tmp_path / "m", encoder.fingerprint, encoder.dimension)  # a start that was broken off
     made = run.world_memory(tmp_path / "m", encoder)
     assert list(made.ids) == ["a"]
-    assert not half.exists()
     made.remove(["a"])
     assert len(run.world_memory(tmp_path / "m", encoder)) == 0  # what was deleted stays deleted

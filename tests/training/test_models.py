@@ -3,17 +3,20 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from racm3.data import Item, write_coco
+from racm3.data import Item, read, write_coco
 from racm3.document import Document, Image
-from racm3.errors import CheckpointError, ConfigError, SourceError
+from racm3.errors import CheckpointError, ConfigError, MemoryStoreError, SourceError
 from racm3.memory.memory import Memory
 from racm3.model_folder import ModelFolder
 from racm3.pipeline import RACM3, Settings
+from racm3.presets import PRESETS
+from racm3.retriever.encoder import Encoder
 from racm3.tokens.image_tokenizer import FSQConfig
 from racm3.training.encoder_recipe import EncoderRun
 from racm3.training.generator_recipe import GeneratorRun, ShapeConfig
@@ -21,6 +24,7 @@ from racm3.training.image_tokenizer_recipe import ImageTokenizerRun
 from racm3.training.loop import LoopConfig
 from racm3.training.models import Runs, make_all, make_encoder, make_generator, make_memory
 
+PICTURES_HELD_OUT = PRESETS.get("pictures")().generator.validation_documents
 ONE = LoopConfig(steps=1, dtype="float32")
 RUNS = Runs(
     ImageTokenizerRun(
@@ -86,13 +90,31 @@ def test_a_memory_that_was_half_made_is_completed(data: Path, tmp_path: Path) ->
     make_memory(data, tmp_path / "whole", tmp_path / "encoder")
     whole = Memory.open(tmp_path / "whole")
     ids = list(whole.ids)
-    partly = Memory.create(tmp_path / "memory.part", whole.encoder_fingerprint, whole.dimension)
+    partly = Memory.create_or_resume(tmp_path / "memory", whole.encoder_fingerprint, whole.dimension)
     partly.add(whole.get(ids[:4]), whole.vectors[:4])
     make_memory(data, tmp_path / "memory", tmp_path / "encoder")
     made = Memory.open(tmp_path / "memory")
     assert list(made.ids) == ids
     assert np.allclose(made.vectors, whole.vectors)
-    assert not (tmp_path / "memory.part").exists()
+    assert not made.unfinished
+
+
+def test_a_half_made_memory_that_cannot_be_read_just_now_stays(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_encoder(data, RUNS.encoder, tmp_path / "encoder")
+    encoder = Encoder.from_pretrained(tmp_path / "encoder")
+    Memory.create_or_resume(tmp_path / "memory", encoder.fingerprint, encoder.dimension)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lance.dataset", refused)
+        with pytest.raises(MemoryStoreError, match="nothing was changed"):
+            make_memory(data, tmp_path / "memory", tmp_path / "encoder")
+    make_memory(data, tmp_path / "memory", tmp_path / "encoder")
+    assert len(Memory.open(tmp_path / "memory")) == 9
 
 
 def test_without_retrieval_there_is_no_encoder_and_no_memory(data: Path, tmp_path: Path) -> None:
@@ -104,6 +126,25 @@ def test_more_held_out_than_trained_on(data: Path, tmp_path: Path) -> None:
     runs = replace(RUNS, generator=replace(RUNS.generator, validation_documents=5))
     with pytest.raises(SourceError, match="5 of 9 documents are to be held out; lower validation_documents"):
         make_all(data, runs, tmp_path / "generator")
+    assert not (tmp_path / "image-tokenizer").exists()  # it is said before anything is trained
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_share_of_the_fewest_pictures_is_held_out(data: Path, tmp_path: Path, count: int) -> None:
+    write_coco(islice(read(data), count), tmp_path / "few")
+    runs = replace(RUNS, generator=replace(RUNS.generator, validation_documents=PICTURES_HELD_OUT))
+    assert make_all(tmp_path / "few", runs, tmp_path / "generator") == tmp_path / "memory"
+
+
+def test_a_single_pair_is_refused_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+    write_coco(islice(read(data), 1), tmp_path / "few")
+    with pytest.raises(SourceError, match="holds 1 documents with both a picture and a caption.* needs at least 2"):
+        make_all(
+            tmp_path / "few",
+            replace(RUNS, generator=replace(RUNS.generator, validation_documents=0)),
+            tmp_path / "generator",
+        )
+    assert not (tmp_path / "image-tokenizer").exists()
 
 
 def test_an_encoder_that_goes_on_keeps_its_tokenizer(data: Path, tmp_path: Path) -> None:
