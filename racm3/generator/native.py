@@ -103,7 +103,7 @@ class _Shape(ctypes.Structure):
 
 
 class NativeRunner:
-    """Reads one token a row.
+    """Reads one token a row, or a few.
 
     ``layers``: of each, the matrices of queries, keys and values, of the output, of gate and up (gated), and down, and
     the norm weights (H + G, E) of queries and keys. ``angles`` (positions, E): cosine and sine of each rotary pair.
@@ -125,10 +125,14 @@ class NativeRunner:
         self._shape = _Shape(*shape, c.width * c.norm_eps, c.head_dim * c.norm_eps)
 
     def __call__(self, x: Tensor, caches: Sequence[BatchCache]) -> Tensor:
-        """The hidden states (R, D) of tokens with embeddings x (R, D), overwritten, behind what caches hold."""
+        """The hidden states (N, D) of tokens with embeddings x (N, D), overwritten, behind what caches hold.
+
+        Raises RuntimeError if there is no room or no position for a token.
+        """
         c, count, threads = self.config, x.shape[0], torch.get_num_threads()
-        tokens = max(cache.longest for cache in caches) + 1
-        assert tokens <= c.context_tokens, "there is no position for this token"
+        tokens = max(cache.longest for cache in caches)
+        if tokens > c.context_tokens:
+            raise RuntimeError(f"a row of {tokens} tokens is longer than the context of {c.context_tokens}")
         places = torch.cat([cache.places() for cache in caches])
         inner = c.heads * c.head_dim
         use = (
