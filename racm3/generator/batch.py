@@ -1,7 +1,7 @@
 """Batch: the rows of all running sequences, which in every step read the token drawn last and what was guessed behind.
 
-Letters in shapes: R rows (streams in the batch), N tokens of a pass, B tokens to be drawn, C contexts, D width, V vocabulary or the wanted part of
-it.
+Letters in shapes: R rows (streams in the batch), N tokens of a pass, B tokens to be drawn, C contexts, D width,
+V vocabulary or the wanted part of it.
 """
 
 from __future__ import annotations

@@ -29,9 +29,11 @@ MOST = 16
 BEFORE, ABOVE = (0.4, 0.16, 0.064, 0.0256), (0.3, 0.3)
 """What an equal id counts: 1 to 4 places before; above, and above to the right. Chosen on 60 drawings and 40 captions
 of the built-in world."""
-READING = 6
-"""Reading all weights costs as much as computing so many tokens: measured on a CPU at 3M and at 125M parameters, one
-thread, 5 to 7."""
+READING = 8
+"""What a pass costs beside its tokens, reading the weights above all, in tokens: measured on a CPU, one thread, 7 at
+125M parameters and some 12 at 3M, where calls count as well."""
+WORTH = 1.2
+"""A guess shall gain so many times what it costs: the estimates are rough, and a full batch has little to gain."""
 DOUBT = 4
 """Guesses after which a sequence's own success counts as much as what is usual."""
 
@@ -83,7 +85,7 @@ class Drafter:
             else:
                 id, agreement = self._guess()
                 sure *= min(agreement * trust, 1.0)
-            if sure * cost < 1 + expected or not allowed[-1][id]:
+            if sure * cost < WORTH * (1 + expected) or not allowed[-1][id]:
                 break
             constraint = constraint if guessed else copy.deepcopy(constraint)
             constraint.push(id)

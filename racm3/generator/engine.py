@@ -248,7 +248,7 @@ class Engine:
             chosen, log_probabilities = choose_tokens(draws, logits, may)
             for draw, id, value in zip(draws, chosen.tolist(), log_probabilities.tolist(), strict=True):
                 drawn[draw.sequence.number][draw.ahead] = id + reach.start, value
-        events = []
+        events: list[Event] = []
         for sequence in self._batch.sequences:
             own = drawn[sequence.number]
             events += sequence.accept([own[ahead] for ahead in range(len(own))])
