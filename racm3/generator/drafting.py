@@ -29,11 +29,12 @@ MOST = 16
 BEFORE, ABOVE = (0.4, 0.16, 0.064, 0.0256), (0.3, 0.3)
 """What an equal id counts: 1 to 4 places before; above, and above to the right. Chosen on 60 drawings and 40 captions
 of the built-in world."""
-READING = 8
-"""What a pass costs beside its tokens, reading the weights above all, in tokens: measured on a CPU, one thread, 7 at
-125M parameters and some 12 at 3M, where calls count as well."""
-WORTH = 1.2
-"""A guess shall gain so many times what it costs: the estimates are rough, and a full batch has little to gain."""
+READING = 12
+"""What a pass costs beside its tokens, in tokens: reading the weights and calls. Measured on a CPU, one thread: some 7
+at 125M parameters, 12 at 3M."""
+WORTH = 1.75
+"""A guess shall gain so many times what it costs: with 16 rows and more, which a CPU computes for as long as it reads
+the weights, nothing is guessed."""
 DOUBT = 4
 """Guesses after which a sequence's own success counts as much as what is usual."""
 
@@ -79,7 +80,8 @@ class Drafter:
         guessed: list[int] = []
         sure, expected, cost = 1.0, 0.0, READING / beside + 1
         trust = (self._right + DOUBT) / (self._expected + DOUBT)
-        while len(guessed) < min(MOST, len(self._ids) - drawn - 1):
+        most = min(MOST, len(self._ids) - drawn - 1)
+        while len(guessed) < most and sure * cost > WORTH * (1 + expected):
             if np.count_nonzero(allowed[-1]) == 1:
                 id = int(allowed[-1].argmax())
             else:
