@@ -8,9 +8,15 @@ step, once, and to lay out the weights of a model is printed apart. Models: the 
 125M shape with random weights. Then a row in which every id is allowed, and bfloat16 and int8 weights: their speed
 against float32, and what they cost in accuracy on documents that the shipped model wrote itself.
 
+Drafts from the sources: pictures of 16 captions behind two documents of their entity, as the shipped model draws them
+by default, with guidance, and plainly (no further stream), the engine with drafts against the same without; the outputs
+are compared first. At 125M the weights are random and the acceptance is that of the shipped model: the same prompts,
+and in the place of each code drawn the one that the shipped model drew. ``--drafts`` measures these alone.
+
 Ends with one JSON line: decoding speed of racm3 / of transformers at batch 1 and 8, with guidance (the shipped model,
 batch 1), and the share of the memory bandwidth (bytes of weights and cache that a step reads / measured bandwidth) at
-125M, batch 1.
+125M, batch 1; speed with drafts / without (``drafted_b1``, ``drafted_b8``, ``m125_drafted_b1`` and so on), codes of a
+pass (``accepted_per_pass``), and with drafts / transformers (``vs_transformers_b1``, greedy).
 """
 
 from __future__ import annotations
@@ -20,8 +26,10 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +37,20 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, Qwen3ForCausalLM
 
-from racm3.generator.engine import Engine, SequenceRequest
+from racm3 import RACM3, Document, Hole, Image
+from racm3.generator import engine as engine_module
+from racm3.generator.batch import Draw
+from racm3.generator.constraints import ImageSpan
+from racm3.generator.engine import Engine, SequenceOutput, SequenceRequest
 from racm3.generator.kv_cache import token_bytes
 from racm3.generator.model import Generator, GeneratorConfig
 from racm3.generator.model_runner import ModelRunner, Weights
 from racm3.generator.native import compiled
 from racm3.generator.sampling import Sampling
 from racm3.model_folder import ModelFolder
+from racm3.pipeline import Settings
+from racm3.scenes.draw import draw
+from racm3.scenes.world import World
 from racm3.tokens.vocabulary import Vocabulary
 
 GUIDANCE = 2.0
@@ -114,10 +129,13 @@ class Sides:
         return [tuple(row) for row in out[:, work.ids.shape[1] :].tolist()]
 
 
+clock = time.perf_counter
+
+
 def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def compared(sides: Sides, engine: Engine, work: Work, new: int, rounds: int) -> tuple[float, float]:
@@ -179,6 +197,136 @@ def divergence(sides: Sides, weights: Weights, sequences: Sequence[Sequence[int]
     return float(torch.cat(divergences).mean()), float(torch.cat(agreed).float().mean())
 
 
+def drawings(sampling: Sampling, count: int = 16) -> list[SequenceRequest]:
+    """What the shipped model is asked for to draw captions, half of them of novel entities, each behind two
+    documents of its entity."""
+    world = World()
+    novel = islice(world.scenes("test-novel"), count - count // 2)
+    tests = [(scene, caption) for _, scene, caption in (*novel, *islice(world.scenes("test-seen"), count // 2))]
+    sources: dict[str, list[Document]] = {scene.entities[0]: [] for scene, _ in tests}
+    for _, scene, caption in world.scenes("memory"):
+        if len(known := sources.get(scene.entities[0], [None, None])) < 2:
+            known.append(Document.of(caption, Image(draw(scene))))
+    model = RACM3.from_pretrained("scenes")
+    asked: list[SequenceRequest] = []
+    run = model.engine.run
+
+    def noted(requests: Sequence[SequenceRequest], on_step: Any = None) -> list[SequenceOutput]:
+        asked.extend(requests)
+        return run(requests, on_step=on_step)
+
+    model.engine.run = noted  # type: ignore[method-assign]
+    documents = [Document.of(caption, Hole("image")) for _, caption in tests]
+    model.complete(documents, Settings(image=sampling), retrieved=[sources[scene.entities[0]] for scene, _ in tests])
+    return asked
+
+
+def draft_gain(
+    name: str, engines: tuple[Engine, Engine], requests: Sequence[SequenceRequest], batch: int, rounds: int
+) -> tuple[float, float]:
+    """(decoding speed with drafts / without, codes of a pass of one sequence); raises if the outputs differ."""
+
+    def work(engine: Engine, asked: Sequence[SequenceRequest]) -> list[SequenceOutput]:
+        portions = [asked[start : start + batch] for start in range(0, len(asked), batch)]
+        return [output for portion in portions for output in engine.run(portion)]
+
+    first = [replace(request, constraint=Codes(engines[0].vocabulary, 1)) for request in requests]
+    if work(engines[0], requests) != work(engines[1], requests):
+        raise SystemExit(f"{name}: drafts change the output")
+    times: dict[Engine, list[float]] = {engine: [] for engine in engines}
+    for _ in range(rounds):
+        for engine, own in times.items():
+            prompt = seconds(lambda engine=engine: work(engine, first))
+            own.append(seconds(lambda engine=engine: work(engine, requests)) - prompt)
+    passes = 0
+    for request in requests:
+        running = engines[0].submit(request)
+        while not running.done:
+            engines[0].step()
+            passes += 1
+    drafted, plain = (min(times[engine]) for engine in engines)
+    steps = sum(request.constraint.max_steps for request in requests)
+    print(
+        f"  {name:22}, batch {batch}: with drafts {steps / drafted:7.1f} codes/s, without {steps / plain:7.1f}: "
+        f"{plain / drafted:.2f} x; {steps / passes:.2f} codes a pass",
+        flush=True,
+    )
+    return plain / drafted, steps / passes
+
+
+@contextmanager
+def replayed(codes: dict[tuple[int, ...], tuple[int, ...]]) -> Iterator[None]:
+    """Whatever is drawn behind these prompts, it becomes the ids given."""
+    drawing = engine_module.choose_tokens
+
+    def choose(draws: Sequence[Draw], logits: torch.Tensor, allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, log_probabilities = drawing(draws, logits, allowed)
+        true = [codes[draw.sequence.streams[0]][draw.sequence.steps + draw.ahead] for draw in draws]
+        return torch.tensor(true), log_probabilities
+
+    engine_module.choose_tokens = choose
+    try:
+        yield
+    finally:
+        engine_module.choose_tokens = drawing
+
+
+def measure_drafts(sides: Sides, large: Sides, rounds: int) -> dict[str, float]:
+    """All rows about drafts; ``large`` is the model of 125M."""
+    v = sides.vocabulary
+    engines = Engine(sides.generator, v), Engine(sides.generator, v, drafts=False)
+    usual = Settings().image
+    plain = drawings(replace(usual, context_aware=1.0))
+    print("drafts from the sources, shipped model")
+    result: dict[str, float] = {}
+    result["drafted_b1"], result["accepted_per_pass"] = draft_gain("as usual", engines, drawings(usual), 1, rounds)
+    for batch in (8, 16):
+        result[f"drafted_b{batch}"], _ = draft_gain("as usual", engines, drawings(usual), batch, rounds)
+    guided = drawings(replace(usual, guidance=1.5))
+    result["drafted_guided_b1"], _ = draft_gain("guided", engines, guided, 1, rounds)
+    result["drafted_plain_b1"], result["plain_per_pass"] = draft_gain("plain", engines, plain, 1, rounds)
+    result["drafted_plain_b8"], _ = draft_gain("plain", engines, plain, 8, rounds)
+    greedy = [replace(request, sampling=Sampling(temperature=0)) for request in plain[:4]]
+    ours = theirs = 0.0
+    for request in greedy:
+        work, new = Work(torch.tensor([request.prompt]), None, False), request.constraint.max_steps
+        if engines[0].run([request])[0].tokens != sides.theirs("dynamic", work, new)[0]:
+            raise SystemExit("transformers draws other codes")
+        first = replace(request, constraint=Codes(v, 1))
+        spent = [
+            [seconds(own) for own in pair]
+            for _ in range(rounds)
+            for pair in [
+                (
+                    lambda request=request: engines[0].run([request]),
+                    lambda first=first: engines[0].run([first]),
+                    lambda work=work, new=new: sides.theirs("dynamic", work, new),
+                    lambda work=work: sides.theirs("dynamic", work, 1),
+                )
+            ]
+        ]
+        whole, prompt, other, other_prompt = (min(column) for column in zip(*spent, strict=True))
+        ours, theirs = ours + whole - prompt, theirs + other - other_prompt
+    result["vs_transformers_b1"] = theirs / ours
+    print(f"  with drafts, greedy, batch 1: {theirs / ours:.2f} x transformers, dynamic cache", flush=True)
+    big = large.vocabulary
+    true = {}
+    asked = []
+    for request, output in zip(plain, engines[1].run(plain), strict=True):
+        prompt, codes = (
+            tuple(big.image_start + id - v.image_start if id >= v.image_start else id for id in ids)
+            for ids in (request.prompt, output.tokens)
+        )
+        true[prompt] = codes
+        asked.append(replace(request, prompt=prompt, constraint=ImageSpan(big, len(codes)), without_context=None))
+    print("125M, random weights, codes of the shipped model replayed")
+    pair = Engine(large.generator, big), Engine(large.generator, big, drafts=False)
+    with replayed(true):
+        result["m125_drafted_b1"], _ = draft_gain("plain", pair, asked[4:12], 1, min(rounds, 2))
+        result["m125_drafted_b8"], _ = draft_gain("plain", pair, asked[4:12], 8, min(rounds, 2))
+    return {name: round(value, 2) for name, value in result.items()}
+
+
 def shipped() -> Sides:
     folder = ModelFolder.open("scenes")
     peer = Qwen3ForCausalLM.from_pretrained(folder.generator_path, dtype=torch.float32).eval()
@@ -235,12 +383,20 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=170)
     parser.add_argument("--new-tokens", type=int, default=64, help="a picture of the built-in world")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--drafts", action="store_true", help="measure drafts alone")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time, where others are at work")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.cpu_time:
+        global clock
+        clock = time.process_time
     compile_s = seconds(lambda: compiled(4))
     print("no C compiler: steps are in operators" if compiled(4) is None else f"step compiled in {compile_s:.1f} s")
     sides = shipped()
     result = {"compile_s": round(compile_s, 1)}
+    if args.drafts:
+        print(json.dumps(result | measure_drafts(sides, m125(), args.rounds)))
+        return
     result |= measure("shipped", sides, args.prompt_tokens, args.new_tokens, args.rounds)
     writer = SequenceRequest([sides.vocabulary.doc], Codes(sides.vocabulary, 120, every=True))
     written = Engine(sides.generator, sides.vocabulary).run([replace(writer, seed=seed) for seed in range(16)])
@@ -250,7 +406,9 @@ def main() -> None:
         result[f"{weights}_divergence_nats"] = round(nats, 5)
         print(f"  {weights} weights: divergence {nats:.5f} nats a token, the same best token {agreed:.1%}")
     # Steps of the large model are long: fewer of them are known as well.
-    result |= measure("m125", m125(), args.prompt_tokens, max(2, args.new_tokens // 2), min(args.rounds, 3))
+    large = m125()
+    result |= measure("m125", large, args.prompt_tokens, max(2, args.new_tokens // 2), min(args.rounds, 3))
+    result |= measure_drafts(sides, large, args.rounds)
     result["guided"] = result["shipped_b1_guided"]
     print(json.dumps(result))
 

@@ -261,13 +261,18 @@ class RACM3:
         samples = settings.samples if sampling.temperature else 1
         constraint = answer_constraint(prompts[0].spans, self.markup.vocabulary)
         first, *others = (Context(p.ids, p.unconditional if sampling.unconditional else None) for p in prompts)
+        row = (
+            self.codec.image.grid[1]
+            if [span.count for span in prompts[0].spans] == [self.markup.codes_per_image]
+            else None
+        )
         without_context = None
         if sampling.context_aware != 1 and any(progress.contexts):  # else nothing is read beside the main document
             without_context = prompt(()).ids
         seeds = np.random.SeedSequence([settings.seed, part]).generate_state(samples).tolist()
         return prompts, [
             SequenceRequest(
-                first.prompt, constraint, sampling, seed, first.unconditional, tuple(others), without_context
+                first.prompt, constraint, sampling, seed, first.unconditional, tuple(others), without_context, row
             )
             for seed in seeds
         ]

@@ -1,7 +1,7 @@
-"""Batch: the rows of all running sequences, which go on by one token each in every step.
+"""Batch: the rows of all running sequences, which in every step read the token drawn last and what was guessed behind.
 
-Letters in shapes: R rows (streams in the batch), B sequences, C contexts, D width, V vocabulary or the wanted part of
-it.
+Letters in shapes: R rows (streams in the batch), N tokens of a pass, B tokens to be drawn, C contexts, D width,
+V vocabulary or the wanted part of it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from racm3.generator.prefill import PrefilledGroup
 from racm3.generator.sampling import choose, filter_logits, keep_allowed
 from racm3.generator.sequence import RunningSequence
 
-__all__ = ["Batch", "choose_tokens", "room_of"]
+__all__ = ["Batch", "Draw", "choose_tokens", "room_of"]
 
 SHARED_TOKENS = 512
 """Tokens saved from which a common beginning is kept once; below, a copy a row is as fast and simpler to batch."""
@@ -35,11 +37,12 @@ class _Group:
     cache: BatchCache
     room: int  # tokens; 0 if they share a beginning
     owners: list[tuple[RunningSequence, int]]  # whose stream each row is, and which of its streams
-    hidden_states: list[Tensor]  # (R, D) in pieces: of the token each row read last
+    hidden_states: list[Tensor]  # (N, D) in pieces: of the tokens each row read last
 
 
 class Batch:
-    """Sequences join with ``add`` and leave with ``drop_done``; ``decode`` reads the tokens drawn last."""
+    """Sequences join with ``add`` and leave with ``drop_done``; ``decode`` reads the tokens drawn last, and
+    the drafts, of which ``settle`` forgets what was wrong."""
 
     def __init__(self) -> None:
         self.sequences: list[RunningSequence] = []
@@ -65,13 +68,24 @@ class Batch:
                     group.hidden_states.append(pieces[-1][-1:])
 
     def decode(self, runner: ModelRunner) -> None:
-        """Every row reads the token drawn last."""
+        """Every row reads the token drawn last, and the draft behind it."""
         if not self._groups:
             return
-        ids = [sequence.last for group in self._groups for sequence, _ in group.owners]
-        read = runner.forward(torch.tensor(ids, device=runner.device), [group.cache for group in self._groups])
-        for group, piece in zip(self._groups, read.split([len(g.owners) for g in self._groups]), strict=True):
+        for group in self._groups:
+            group.cache.counts = [1 + len(sequence.draft) for sequence, _ in group.owners]
+        ids = [id for group in self._groups for sequence, _ in group.owners for id in (sequence.last, *sequence.draft)]
+        caches = [group.cache for group in self._groups]
+        sizes = [cache.pending for cache in caches]
+        read = runner.forward(torch.tensor(ids, device=runner.device), caches)
+        for group, piece in zip(self._groups, read.split(sizes), strict=True):
             group.hidden_states = [piece]
+
+    def settle(self) -> None:
+        """Forget what was read of drafts and not drawn."""
+        for group in self._groups:
+            group.cache.take_back([len(sequence.draft) - sequence.right for sequence, _ in group.owners])
+        for sequence in self.sequences:
+            sequence.draft, sequence.right = [], 0
 
     @torch.inference_mode()
     def drop_done(self) -> None:
@@ -84,10 +98,12 @@ class Batch:
         self.sequences = [sequence for sequence in self.sequences if not sequence.done]
 
     def hidden_states(self) -> Tensor:
-        """(R, D) of the token each row read last; every sequence is told its rows."""
-        owners = [owner for group in self._groups for owner in group.owners]
-        for row, (sequence, stream) in enumerate(owners):
-            sequence.rows[stream] = row
+        """(N, D) of the tokens each row read last; every sequence is told where those of its rows begin."""
+        start = 0
+        for group in self._groups:
+            for sequence, stream in group.owners:
+                sequence.rows[stream] = start
+                start += 1 + len(sequence.draft)
         pieces = [piece for group in self._groups for piece in group.hidden_states]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
@@ -114,9 +130,18 @@ def room_of(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-def choose_tokens(sequences: Sequence[RunningSequence], logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """From the logits (R, V) of all streams of the sequences and what is allowed (B, V): the drawn ids (B,) and their
-    log-probabilities (B,)."""
+class Draw(NamedTuple):
+    """A token to be drawn: of which sequence, how many places behind its last one, and what is allowed there, (V,)."""
+
+    sequence: RunningSequence
+    ahead: int
+    allowed: np.ndarray
+
+
+def choose_tokens(draws: Sequence[Draw], logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """From the logits of all streams of each draw, one draw after the other, and what is allowed (B, V): the drawn ids
+    (B,) and their log-probabilities (B,)."""
+    sequences = [draw.sequence for draw in draws]
     samplings = [sequence.request.sampling for sequence in sequences]
     own: list[range] = []
     other: list[range] = []  # rows of the unconditional streams, or of the sequence's own where it has none
@@ -138,7 +163,8 @@ def choose_tokens(sequences: Sequence[RunningSequence], logits: Tensor, allowed:
         chosen = possible.argmax(-1)  # none of our filters excludes the most probable token
     else:
         scores = filter_logits(conditional, unconditional, without_context, allowed, samplings)
-        uniform = torch.tensor([one.uniform[one.steps] for one in sequences], device=logits.device, dtype=torch.float64)
+        numbers = [draw.sequence.uniform[draw.sequence.steps + draw.ahead] for draw in draws]
+        uniform = torch.tensor(numbers, device=logits.device, dtype=torch.float64)
         chosen = choose(scores, uniform, torch.tensor(greedy, device=logits.device))
     return chosen, possible.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
 

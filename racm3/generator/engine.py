@@ -10,8 +10,10 @@ for one thing: without a C compiler, sequences that share a context kept once su
               guidance behind the same retrieved documents, by requests that arrive together. If enough rows share it,
               it is kept once as well. Retrieved documents stay read for later requests, as long as there is room in the
               prefix cache
-    sample    logits of the part of the vocabulary that is wanted -> filters -> one token a sequence -> its constraint
-    decode    the rows of sequences that are done leave; the others read their tokens, all in one pass (``batch.py``)
+    sample    logits of the part of the vocabulary that is wanted -> filters -> one token a sequence -> its constraint,
+              and one more for each guess of the draft, up to the first that is wrong
+    decode    the rows of sequences that are done leave; the others read their tokens, all in one pass (``batch.py``),
+              and a draft of those that probably come (``drafting.py``)
 
 The first request compiles ``step.c``, where there is a C compiler, and lays out the weights: a second or two. One
 thread calls ``step`` (or ``run``, ``stream``); ``submit`` and ``cancel`` may be called from any.
@@ -31,7 +33,8 @@ import torch
 
 from racm3.document import Modality
 from racm3.errors import CacheLimitError, ConfigError, InputError, MarkupError, PromptTooLongError
-from racm3.generator.batch import Batch, choose_tokens, room_of
+from racm3.generator.batch import Batch, Draw, choose_tokens, room_of
+from racm3.generator.drafting import Drafter
 from racm3.generator.kv_cache import PrefixCache, rounded, token_bytes
 from racm3.generator.model import Generator
 from racm3.generator.model_runner import ModelRunner, Weights
@@ -57,7 +60,8 @@ class Engine:
     ``weights``: how decoding holds them, by default as the generator does; it has a copy of its own, made at the first
     request and again when the generator's have changed. ``cache_bytes``: the most memory that keys and values may take,
     by default three quarters of what is free when the engine is made; ``prefix_bytes``: what those of retrieved
-    documents may take besides, for later requests.
+    documents may take besides, for later requests. ``drafts``: whether to guess tokens ahead, which changes the speed
+    alone.
     Raises ConfigError if the generator has another vocabulary, or ``max_rows`` is too small.
     """
 
@@ -69,6 +73,7 @@ class Engine:
         weights: Weights | None = None,
         cache_bytes: int | None = None,
         prefix_bytes: int | None = None,
+        drafts: bool = True,
     ) -> None:
         if generator.config.vocabulary_size != vocabulary.size:
             raise ConfigError(
@@ -77,7 +82,7 @@ class Engine:
             )
         if max_rows < 2:
             raise ConfigError(f"max_rows is {max_rows}; it must be 2 or above, for a guided request needs two rows")
-        self.generator, self.vocabulary, self.max_rows = generator, vocabulary, max_rows
+        self.generator, self.vocabulary, self.max_rows, self.drafts = generator, vocabulary, max_rows, drafts
         as_held: Weights = "bfloat16" if generator.lm_head.weight.dtype == torch.bfloat16 else "float32"
         self.weights: Weights = weights or as_held
         self.cache_bytes = cache_bytes if cache_bytes is not None else _free_bytes(self.device) * 3 // 4
@@ -133,7 +138,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One token for every sequence in the batch, after those that wait have joined and those done have left.
+        """A token or more for every sequence in the batch, after those that wait have joined and those done have left.
 
         ``Event.request`` is the number of the sequence. Nothing is left to do when no event comes. A step that fails
         cancels the whole batch.
@@ -187,10 +192,13 @@ class Engine:
     # The parts of a step ---------------------------------------------------------------------------------------------
 
     def _decode(self) -> None:
-        """Drop the rows of sequences that are done; the others read the token drawn last."""
+        """Drop the rows of sequences that are done; the others read the token drawn last and their drafts."""
         self._batch.drop_done()
         if self._batch.sequences:
             assert self._runner is not None
+            rows = sum(len(sequence.rows) for sequence in self._batch.sequences)
+            for sequence in self._batch.sequences:
+                sequence.guess(rows)
             self._batch.decode(self._runner)
 
     def _schedule(self) -> None:
@@ -219,26 +227,32 @@ class Engine:
         self._batch.add(runner, prefill(runner, list(owners), self._prefixes), owners)
 
     def _sample(self) -> list[Event]:
-        """Draw one token for every sequence. Those that want the same part of the vocabulary go together."""
-        hidden_states = self._batch.hidden_states()  # (R, D)
-        wanting: dict[tuple[Modality, ...], list[tuple[RunningSequence, np.ndarray]]] = {}
+        """Draw one token for every sequence, and for every guess of its draft the one behind it. Draws that want the
+        same part of the vocabulary go together."""
+        hidden_states = self._batch.hidden_states()  # (N, D)
+        wanting: dict[tuple[Modality, ...], list[Draw]] = {}
         for sequence in self._batch.sequences:
-            allowed = sequence.constraint.allowed()  # (V,)
-            wanted = self.vocabulary.modalities(allowed)
-            if not wanted:
-                raise MarkupError("a constraint allows no id at all; a constraint that is complete says so by done")
-            wanting.setdefault(wanted, []).append((sequence, allowed))
-        events: list[Event] = []
+            for ahead, allowed in enumerate(sequence.allowed()):
+                wanted = self.vocabulary.modalities(allowed)
+                if not wanted:
+                    raise MarkupError("a constraint allows no id at all; a constraint that is complete says so by done")
+                wanting.setdefault(wanted, []).append(Draw(sequence, ahead, allowed))
+        drawn: dict[int, dict[int, tuple[int, float]]] = {one.number: {} for one in self._batch.sequences}
         assert self._runner is not None
-        for wanted, members in wanting.items():
+        for wanted, draws in wanting.items():
             reach = self.vocabulary.reach(wanted)
-            may = torch.from_numpy(np.stack([allowed[reach] for _, allowed in members])).to(self.device)  # (B, V)
-            rows = [row for sequence, _ in members for row in sequence.rows]
+            may = torch.from_numpy(np.stack([draw.allowed[reach] for draw in draws])).to(self.device)  # (B, V)
+            rows = [row + draw.ahead for draw in draws for row in draw.sequence.rows]
             every = rows == list(range(len(hidden_states)))
             logits = self._runner.logits(hidden_states if every else hidden_states[rows], wanted)
-            chosen, log_probabilities = choose_tokens([sequence for sequence, _ in members], logits, may)
-            for (sequence, _), id, value in zip(members, chosen.tolist(), log_probabilities.tolist(), strict=True):
-                events.append(sequence.push(id + reach.start, value))
+            chosen, log_probabilities = choose_tokens(draws, logits, may)
+            for draw, id, value in zip(draws, chosen.tolist(), log_probabilities.tolist(), strict=True):
+                drawn[draw.sequence.number][draw.ahead] = id + reach.start, value
+        events: list[Event] = []
+        for sequence in self._batch.sequences:
+            own = drawn[sequence.number]
+            events += sequence.accept([own[ahead] for ahead in range(len(own))])
+        self._batch.settle()
         return events
 
     # What they need --------------------------------------------------------------------------------------------------
@@ -261,6 +275,9 @@ class Engine:
 
     def _sequence(self, request: SequenceRequest, what: str) -> RunningSequence:
         sequence = RunningSequence(request, next(self._numbers))
+        if self.drafts:
+            before = [id for context in reversed(request.contexts) for id in context.prompt]  # its own prompt last
+            sequence.drafter = Drafter(before, request.constraint.max_steps, request.row)
         for stream in sequence.streams:
             self._check(stream, request.constraint.max_steps, what)
         if len(sequence.streams) > self.max_rows:

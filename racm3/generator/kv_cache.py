@@ -1,7 +1,7 @@
 """Caches: keys and values of the tokens read so far, and attention over them.
 
     PromptCache  one sequence, read many tokens at a time: a prompt, or the beginning that several prompts share
-    BatchCache   many sequences that go on by one token each; they may share one prompt cache, which is then kept once
+    BatchCache   many sequences that go on by a few tokens each; they may share a prompt cache, which is then kept once
     PrefixCache  beginnings of earlier prompts, for later ones that begin alike
 
 A runner asks each cache for the positions of its next ``pending`` tokens, has it attend to them layer by layer, and
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from operator import add
 from typing import Protocol
 
 import torch
@@ -145,9 +146,12 @@ class PrefixCache:
 
 
 class BatchCache:
-    """Sequences that go on by one token each, behind one prompt cache that they ``share`` or none.
+    """Sequences that go on by a few tokens each, behind one prompt cache that they ``share`` or none.
 
     Rows join by ``add`` and leave by ``drop``; memory is taken in advance and doubled when it does not suffice.
+    ``counts``: the tokens that each row reads in the next pass, usually one; ``take_back`` forgets the last of them.
+
+    In the shapes below, N tokens of a pass: those of the first row, then those of the second, and so on.
     """
 
     def __init__(
@@ -157,16 +161,18 @@ class BatchCache:
         self.keys = torch.zeros(config.layers, 0, config.kv_heads, 0, config.head_dim, dtype=dtype, device=device)
         self.values = self.keys  # (L, rows with room, G, S with room, E)
         self.lengths: list[int] = []  # tokens of each row, behind the shared prompt
+        self.counts: list[int] = []
         self._scale = 1 / math.sqrt(config.head_dim)
         # Of every layer, keys and values with all tokens in one dimension, and those in use, (R, G, S, E). Made again
         # only when a length passes a multiple or rows come and go: slicing costs as much as a small product.
         self._views: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._viewed = (0, 0, 0)
         self._places: Tensor | None = None
+        self._rows: Tensor | None = None
 
     @property
     def pending(self) -> int:
-        return len(self.lengths)
+        return sum(self.counts)
 
     def reserve(self, rows: int, tokens: int) -> None:
         """Make room for this many more rows, of up to ``tokens`` behind the shared prompt."""
@@ -189,6 +195,7 @@ class BatchCache:
         self.keys[:, row, :, :length] = prompt.keys[:, :, start : prompt.length]
         self.values[:, row, :, :length] = prompt.values[:, :, start : prompt.length]
         self.lengths.append(length)
+        self.counts = [1] * len(self.lengths)
         self._places = None
 
     def drop(self, rows: Sequence[int]) -> list[int]:
@@ -203,16 +210,31 @@ class BatchCache:
                 self.values[:, row, :, :length] = self.values[:, last, :, :length]
             order.pop()
         self.lengths = [self.lengths[row] for row in order]
+        self.counts = [1] * len(self.lengths)
         self._places = None
         return order
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row, the shared ones included."""
-        return max(self.lengths) + (self.shared.length if self.shared else 0)
+        """Tokens of the longest row after the next pass, the shared ones included."""
+        return self._until() + (self.shared.length if self.shared else 0)
+
+    def _until(self) -> int:
+        """Tokens of the longest row after the next pass. Raises RuntimeError if it has no room for them."""
+        until = max(map(add, self.lengths, self.counts))
+        if until > self.keys.shape[3]:
+            raise RuntimeError(f"a row of {until} tokens has room for {self.keys.shape[3]}: none was reserved")
+        return until
+
+    def _spread(self) -> tuple[Tensor, Tensor]:
+        """The row of each token, and how many of its row come before it in this pass: (N,) each."""
+        counts = torch.tensor(self.counts)
+        rows = torch.arange(len(counts)).repeat_interleave(counts)
+        return rows, torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
 
     def places(self) -> Tensor:
-        """Prepare for the next step: where each row's keys and values lie, as ``Row`` in ``step.c`` says, (R, 10)."""
+        """Prepare for the next pass: where each token's row has its keys and values, and how many tokens come before
+        it there, as ``Row`` in ``step.c`` says, (N, 10)."""
         if self._places is None:
             own = _place(self.keys, self.values, 0)
             shared = _place(self.shared.keys, self.shared.values, self.shared.length) if self.shared else [0] * 5
@@ -221,17 +243,23 @@ class BatchCache:
             row_bytes = self.keys.stride(1) * self.keys.itemsize
             self._places[:, :2] += torch.arange(len(self.lengths))[:, None] * row_bytes
             self._places[:, _LENGTH] = torch.tensor(self.lengths)
-        assert max(self.lengths) < self.keys.shape[3], "no room was reserved"
-        return self._places
+        if self.pending == len(self.lengths):
+            return self._places
+        rows, before = self._spread()
+        places = self._places[rows]
+        places[:, _LENGTH] += before
+        return places
 
     def positions(self) -> Tensor:
         _, _, groups, room, _ = self.keys.shape
         device = self.keys.device
-        lengths = torch.tensor(self.lengths, device=device)  # (R,)
-        tokens = torch.arange(rounded(max(self.lengths) + 1), device=device)
-        self._mask = _mask(tokens > lengths[:, None], self.keys.dtype)[:, None, None]  # (R, 1, 1, S)
-        heads = torch.arange(len(self.lengths) * groups, device=device).view(-1, groups)
-        self._target = (heads * room + lengths[:, None]).flatten()  # (R G,), in rows x heads x tokens
+        rows, before = (part.to(device) for part in self._spread())
+        lengths = torch.tensor(self.lengths, device=device)[rows] + before  # (N,)
+        self._rows = rows if len(rows) > len(self.lengths) else None
+        tokens = torch.arange(rounded(self._until()), device=device)
+        self._mask = _mask(tokens > lengths[:, None], self.keys.dtype)[:, None, None]  # (N, 1, 1, S)
+        heads = rows[:, None] * groups + torch.arange(groups, device=device)
+        self._target = (heads * room + lengths[:, None]).flatten()  # (N G,), in rows x heads x tokens
         shape = (len(self.lengths), len(tokens), room)
         if shape != self._viewed:
             self._viewed = shape
@@ -245,6 +273,8 @@ class BatchCache:
         store_keys, store_values, keys, values = self._views[layer]
         store_keys.index_copy_(0, self._target, k.flatten(0, 1))
         store_values.index_copy_(0, self._target, v.flatten(0, 1))
+        if self._rows is not None:
+            keys, values = keys[self._rows], values[self._rows]  # (N, G, S, E)
         if self.shared is None:
             return _attention(q[:, :, None], keys, values, self._mask)[:, :, 0]
         # One softmax over both parts. All queries of a key/value head are one product with the shared prompt.
@@ -265,9 +295,17 @@ class BatchCache:
         return y.flatten(1, 2)
 
     def advance(self) -> None:
-        self.lengths = [length + 1 for length in self.lengths]
+        self._move(self.counts)
+
+    def take_back(self, counts: Sequence[int]) -> None:
+        """Forget the last so many tokens of each row."""
+        if any(counts):
+            self._move([-count for count in counts])
+
+    def _move(self, counts: Sequence[int]) -> None:
+        self.lengths = list(map(add, self.lengths, counts))
         if self._places is not None:
-            self._places.select(1, _LENGTH).add_(1)
+            self._places.select(1, _LENGTH).add_(torch.tensor(counts))
 
 
 _LENGTH = 4

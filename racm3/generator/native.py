@@ -12,7 +12,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,26 +34,62 @@ LANES, PANEL = 16, 32
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 
 
-@functools.cache
+PLACES = (None, Path.home() / ".cache", Path("/dev/shm"))
+"""Where to compile: the folder for temporary files, or if that is missing, read-only or not for programs, another."""
+
+
 def compiled(weight_bytes: int) -> ctypes.CDLL | None:
-    """``step.c`` for weights of this many bytes, or None where it cannot be compiled."""
-    with tempfile.TemporaryDirectory() as folder:
-        parts, whole = Path(folder) / "step.o", Path(folder) / "step.so"
-        compiler, source = os.environ.get("CC", "cc"), Path(__file__).with_name("step.c")
-        # Linked without -fopenmp: the threads shall be torch's, whose library is loaded already, not a second set.
+    """``step.c`` for weights of this many bytes, or None where it cannot be compiled: one line on stderr says why.
+
+    What failed once is tried again at the next call, for a disk may have been full.
+    """
+    try:
+        return _library(weight_bytes)
+    except OSError as error:
+        _say(f"racm3: decoding is 3 to 6 times slower than it could be, for step.c cannot be compiled: {error}")
+        return None
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Once a process."""
+    print(line, file=sys.stderr)
+
+
+@functools.cache
+def _library(weight_bytes: int) -> ctypes.CDLL:
+    """Raises OSError if there is no compiler, it fails, or no place where a program may lie."""
+    errors: list[str] = []
+    for place in PLACES:
         try:
-            for command in (
-                [compiler, *FLAGS, f"-DWEIGHT_BYTES={weight_bytes}", "-c", str(source), "-o", str(parts)],
-                [compiler, "-shared", str(parts), "-o", str(whole)],
-            ):
-                subprocess.run(command, check=True, capture_output=True)
-            library = ctypes.CDLL(str(whole))
-        except (OSError, subprocess.CalledProcessError):
-            return None
+            with tempfile.TemporaryDirectory(dir=place, prefix="racm3-") as folder:
+                library = _built(weight_bytes, Path(folder))
+            break
+        except OSError as error:
+            if str(error) not in errors:
+                errors.append(str(error))
+    else:
+        raise OSError("; ".join(errors))
     pointers, rows, threads = [ctypes.c_void_p], [ctypes.c_int64], [ctypes.c_int]
     library.step.argtypes = [*3 * pointers, *rows, *7 * pointers, ctypes.c_int64, *threads]
     library.product.argtypes = [*2 * pointers, *rows, ctypes.c_float, *2 * pointers, *threads]
     return library
+
+
+def _built(weight_bytes: int, folder: Path) -> ctypes.CDLL:
+    """Compiled in a folder and loaded, after which the file is needed no more. Raises OSError if it fails."""
+    parts, whole = str(folder / "step.o"), str(folder / "step.so")
+    compiler, source = shlex.split(os.environ.get("CC") or "cc"), str(Path(__file__).with_name("step.c"))
+    # Linked without -fopenmp: the threads shall be torch's, whose library is loaded already, not a second set.
+    for command in (
+        [*compiler, *FLAGS, f"-DWEIGHT_BYTES={weight_bytes}", "-c", source, "-o", parts],
+        [*compiler, "-shared", parts, "-o", whole],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["it says nothing"]
+            raise OSError(f"{compiler[0]} failed: {said[-1]}")
+    return ctypes.CDLL(whole)
 
 
 class Matrix:
@@ -103,7 +141,7 @@ class _Shape(ctypes.Structure):
 
 
 class NativeRunner:
-    """Reads one token a row.
+    """Reads one token a row, or a few.
 
     ``layers``: of each, the matrices of queries, keys and values, of the output, of gate and up (gated), and down, and
     the norm weights (H + G, E) of queries and keys. ``angles`` (positions, E): cosine and sine of each rotary pair.
@@ -125,10 +163,14 @@ class NativeRunner:
         self._shape = _Shape(*shape, c.width * c.norm_eps, c.head_dim * c.norm_eps)
 
     def __call__(self, x: Tensor, caches: Sequence[BatchCache]) -> Tensor:
-        """The hidden states (R, D) of tokens with embeddings x (R, D), overwritten, behind what caches hold."""
+        """The hidden states (N, D) of tokens with embeddings x (N, D), overwritten, behind what caches hold.
+
+        Raises RuntimeError if there is no room or no position for a token.
+        """
         c, count, threads = self.config, x.shape[0], torch.get_num_threads()
-        tokens = max(cache.longest for cache in caches) + 1
-        assert tokens <= c.context_tokens, "there is no position for this token"
+        tokens = max(cache.longest for cache in caches)
+        if tokens > c.context_tokens:
+            raise RuntimeError(f"a row of {tokens} tokens is longer than the context of {c.context_tokens}")
         places = torch.cat([cache.places() for cache in caches])
         inner = c.heads * c.head_dim
         use = (

@@ -6,14 +6,17 @@ Letters in shapes: V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from racm3.errors import ConfigError, InputError
 from racm3.generator.constraints import Constraint
+from racm3.generator.drafting import Drafter
 from racm3.generator.sampling import Sampling
 
 __all__ = ["Context", "Event", "RunningSequence", "SequenceOutput", "SequenceRequest"]
@@ -36,7 +39,8 @@ class SequenceRequest:
     probabilities that all contexts give are averaged, and those of the unconditional prompts likewise.
     ``without_context``: the prompt of the main document by itself, which context-aware decoding moves away from; None
     where there are no other documents, and context-aware decoding changes nothing. ``constraint`` is copied, so that
-    requests may share one.
+    requests may share one. ``row``: how many ids make a row of the picture that is asked for, if one is: it helps to
+    guess what comes, and changes no output.
     Raises InputError if a prompt is empty, ConfigError if one needs an unconditional prompt and has none, or the seed
     is out of range.
     """
@@ -48,6 +52,7 @@ class SequenceRequest:
     unconditional: Sequence[int] | None = None
     others: Sequence[Context] = ()
     without_context: Sequence[int] | None = None
+    row: int | None = None
 
     def __post_init__(self) -> None:
         given = [own for context in self.contexts for own in (context.prompt, context.unconditional)]
@@ -134,6 +139,11 @@ class RunningSequence:
         self.rows: list[int] = [0] * len(self.streams)  # of its streams, in the batch
         self.spans: list[list[int]] = [[]]
         self.last = 0  # the id drawn last
+        self.draft: list[int] = []  # ids that probably come behind it, read in the same pass
+        self.right = 0  # how many of them were drawn
+        self.drafter: Drafter | None = None
+        self._allowed: list[np.ndarray] = []
+        self._expected = 0.0
         random = torch.Generator().manual_seed(request.seed)
         self.uniform = torch.rand(request.constraint.max_steps, generator=random, dtype=torch.float64).tolist()
 
@@ -151,6 +161,25 @@ class RunningSequence:
         spans = tuple(tuple(span) for span in self.spans if span)
         return SequenceOutput(spans, self.log_probability, self.steps)
 
+    def guess(self, beside: int) -> None:
+        """Make a draft, in a batch of so many rows."""
+        if self.drafter is not None:
+            self.draft, self._allowed, self._expected = self.drafter.draft(self.constraint, beside)
+
+    def allowed(self) -> list[np.ndarray]:
+        """What may come at the place of each id of the draft, and behind it, (V,) bool each."""
+        return self._allowed if self.draft else [self.constraint.allowed()]
+
+    def accept(self, drawn: Sequence[tuple[int, float]]) -> Iterator[Event]:
+        """Go on by the (token, log-probability) drawn at each place, up to the first that the draft had not guessed."""
+        for guessed, (id, log_probability) in zip_longest(self.draft, drawn):
+            yield self.push(id, log_probability)
+            if id != guessed or self.done:
+                break
+            self.right += 1
+        if self.drafter is not None and self.draft:
+            self.drafter.judge(self._expected, self.right)
+
     def push(self, id: int, log_probability: float) -> Event:
         """Go on by the token that was drawn."""
         belongs = self.constraint.push(id)
@@ -159,6 +188,8 @@ class RunningSequence:
         elif self.spans[-1]:
             self.spans.append([])
         self.last = id
+        if self.drafter is not None:
+            self.drafter.push(id)
         self.log_probability += log_probability
         self.steps += 1
         span = len(self.spans) - 1 if belongs else max(len(self.spans) - 2, 0)

@@ -1,4 +1,5 @@
-/* One decoding step: every row of the batch reads one token, through all layers in one call.
+/* One decoding step: every row of the batch reads one token, through all layers in one call. Several rows may be
+   tokens of one sequence that follow each other: they have the same keys and values, and lengths one apart.
 
    native.py compiles this and calls it; model_runner.py has the same arithmetic in torch, its twin in tests.
    What a step costs is reading the weights, so each is read once for all rows, in the order in which it lies. A row's
@@ -221,19 +222,26 @@ static void gathered(const float *weights, const cached *values, int64_t tokens,
             for (int64_t j = i; j < width; j++) y[j] += weights[t] * loaded(values[j]);
 }
 
+/* Keep one row's key and value of one key/value head: qkv (H + 2 G, E) of the row. */
+static void keep(const Shape *s, const Layer *layer, int64_t number_of_layer, const Row *row, int64_t group, float *qkv,
+                 const float *angles) {
+    const int64_t E = s->head_dim;
+    const int64_t place = number_of_layer * row->stride + (group * row->room + row->length) * E;
+    float *k = qkv + (s->heads + group) * E, *v = k + s->groups * E;
+    turn(k, layer->head_scales + (s->heads + group) * E, angles, E, s->head_floor);
+    for (int64_t i = 0; i < E; i++) {
+        row->keys[place + i] = stored(k[i]);
+        row->values[place + i] = stored(v[i]);
+    }
+}
+
 /* What one row's queries of one key/value head see: qkv (H + 2 G, E) of the row -> its y (H, E). */
 static void attend(const Shape *s, const Layer *layer, int64_t number_of_layer, const Row *row, int64_t group,
                    float *qkv, const float *angles, float *scores, float *y) {
     const int64_t E = s->head_dim, per_group = s->heads / s->groups;
     const int64_t own = number_of_layer * row->stride + group * row->room * E;
     const int64_t shared = number_of_layer * row->shared_stride + group * row->shared_room * E;
-    cached *keys = row->keys + own, *values = row->values + own;
-    float *k = qkv + (s->heads + group) * E, *v = k + s->groups * E;
-    turn(k, layer->head_scales + (s->heads + group) * E, angles, E, s->head_floor);
-    for (int64_t i = 0; i < E; i++) {
-        keys[row->length * E + i] = stored(k[i]);
-        values[row->length * E + i] = stored(v[i]);
-    }
+    const cached *keys = row->keys + own, *values = row->values + own;
     const int64_t before = row->shared_length, after = row->length + 1, tokens = before + after;
     for (int64_t head = group * per_group; head < (group + 1) * per_group; head++) {
         float *q = qkv + head * E, *seen = y + head * E;
@@ -297,6 +305,12 @@ void step(const Shape *s, const Layer *layers, const Row *rows, int64_t count, c
             const Layer *layer = &layers[l];
             measure(x, count, s->width, s->floor, own_units);
             multiply(&layer->qkv, x, count, own_units, STORE, qkv);
+#pragma omp for schedule(static)
+            for (int64_t item = 0; item < count * s->groups; item++) { /* all, before a row sees those of others */
+                const int64_t r = item % count;
+                const float *turned = angles + (rows[r].shared_length + rows[r].length) * E;
+                keep(s, layer, l, &rows[r], item / count, qkv + r * all, turned);
+            }
 #pragma omp for schedule(dynamic)
             for (int64_t item = 0; item < count * s->groups; item++) { /* rows of one head together: they may share */
                 const int64_t r = item % count;

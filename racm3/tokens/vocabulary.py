@@ -58,6 +58,9 @@ class Vocabulary:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} of a vocabulary is a positive integer, but {value!r} was given")
 
+    def __deepcopy__(self, memo: object) -> Vocabulary:
+        return self  # it cannot change, and constraints, which hold it, are copied in every step
+
     @property
     def image_start(self) -> int:
         return self.text_start + self.text_size

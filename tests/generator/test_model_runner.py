@@ -125,6 +125,43 @@ def test_results_do_not_depend_on_the_batch(pair: tuple[Generator, ModelRunner],
 
 @torch.inference_mode()
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_tokens_of_one_pass_equal_tokens_one_by_one(native: bool, shared: bool, weights: str) -> None:
+    """Bit by bit, of rows that read 1 to 11 tokens each, and again after some were taken back; where operators have a
+    beginning in common, but for rounding."""
+    runner = ModelRunner(generator(), BOUNDARY, weights)
+    beginning, _ = prompt_cache(runner, torch.arange(50))
+    ids = torch.randint(61, (3, 20))
+
+    def rows() -> BatchCache:
+        cache = BatchCache(runner.config, runner.cache_dtype, runner.device, beginning if shared else None)
+        cache.reserve(3, 90)
+        for row in range(3):
+            cache.add(prompt_cache(runner, torch.arange(9 * row + 1), beginning)[0])
+        return cache
+
+    def read(cache: BatchCache, starts: list[int], counts: list[int], of: Tensor = ids) -> list[Tensor]:
+        cache.counts = counts
+        taken = [of[row, start : start + count] for row, (start, count) in enumerate(zip(starts, counts, strict=True))]
+        return list(runner.forward(torch.cat(taken), [cache]).split(counts))
+
+    one, many = rows(), rows()
+    expected = torch.stack([torch.cat(read(one, [step] * 3, [1, 1, 1])) for step in range(20)], dim=1)  # (row, 20, D)
+    read(many, [0, 0, 0], [5, 11, 4], torch.cat((ids[:, :4], 60 - ids[:, 4:]), dim=1))  # wrong from the fifth on
+    many.take_back([1, 7, 0])
+    for starts, counts in (([4, 4, 4], [1, 11, 2]), ([5, 15, 6], [10, 1, 3])):
+        for row, piece in enumerate(read(many, starts, counts)):
+            start, count = starts[row], counts[row]
+            if native or not shared:
+                assert torch.equal(piece, expected[row, start : start + count])
+            else:
+                assert torch.allclose(piece, expected[row, start : start + count], rtol=0.02, atol=0.02)
+    with pytest.raises(RuntimeError, match="has room for"):
+        read(many, [0, 0, 0], [1, 1, 128])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 def test_a_shared_passage_is_as_good_as_a_copy(weights: str) -> None:
     """Of native steps, bit by bit, and on any number of threads."""
     if not has_compiler():
