@@ -45,6 +45,8 @@ EXACT_UP_TO = 1_000_000
 vector are 2 GB then)."""
 UNINDEXED = 0.1
 """The share of documents outside the index from which it is brought up to date."""
+UNINDEXED_WORDS = 1000
+"""Texts outside of the index of words that cost a search nothing to speak of."""
 SELF_CHECK = "racm3.self_check"
 UNFINISHED = "racm3.unfinished"
 """Set while a memory is being made, until `Memory.finish`."""
@@ -406,13 +408,13 @@ class Memory:
         if not items:
             return
         with self.writing():
-            self._store.index_words()
             here = self._store.snapshot.find(ids)
             if here and not replace:
                 raise MemoryStoreError(
                     f"the id {min(here)!r} is already in the memory; ids are unique: rename it or leave it out"
                 )
             self._store.change(items, vectors, [row["_rowaddr"] for row in here.values()])
+            self._store.index_words(UNINDEXED, least=UNINDEXED_WORDS)
         self.refresh()
 
     def remove(self, ids: Collection[str]) -> None:
@@ -435,7 +437,7 @@ class Memory:
         """Put small fragments together; a ``thorough`` one also frees the space of what was removed and replaced."""
         self._store.compact(thorough=thorough)
         with self.writing():
-            self._store.index_words(0)
+            self._store.index_words(0.0, least=0)
         self.refresh()
 
     def index(self) -> float:
@@ -458,7 +460,7 @@ class Memory:
     def tidy(self) -> None:
         """What is due after many changes: the index of the words brought up to date, and one of the vectors for a memory beyond ``EXACT_UP_TO``, brought up to date."""
         with self.writing():
-            self._store.index_words(UNINDEXED)
+            self._store.index_words(UNINDEXED, least=0)
         indexed = self._store.snapshot.indexed
         if len(self) > EXACT_UP_TO and len(self) - (indexed or 0) > UNINDEXED * len(self):
             self.index()

@@ -301,8 +301,9 @@ class Store(Versions):
             self.storage.flush_indices()
             self._changed(table)
 
-    def index_words(self, unindexed: float | None = None) -> None:
-        """Index the texts if they are not yet; bring the index up to date if more than that share is not in it."""
+    def index_words(self, unindexed: float, least: int) -> None:
+        """Index the texts if they are not yet; bring the index up to date if more than that share of them, and more
+        than ``least``, are not in it."""
         with self.writing(), faults_told(self.storage):
             snapshot, table = self.snapshot, self._own()
             indexed = snapshot.words_indexed
@@ -311,7 +312,7 @@ class Store(Versions):
                 table.create_scalar_index(
                     "text", "INVERTED", name=WORDS_INDEX, base_tokenizer="icu", stem=True, remove_stop_words=False
                 )
-            elif unindexed is not None and snapshot.rows - indexed > unindexed * snapshot.rows:
+            elif snapshot.rows - indexed > max(least, unindexed * snapshot.rows):
                 table.optimize.optimize_indices(index_names=[WORDS_INDEX])
             else:
                 return

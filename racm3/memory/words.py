@@ -27,6 +27,8 @@ EACH_TERM = 8
 """Best documents of each single term that are looked at whatever the others say: each named thing is among them."""
 CORRECTED = 64
 """Documents in which the word that was meant is looked for."""
+LATEST = 10_000
+"""Texts that are not in the index yet of which misspelt words are looked for, at most."""
 EXPANDED = 200
 """Words of the texts that a misspelt one is compared with, of those that Lance finds to be near."""
 LEAST_CORRECTED = 4
@@ -122,6 +124,13 @@ class WordIndex:
     def _rarest(self) -> float:
         return math.log(1 + (self._snapshot.rows + 0.5) / 1.5)
 
+    @cached_property
+    def _latest(self) -> list[dict[str, Any]]:
+        """The texts of the last documents, as many as the index does not hold yet."""
+        rows, indexed = self._snapshot.rows, self._snapshot.words_indexed or 0
+        start = max(min(indexed, rows), rows - LATEST)
+        return [row for row in self._snapshot.scan(["text"], start=start) if row["text"]] if start < rows else []
+
     def terms(self, query: str) -> list[Term]:
         """The terms of a query, each once. Those that say nothing are left out where there are others."""
         asked = phrases(query) or phrases(query, frozenset())
@@ -134,6 +143,8 @@ class WordIndex:
     def best(self, terms: Sequence[Term], k: int) -> np.ndarray:
         """Addresses of about ``k`` documents that hold the most telling of ``terms``, and of the best for each one."""
         words = [term.word for term in terms if term.word]
+        if self._snapshot.words_indexed is None:
+            words += [f"{word}s" for word in words] + [f"{word}es" for word in words]  # there is no stemming
         if not words:
             return np.zeros(0, np.int64)
         each = [self._look(term.given)[1] for term in terms]
@@ -161,6 +172,7 @@ class WordIndex:
             if len(word) >= LEAST_CORRECTED - 1:
                 # Lance compares the word with stems: one letter off of "bubbles" is two off of "bubbl".
                 rows = self._match(" ".join(_swapped(word)), CORRECTED) + self._match(word, CORRECTED, fuzziness=2)
+                rows += self._latest  # which Lance compares with no misspelt word
                 near = {w for row in rows for w in tokens(row["text"]) if _one_off(word, w)}
                 near = {w for w in near if len(w) >= LEAST_CORRECTED}
                 yield from ((w,) for w in sorted(near, key=lambda w: (sorted(w) != sorted(word), w[0] != word[0], w)))

@@ -59,8 +59,8 @@ def word_scores(candidates: Candidates, again: np.ndarray | float = 1.0) -> np.n
 
 @dataclass(frozen=True)
 class Hybrid:
-    """The most relevant by words and vectors; of documents that are nearly the same, one. What is below ``floor`` is
-    not retrieved at all. ``chance``: the cosine that an encoder gives to a query and a document without relation."""
+    """The most relevant by words and vectors; of documents that are nearly the same, one. Where words are asked for,
+    what is below ``floor`` is not retrieved at all. ``chance``: the best cosine of words without meaning."""
 
     threshold: float
     word_weight: float = 0.95
@@ -81,7 +81,7 @@ class Hybrid:
 
     def choose(self, candidates: Candidates, k: int) -> list[int]:
         relevance = self.relevance(candidates)
-        open_ = relevance >= self.floor
+        open_ = (relevance >= self.floor) | (not candidates.terms)
         if candidates.main is not None:  # no copy of what is to be learnt
             open_ &= candidates.vectors @ candidates.main <= self.threshold
         taken: list[int] = []

@@ -33,6 +33,9 @@ REDUNDANCY_THRESHOLD = 0.9
 """Two documents more similar than this are redundant. Source: CM3Leon, for CLIP ViT-L/14; another encoder has another
 scale, so the number is stored with the encoder."""
 
+CHANCE = "chance_score"
+"""The best cosine that words without meaning reach: nothing below it says that a document fits (encoder_recipe.py)."""
+
 SETTINGS = "racm3.json"
 PREPROCESSING = "preprocessor_config.json"
 LONGEST_SIDE = 8
@@ -60,11 +63,13 @@ class Encoder:
         processor: CLIPImageProcessorPil | SiglipImageProcessorPil,
         redundancy_threshold: float = REDUNDANCY_THRESHOLD,
         padding: Padding | None = None,
+        chance_score: float = 0.0,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.processor = processor
         self.redundancy_threshold = redundancy_threshold
+        self.chance_score = chance_score
         self.padding = padding
         self._printed: tuple[tuple[object, WeightsVersion], str] | None = None  # what the last one is of, and it
         self._words: tuple[Tokenizer, int, list[tuple[str, int]]] | None = None
@@ -166,7 +171,9 @@ class Encoder:
             names = {"pad_token": self.tokenizer.id_to_token(self.padding.id)}
             names["padding_side"] = "left" if self.padding.left else "right"
             (folder / "tokenizer_config.json").write_text(json.dumps(names) + "\n")
-        (folder / SETTINGS).write_text(json.dumps({"redundancy_threshold": self.redundancy_threshold}) + "\n")
+        settings = {"redundancy_threshold": self.redundancy_threshold}
+        settings |= {CHANCE: self.chance_score} if self.chance_score else {}
+        (folder / SETTINGS).write_text(json.dumps(settings) + "\n")
 
     # What it is ----------------------------------------------------------------------------------------------------
 
@@ -379,8 +386,9 @@ def _settings(folder: Path) -> dict[str, float]:
         return {}
     try:
         settings = json.loads(file.read_text())
-        if settings.keys() == {"redundancy_threshold"} and 0 < settings["redundancy_threshold"] <= 1:
-            return {"redundancy_threshold": float(settings["redundancy_threshold"])}
+        chance = settings.pop(CHANCE, 0.0)
+        if settings.keys() == {"redundancy_threshold"} and 0 < settings["redundancy_threshold"] <= 1 > chance >= 0:
+            return {"redundancy_threshold": float(settings["redundancy_threshold"]), CHANCE: float(chance)}
     except (ValueError, AttributeError, TypeError):
         pass
     raise CheckpointError(f'{file} is not {{"redundancy_threshold": number above 0, at most 1}}; write it again')

@@ -16,11 +16,11 @@ from racm3.document import Document, Modality
 from racm3.errors import InputError
 from racm3.memory.memory import Memory, Ranking
 from racm3.memory.metadata_filter import Where
-from racm3.retriever.choosing import word_scores
+from racm3.retriever.choosing import Hybrid, word_scores
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import CANDIDATES, GROWTH, Choosing, Strategy, strategy_for
 
-__all__ = ["Hit", "Retriever"]
+__all__ = ["Hit", "Retriever", "searcher"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,15 @@ class Retriever:
             held = None if words is None else float(words[i])
             hits.append(Hit(item.id, float(score), document, item.metadata, item.origin, cosine, held))
         return hits
+
+
+def searcher(memory: Memory, encoder: Encoder, strategy: str | None = None) -> Retriever:
+    """A retriever for people who look for documents: by words and vectors, documents that are alike as well, unless
+    the name of a strategy says how they are chosen. Raises EncoderMismatchError, ConfigError."""
+    chosen = strategy_for(encoder, strategy or "hybrid")
+    if strategy is None and isinstance(chosen, Hybrid):
+        chosen = replace(chosen, threshold=2.0)  # no cosine is larger
+    return Retriever(memory, encoder, chosen)
 
 
 def _having(modality: Modality, where: Where | None) -> Where:

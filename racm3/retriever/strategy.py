@@ -9,7 +9,7 @@ Letters: C candidates, D dimension, K retrieved documents.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -128,9 +128,12 @@ STRATEGIES.register("relevance")(lambda _: Relevance())
 
 def strategy_for(encoder: Encoder, name: str | None = None) -> Strategy:
     """The strategy of that name for an encoder, by default the paper's. Raises ConfigError if there is none."""
-    import racm3.retriever.choosing  # noqa: F401  # registers those that look at words
+    import racm3.retriever.choosing  # which registers those that look at words
 
-    return STRATEGIES.get(name or PAPERS)(encoder.redundancy_threshold)
+    strategy = STRATEGIES.get(name or PAPERS)(encoder.redundancy_threshold)
+    if isinstance(strategy, racm3.retriever.choosing.Hybrid):
+        return replace(strategy, chance=encoder.chance_score)
+    return strategy
 
 
 def cache_key(strategy: Strategy) -> dict[str, Any]:
