@@ -11,12 +11,8 @@ The last line is JSON with a key a row: recall in % at 1 and at 2 of hybrid, den
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import random
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,9 +24,7 @@ from racm3.data import Item
 from racm3.document import Document, Image, Text
 from racm3.memory.memory import Memory
 from racm3.memory.words import tokens
-from racm3.model_folder import ModelFolder
 from racm3.open_scenes import foreign, wording
-from racm3.open_scenes.art import load_art
 from racm3.open_scenes.open_world import World
 from racm3.open_scenes.scene import draw
 from racm3.retriever.encoder import Encoder

@@ -12,7 +12,16 @@ from tyro.conf import arg
 
 import racm3
 from racm3.cli.option_blocks import Embedding, OfMemory, load_encoder
-from racm3.cli.option_types import DataArgument, DataArguments, Folder, Ids, OptionalFile, OptionalText, Overrides, WordsArgument
+from racm3.cli.option_types import (
+    DataArgument,
+    DataArguments,
+    Folder,
+    Ids,
+    OptionalFile,
+    OptionalText,
+    Overrides,
+    WordsArgument,
+)
 from racm3.cli.verb import Verb
 from racm3.errors import InputError
 from racm3.util.files import check_pictures_out, save_picture

@@ -26,8 +26,8 @@ GROWTH = 8
 """How many times more of a ranking is looked at, again and again, where conditions leave too little."""
 
 PHRASED = 0.5
-"""What of a word counts for the phrase in which it stands: a *dog* is more a dog than a *hot dog* (ours, chosen on scenes
-that no result looks at)."""
+"""What of a word counts for the phrase in which it stands: a *dog* is more a dog than a *hot dog* (ours, chosen on
+scenes that no result looks at)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Candidates:
     terms: Sequence[Term] = ()
     """Of the query; none for a picture alone, and where a strategy does not ask for words."""
     held: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """(C, T): 0 if a candidate's text does not hold the term, 1 if it does in the same phrase, between if in another."""
+    """(C, T): 0 if a candidate's text does not hold the term, 1 if in the same phrase, between if in another."""
     beside: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     """(C,): the share of a candidate's own words that the query does not have, 0 to 1."""
     main: np.ndarray | None = None
@@ -83,13 +83,13 @@ def with_words(
     every = {term.word for term in terms}
     held, beside = np.zeros((len(texts), len(terms)), np.float32), np.zeros(len(texts), np.float32)
     for row, own in enumerate(phrases(text) for text in texts):
-        words = {word for phrase in own for word in phrase}
+        there = {word for phrase in own for word in phrase}
         for column, (term, phrase) in enumerate(zip(terms, asked, strict=True)):
-            if term.word in words:
+            if term.word in there:
                 held[row, column] = max(_alike(phrase, set(other)) for other in own if term.word in other)
             elif term.word and (term.word in SAYS_NOTHING or not term.word.isascii()):
                 held[row, column] = holds(texts[row], term.word)
-        beside[row] = len(words - every) / max(1, len(words))
+        beside[row] = len(there - every) / max(1, len(there))
     return found, Candidates(found.scores, found.vectors, terms, held, beside)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -458,7 +458,8 @@ class Memory:
         return found
 
     def tidy(self) -> None:
-        """What is due after many changes: the index of the words brought up to date, and one of the vectors for a memory beyond ``EXACT_UP_TO``, brought up to date."""
+        """What is due after many changes: the index of the words brought up to date, and one of the vectors for a
+        memory beyond ``EXACT_UP_TO``."""
         with self.writing():
             self._store.index_words(UNINDEXED, least=0)
         indexed = self._store.snapshot.indexed

@@ -1,8 +1,8 @@
 """Words: which documents of a memory hold the words of a query. BM25, by Lance's own full-text index of the texts.
 
-Case, accents and the plural do not matter. A word that no text holds is read as the nearest one that some text does: one
-letter missing, added, wrong or swapped, or several words written as one. Scripts without spaces and emoji are looked
-for as they stand.
+Case, accents and the plural do not matter. A word that no text holds is read as the nearest one that some text does:
+one letter missing, added, wrong or swapped, or several words written as one. Scripts without spaces and emoji are
+looked for as they stand.
 
 Letters: N documents, T terms.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from racm3.memory.snapshot import WORDS_INDEX, Snapshot
+from racm3.memory.snapshot import Snapshot
 
 __all__ = ["Term", "WordIndex", "fold", "holds", "phrases", "tokens"]
 

@@ -1,8 +1,8 @@
 """Strategies that look at the words of a query as well: hybrid, coverage, MMR; and those that experiments compare with.
 
 Relevance is ``word_weight`` x words + (1 - ``word_weight``) x vectors. *Words*: the share of the query's terms that a
-candidate's text holds, each weighed by its BM25 score. *Vectors*: the cosine, 0 at the level of chance and 1 at equality.
-Where a query has no word that any text holds, the vectors alone decide.
+candidate's text holds, each weighed by its BM25 score. *Vectors*: the cosine, on a scale from 0 at the level of chance
+to 1 at equality. Where a query has no word that any text holds, the vectors alone decide.
 
 Letters: C candidates, D dimension, T terms.
 """

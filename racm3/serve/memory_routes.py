@@ -186,7 +186,8 @@ def routes(api: Api) -> APIRouter:
         hits = await memory_thread.call(look)
         return Results(
             data=[
-                Found(**_remembered(hit).model_dump(), score=hit.score, cosine=hit.cosine, words=hit.words) for hit in hits
+                Found(**_remembered(hit).model_dump(), score=hit.score, cosine=hit.cosine, words=hit.words)
+                for hit in hits
             ]
         )
 
