@@ -75,8 +75,8 @@ def neighbours(
 
     ``exclude_rows`` (Q,) names a row that a query may not have (its own document), or -1. It may not have rows that are
     more similar than ``copies`` to that one either: whole against whole, for a part of a document is never as similar
-    to a copy of the whole. The result is that of walking down each full ranking. ``vectors`` stay where they are, in memory or in a mapped file; what is scored goes to
-    ``device`` a block at a time.
+    to a copy of the whole. The result is that of walking down each full ranking. ``vectors`` stay where they are, in
+    memory or in a mapped file; what is scored goes to ``device`` a block at a time.
     """
     table = torch.as_tensor(vectors, dtype=torch.float32)  # (N, D)
     asked = torch.as_tensor(queries, dtype=torch.float32, device=device)  # (Q, D)

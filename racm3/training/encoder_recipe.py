@@ -157,7 +157,7 @@ def train_encoder(
 def calibrated(encoder: Encoder, pictures: np.ndarray, captions: list[str]) -> tuple[float, float]:
     """The ``chance_score`` and the ``copy_threshold`` of an encoder, on at most 1,000 documents.
 
-    Chance: the best cosine that 90 % of texts without meaning reach, captions with the letters of each word shuffled.
+    Chance: the best cosine that 99 % of texts without meaning stay below, captions with the letters of each word shuffled.
     Copies: midway between the least similar copy (saved as JPEG, resized, brightened) and the most similar other
     document; where the two overlap, what 99 % of the copies exceed.
     """
@@ -165,17 +165,16 @@ def calibrated(encoder: Encoder, pictures: np.ndarray, captions: list[str]) -> t
     rows = rng.choice(len(captions), min(1000, len(captions)), replace=False)
     vectors = encoder.embed([Document.of(captions[row] or "?", Image(pictures[row])) for row in rows])
     shuffled = [" ".join("".join(rng.permutation(list(word))) for word in captions[row].split()) for row in rows[:200]]
-    chance = np.quantile((encoder.embed([Document.of(text or "?") for text in shuffled]) @ vectors.T).max(axis=1), 0.9)
+    chance = np.quantile((encoder.embed([Document.of(text or "?") for text in shuffled]) @ vectors.T).max(axis=1), 0.99)
     made = [Document.of(captions[row] or "?", copy) for row in rows[:200] for copy in copies(pictures[row])]
-    alike = (
-        encoder.embed(made).reshape(-1, len(made) // len(rows[:200]), encoder.dimension) @ vectors[:200, :, None]
-    ).ravel()
+    each = encoder.embed(made).reshape(len(rows[:200]), -1, encoder.dimension)  # (rows, copies, D)
+    alike = (each @ vectors[:200, :, None]).ravel()
     others = vectors @ vectors.T
     np.fill_diagonal(others, -1)
     same = {captions[row] for row in rows}
     highest = others.max() if len(same) == len(rows) else np.quantile(others.max(axis=1), 0.99)
     copy = (alike.min() + highest) / 2 if alike.min() > highest else np.quantile(alike, 0.01)
-    return float(chance.clip(0, 0.99).round(3)), float(copy.clip(0.01, 1).round(3))
+    return round(float(chance.clip(0, 0.99)), 3), round(float(copy.clip(0.01, 1)), 3)
 
 
 def copies(pixels: np.ndarray) -> list[Image]:
