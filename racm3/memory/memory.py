@@ -435,9 +435,9 @@ class Memory:
 
     def compact(self, *, thorough: bool = True) -> None:
         """Put small fragments together; a ``thorough`` one also frees the space of what was removed and replaced."""
-        self._store.compact(thorough=thorough)
-        with self.writing():
+        with self.writing():  # Lance puts no two fragments together of which one is in the index and one is not
             self._store.index_words(0.0, least=0)
+            self._store.compact(thorough=thorough)
         self.refresh()
 
     def index(self) -> float:

@@ -157,7 +157,8 @@ def train_encoder(
 def calibrated(encoder: Encoder, pictures: np.ndarray, captions: list[str]) -> tuple[float, float]:
     """The ``chance_score`` and the ``copy_threshold`` of an encoder, on at most 1,000 documents.
 
-    Chance: the best cosine that 99 % of texts without meaning stay below, captions with the letters of each word shuffled.
+    Chance: the best cosine that 99 % of texts without meaning (captions with the letters of each word shuffled) stay
+    below.
     Copies: midway between the least similar copy (saved as JPEG, resized, brightened) and the most similar other
     document; where the two overlap, what 99 % of the copies exceed.
     """
