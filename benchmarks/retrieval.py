@@ -10,8 +10,12 @@ The last line is JSON with a key a row: recall in % at 1 and at 2 of coverage, v
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import random
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +27,7 @@ from racm3.data import Item
 from racm3.document import Document, Image, Text
 from racm3.memory.memory import Memory
 from racm3.memory.words import tokens
+from racm3.model_folder import ModelFolder
 from racm3.open_scenes import foreign, wording
 from racm3.open_scenes.open_world import World
 from racm3.open_scenes.scene import draw
@@ -165,15 +170,18 @@ def two_at_once(things: Sequence[Thing], find: Found, count: int, seed: int) -> 
     return round(100 * float(np.mean(right)), 1)
 
 
-NOISE = """quarterly revenue of the insurance branch|asdf qwer zxcv|how do I reset my password|lorem ipsum dolor sit amet
+NOISE = (
+    """
+quarterly revenue of the insurance branch|asdf qwer zxcv|how do I reset my password|lorem ipsum dolor sit amet
 kubernetes cluster upgrade failed|xyzzy plugh frobnicate|sql join performance tuning|what time does the meeting begin
 legal terms of the mortgage|gdp growth in percent|import numpy as np|parliament voted on the budget|aaaaaaaa bbbbbbbb
 photosynthesis equation|the mitochondria is the powerhouse|unsubscribe from this newsletter|error 404 not found
 your invoice is overdue|the committee adjourned early|inflation expectations rose|terms and conditions apply
 refactor the authentication module|third quarter guidance|the defendant pleaded guilty|vaccination schedule update
-jurisdiction clause|stochastic gradient descent|fjdksla vbnmcx|breaking news tonight|subject to availability""".replace(
-    "\n", "|"
-).split("|")
+jurisdiction clause|stochastic gradient descent|fjdksla vbnmcx|breaking news tonight|subject to availability""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
 """Requests that no picture of things answers."""
 
 
