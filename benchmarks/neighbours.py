@@ -15,8 +15,8 @@ import numpy as np
 
 from racm3.document import Document
 from racm3.model_folder import ModelFolder
+from racm3.retriever.choosing import strategy_for
 from racm3.retriever.corpus_neighbours import document_neighbours, draw_queries
-from racm3.retriever.strategy import strategy_for
 from racm3.scenes.world import World
 from racm3.training.encoder_recipe import copies
 

@@ -31,9 +31,9 @@ from racm3.model_folder import ModelFolder
 from racm3.open_scenes import foreign, wording
 from racm3.open_scenes.open_world import World
 from racm3.open_scenes.scene import draw
+from racm3.retriever.choosing import strategy_for
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
-from racm3.retriever.strategy import strategy_for
 from racm3.scenes.draw import draw as draw_emoji
 from racm3.scenes.world import World as EmojiWorld
 

@@ -35,9 +35,9 @@ from racm3.generator.prompt import Answer, Prompt, answer_constraint, build_prom
 from racm3.generator.sequence import RunningSequence
 from racm3.memory.memory import Memory
 from racm3.model_folder import ModelFolder
+from racm3.retriever.choosing import strategy_for
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Hit, Retriever
-from racm3.retriever.strategy import strategy_for
 from racm3.settings import USUAL, Settings
 from racm3.tokens.codec import Codec
 from racm3.tokens.image_tokenizer import ImageTokenizer

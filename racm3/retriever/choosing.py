@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from racm3.memory.candidates import Candidates
 from racm3.memory.words import Term
-from racm3.retriever.strategy import STRATEGIES, Relevance
+from racm3.retriever.encoder import Encoder
+from racm3.retriever.strategy import PAPERS, STRATEGIES, Relevance, Strategy
 
-__all__ = ["MMR", "Coverage", "Hybrid", "Nothing", "Oracle", "Random", "word_scores", "worth"]
+__all__ = ["MMR", "Coverage", "Hybrid", "Nothing", "Oracle", "Random", "strategy_for", "word_scores", "worth"]
 
 RARE = 3
 """The power of BM25's score by which a term counts: one rare name outweighs place, colour and background together
@@ -198,3 +199,9 @@ STRATEGIES.register("mmr")(MMR)
 STRATEGIES.register("random")(lambda _: Random())
 STRATEGIES.register("oracle")(Oracle)
 STRATEGIES.register("none")(lambda _: Nothing())
+
+
+def strategy_for(encoder: Encoder, name: str | None = None) -> Strategy:
+    """The strategy of that name for an encoder, by default the paper's. Raises ConfigError if there is none."""
+    strategy = STRATEGIES.get(name or PAPERS)(encoder.redundancy_threshold)
+    return replace(strategy, chance=encoder.chance_score) if isinstance(strategy, Hybrid) else strategy

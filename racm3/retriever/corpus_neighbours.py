@@ -28,6 +28,7 @@ from racm3.document import Document, Modality
 from racm3.errors import InputError
 from racm3.memory.candidates import Candidates
 from racm3.memory.memory import Memory
+from racm3.retriever.choosing import strategy_for
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import (
     CANDIDATES,
@@ -38,7 +39,6 @@ from racm3.retriever.strategy import (
     Strategy,
     cache_key,
     drop_query,
-    strategy_for,
 )
 
 __all__ = ["MemoryNeighbours", "copied", "document_neighbours", "draw_queries", "memory_neighbours", "neighbours"]

@@ -16,9 +16,9 @@ from racm3.document import Document, Modality
 from racm3.errors import InputError
 from racm3.memory.memory import Memory, Ranking
 from racm3.memory.metadata_filter import Where
-from racm3.retriever.choosing import Hybrid, word_scores
+from racm3.retriever.choosing import Hybrid, strategy_for, word_scores
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import CANDIDATES, GROWTH, Choosing, Strategy, strategy_for
+from racm3.retriever.strategy import CANDIDATES, GROWTH, Choosing, Strategy
 
 __all__ = ["Hit", "Retriever", "searcher"]
 

@@ -9,17 +9,14 @@ Letters: C candidates, D dimension, K retrieved documents.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from racm3.document import Document, Image, Part, Text
 from racm3.memory.candidates import Candidates
 from racm3.util.registry import Registry
-
-if TYPE_CHECKING:
-    from racm3.retriever.encoder import Encoder
 
 __all__ = [
     "QUERY_DROPOUT",
@@ -30,7 +27,6 @@ __all__ = [
     "Strategy",
     "cache_key",
     "drop_query",
-    "strategy_for",
 ]
 
 QUERY_DROPOUT = 0.2
@@ -124,16 +120,6 @@ class Relevance:
 
 
 STRATEGIES.register("relevance")(lambda _: Relevance())
-
-
-def strategy_for(encoder: Encoder, name: str | None = None) -> Strategy:
-    """The strategy of that name for an encoder, by default the paper's. Raises ConfigError if there is none."""
-    import racm3.retriever.choosing  # which registers those that look at words
-
-    strategy = STRATEGIES.get(name or PAPERS)(encoder.redundancy_threshold)
-    if isinstance(strategy, racm3.retriever.choosing.Hybrid):
-        return replace(strategy, chance=encoder.chance_score)
-    return strategy
 
 
 def cache_key(strategy: Strategy) -> dict[str, Any]:

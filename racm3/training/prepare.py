@@ -23,9 +23,10 @@ import numpy as np
 from racm3.data import read
 from racm3.document import Document
 from racm3.errors import SourceError
+from racm3.retriever.choosing import strategy_for
 from racm3.retriever.corpus_neighbours import PART, copied, document_neighbours, draw_queries
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import QUERY_DROPOUT, Strategy, cache_key, strategy_for
+from racm3.retriever.strategy import QUERY_DROPOUT, Strategy, cache_key
 from racm3.tokens.codec import token_documents
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import Markup

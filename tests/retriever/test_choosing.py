@@ -12,10 +12,10 @@ from racm3.errors import ConfigError
 from racm3.memory.candidates import Candidates
 from racm3.memory.memory import Memory
 from racm3.memory.words import Term
-from racm3.retriever.choosing import MMR, Coverage, Hybrid, Nothing, Oracle, Random, word_scores, worth
+from racm3.retriever.choosing import MMR, Coverage, Hybrid, Nothing, Oracle, Random, strategy_for, word_scores, worth
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever, searcher
-from racm3.retriever.strategy import STRATEGIES, Choosing, strategy_for
+from racm3.retriever.strategy import STRATEGIES, Choosing
 from tests.retriever.conftest import picture
 
 CAPTIONS = [

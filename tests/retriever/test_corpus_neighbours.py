@@ -14,6 +14,7 @@ from racm3.memory.memory import Memory
 from racm3.model_folder import ModelFolder
 from racm3.retriever import corpus_neighbours as module
 from racm3.retriever import strategy
+from racm3.retriever.choosing import strategy_for
 from racm3.retriever.corpus_neighbours import (
     copied,
     document_neighbours,
@@ -23,7 +24,7 @@ from racm3.retriever.corpus_neighbours import (
 )
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
-from racm3.retriever.strategy import Relevance, RelevanceRedundancy, Strategy, strategy_for
+from racm3.retriever.strategy import Relevance, RelevanceRedundancy, Strategy
 from racm3.scenes.world import World
 from racm3.training.encoder_recipe import copies
 from tests.retriever.conftest import picture
