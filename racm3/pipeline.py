@@ -35,6 +35,7 @@ from racm3.generator.prompt import Answer, Prompt, answer_constraint, build_prom
 from racm3.generator.sequence import RunningSequence
 from racm3.memory.memory import Memory
 from racm3.model_folder import ModelFolder
+from racm3.retriever.choosing import strategy_for
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Hit, Retriever
 from racm3.settings import USUAL, Settings
@@ -69,7 +70,8 @@ class Progress:
 class RACM3:
     """A generator with its tokenizers, an encoder, and a memory that can be changed at any time.
 
-    ``retriever``: what finds the documents to read, instead of the default one over ``memory``.
+    ``retriever``: what finds the documents to read, instead of the default one over ``memory``, which chooses by the
+    ``strategy`` of that name, or MODULE:NAME (racm3/retriever/choosing.py; by default the paper's).
     Raises CheckpointError if the tokenizers are not those of the generator, EncoderMismatchError if another encoder
     made the memory.
     """
@@ -83,6 +85,7 @@ class RACM3:
         encoder: Encoder,
         memory: Memory | None = None,
         retriever: DocumentRetriever | None = None,
+        strategy: str | None = None,
     ) -> None:
         trained = (markup.vocabulary.text_size, markup.vocabulary.image_size, markup.codes_per_image)
         given = (text.size, image.codebook_size, math.prod(image.grid))
@@ -95,24 +98,29 @@ class RACM3:
         self.generator = generator
         self.engine = Engine(generator, markup.vocabulary)
         self.codec = Codec(text, image)
-        self.memory, self.retriever = memory, retriever
+        self.memory, self.retriever, self.strategy = memory, retriever, strategy_for(encoder, strategy)
         if memory is not None:
             memory.check_encoder(encoder.fingerprint)
 
     @classmethod
     def from_pretrained(
-        cls, models: str | Path = "scenes", memory: Memory | str | Path | None = None, generator: str = "generator"
+        cls,
+        models: str | Path = "scenes",
+        memory: Memory | str | Path | None = None,
+        generator: str = "generator",
+        strategy: str | None = None,
     ) -> RACM3:
         """Open a folder that holds ``image-tokenizer``, ``encoder`` and a generator; "scenes" is the shipped one.
 
         ``generator`` is the name of the generator's folder in it ("vanilla": the shipped model without retrieval).
-        Raises CheckpointError, MemoryStoreError or EncoderMismatchError.
+        Raises CheckpointError, MemoryStoreError or EncoderMismatchError, ConfigError for an unknown ``strategy``.
         """
         folder = ModelFolder.open(models, generator)
         markup, encoder = folder.markup, folder.encoder()
         if isinstance(memory, (str, Path)):
             memory = Memory.open(memory, encoder.fingerprint)
-        return cls(folder.generator(), folder.text(), folder.image_tokenizer(), markup, encoder, memory)
+        models_ = folder.generator(), folder.text(), folder.image_tokenizer()
+        return cls(*models_, markup, encoder, memory, strategy=strategy)
 
     # One operation ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +226,7 @@ class RACM3:
             return None
         if len(memory) == 0:
             raise MemoryStoreError("the memory is empty; add documents to it, or use k=0 to generate without it")
-        return Retriever(memory, self.encoder)
+        return Retriever(memory, self.encoder, self.strategy)
 
     def advance(self, progress: Progress, show: bool = True) -> Iterator[Partial | None]:
         """``stream`` for whoever steps the engine, for many requests at once: after a None it is to make a step.

@@ -17,12 +17,13 @@ import racm3.cli.evaluate_verbs as evaluate_verbs
 import racm3.cli.generate_verbs as generate_verbs
 import racm3.cli.memory_verbs as memory_verbs
 import racm3.cli.train_verbs as train_verbs
+import racm3.cli.upkeep_verbs as upkeep_verbs
 from racm3.cli.failures import complain, failure
 from racm3.cli.option_types import PATHS
 from racm3.cli.verb import Verb
 from racm3.errors import ConfigError
 
-MODULES = (generate_verbs, train_verbs, memory_verbs, data_verbs, evaluate_verbs)
+MODULES = (generate_verbs, train_verbs, memory_verbs, upkeep_verbs, data_verbs, evaluate_verbs)
 VERBS = {name: verb for module in MODULES for name, verb in Verb.known.items() if verb.__module__ == module.__name__}
 """Every verb by its words, in the order of the help."""
 ABOUT = (

@@ -12,7 +12,16 @@ from tyro.conf import arg
 
 import racm3
 from racm3.cli.option_blocks import Embedding, OfMemory, load_encoder
-from racm3.cli.option_types import DataArgument, DataArguments, Folder, Ids, OptionalFile, OptionalText, Overrides
+from racm3.cli.option_types import (
+    DataArgument,
+    DataArguments,
+    Folder,
+    Ids,
+    OptionalFile,
+    OptionalText,
+    Overrides,
+    WordsArgument,
+)
 from racm3.cli.verb import Verb
 from racm3.errors import InputError
 from racm3.util.files import check_pictures_out, save_picture
@@ -174,34 +183,51 @@ class MemorySync(Ingesting, name="memory sync"):
 
 
 class MemorySearch(Embedding, name="memory search"):
-    """Print the documents of a memory that are nearest to a text, to a picture, or to both together."""
+    """Print the documents of a memory that hold the words and are nearest to them, to a picture, or to both together.
 
-    text: OptionalText = None  # What to look for, in words.
+    Case, accents, the plural and a misspelt letter do not matter. Words that no document fits find none.
+    """
+
+    words: WordsArgument = ()
+    text: OptionalText = None  # What to look for, in words; the same as the words behind FOLDER.
     image: OptionalFile = None  # What to look for, as a picture.
     hits: int = 5  # Print so many documents.
     # Only documents whose metadata fulfil these conditions, such as license=CC0 'width>=512' 'author.name!=x'.
     where: Annotated[tuple[str, ...], arg(metavar="[CONDITION ...]")] = ()
     out: OptionalFile = None  # Where to write a picture of the hits as well: a .png, .jpg or .webp file.
+    # How they are chosen, by name: hybrid, coverage (of all that is asked for), mmr, relevance (vectors alone)...
+    strategy: OptionalText = None
+    explain: bool = False  # Print what of a score the words and the vectors are.
 
     def run(self) -> None:
         from racm3.memory.hit_sheet import draw_sheet
         from racm3.memory.metadata_filter import where
+        from racm3.retriever.retriever import searcher
 
-        parts: list[Part] = [] if self.text is None else [racm3.Text(self.text)]
+        if self.words and self.text is not None:
+            raise InputError("words were given twice, behind FOLDER and as --text; give them once")
+        text = " ".join(self.words) if self.words else self.text
+        parts: list[Part] = [] if text is None else [racm3.Text(text)]
         parts += [] if self.image is None else [racm3.Image.open(self.image)]
         if not parts:
-            raise InputError("nothing to look for was given; give --text, --image or both")
+            raise InputError("nothing to look for was given; give words, --image or both")
         if self.hits < 1:
             raise InputError(f"--hits is {self.hits}; give 1 or more")
         check_pictures_out(self.out)
         condition = where(self.where) if self.where else None
         memory, encoder = self.open_both()
-        (ranking,) = memory.search(encoder.embed([racm3.Document.of(*parts)]), self.hits, where=condition)
-        found = list(zip(memory.get(ranking.ids), ranking.scores.tolist(), strict=True))
-        for item, score in found:
-            print(one_line(f"{score:.3f}  {item.id}  {item.document.text or '(no text)'}  {item.origin}"))
-        if self.out:
-            save_picture(draw_sheet(found), self.out)
+        asked = racm3.Document.of(*parts)
+        (hits,) = searcher(memory, encoder, self.strategy).retrieve([asked], self.hits, where=condition)
+        for hit in hits:
+            print(one_line(f"{hit.score:.3f}  {hit.id}  {hit.document.text or '(no text)'}  {hit.origin}"))
+            if self.explain:
+                words = "no words were looked for" if hit.words is None else f"words {hit.words:.3f}"
+                print(f"       {words}, vectors {hit.cosine:.3f}")
+        if not hits:
+            print("no document fits; memory info tells how many there are", file=sys.stderr)
+        if self.out and hits:
+            items = memory.get([hit.id for hit in hits])
+            save_picture(draw_sheet([(item, hit.score) for item, hit in zip(items, hits, strict=True)]), self.out)
 
 
 class MemoryInfo(OfMemory, name="memory info"):

@@ -77,12 +77,16 @@ class Retrieving(Answering):
     k: Annotated[int | None, _usual("k")] = None  # Retrieve so many documents.
     # Retrieve so many times k documents, and average the predictions from k of them at a time.
     contexts: Annotated[int | None, _usual("contexts")] = None
+    # How documents are chosen: relevance-redundancy (the paper's), hybrid, coverage, mmr, random, oracle, none,
+    # relevance, or MODULE:NAME. By default what racm3.RACM3 says.
+    strategy: OptionalText = None
 
     def model(self) -> racm3.RACM3:
         """The models with their memory, which is opened first: what is wrong there is said before they are loaded."""
         if self.memory is None:
             print("no --memory was given: nothing is retrieved", file=sys.stderr)
-        return racm3.RACM3.from_pretrained(self.models, self.memory and racm3.Memory.open(self.memory))
+        memory = self.memory and racm3.Memory.open(self.memory)
+        return racm3.RACM3.from_pretrained(self.models, memory, strategy=self.strategy)
 
 
 class Drawing(Answering):

@@ -55,5 +55,7 @@ Models = Annotated[
     arg(metavar="FOLDER", help="A folder of models, or scenes, the shipped ones of the built-in world."),
 ]
 Boxes = Annotated[tuple[tuple[int, int, int, int], ...], _several("LEFT TOP WIDTH HEIGHT")]
+WordsArgument = Positional[Annotated[tuple[str, ...], arg(metavar="[WORD ...]", help="What to look for.")]]
+IdArgument = Positional[Annotated[str, arg(metavar="ID", help="Of a document; racm3 memory search prints it.")]]
 Ids = Positional[Annotated[tuple[str, ...], _several("ID")]]
 Overrides = Annotated[tuple[str, ...], _several("KEY=VALUE")]

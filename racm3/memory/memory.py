@@ -20,17 +20,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from racm3.data import Item
-from racm3.document import Modality
 from racm3.errors import EncoderMismatchError, InputError, MemoryStoreError, unknown
+from racm3.memory.candidates import Candidates, fact_of, nearest, with_words
 from racm3.memory.damage import UNREADABLE, no_panic, readable
 from racm3.memory.metadata_filter import Facts, Where
 from racm3.memory.re_embedding import UNIT_TOLERANCE, change_encoder
-from racm3.memory.rows import DOCUMENT, FACTS, About, check_facts, content_hash, item_of, metadata_json
+from racm3.memory.rows import DOCUMENT, FACTS, About, content_hash, item_of, metadata_json
 from racm3.memory.search import Ranking, View, recall
 from racm3.memory.snapshot import Snapshot
 from racm3.memory.storage import storage_at
@@ -45,8 +45,8 @@ EXACT_UP_TO = 1_000_000
 vector are 2 GB then)."""
 UNINDEXED = 0.1
 """The share of documents outside the index from which it is brought up to date."""
-GROWTH = 8
-"""How many times more of a ranking is looked at, again and again, where conditions leave too little."""
+UNINDEXED_WORDS = 1000
+"""Texts outside of the index of words that cost a search nothing to speak of."""
 SELF_CHECK = "racm3.self_check"
 UNFINISHED = "racm3.unfinished"
 """Set while a memory is being made, until `Memory.finish`."""
@@ -233,29 +233,34 @@ class Memory:
         whether it may be found. Raises InputError if the shapes do not fit.
         """
         queries = self._checked(queries)
-        if exclude_ids is not None and (
-            len(exclude_ids) != len(queries) or any(isinstance(e, str) for e in exclude_ids)
-        ):
-            raise InputError(f"exclude_ids holds one collection of ids for each of {len(queries)} queries")
-        excluded = [frozenset(ids) for ids in exclude_ids] if exclude_ids is not None else [frozenset()] * len(queries)
-        return self._reading(lambda view: self._found(view, queries, k, excluded, where))
+        excluded = self._excluded(exclude_ids, len(queries))
+        return self._reading(lambda view: nearest(view, queries, k, excluded, where))
 
-    def _found(
-        self, view: View, queries: np.ndarray, k: int, excluded: Sequence[frozenset[str]], where: Where | None
-    ) -> list[Ranking]:
-        engine, rows = view.engine, view.snapshot.rows
-        found: dict[int, Ranking] = {}
-        pending, wanted = list(range(len(queries))), k + max(map(len, excluded), default=0)
-        while pending:
-            for i, ranking in zip(pending, engine.nearest(queries[pending], min(wanted, rows)), strict=True):
-                kept = [position for position, item_id in enumerate(ranking.ids) if item_id not in excluded[i]]
-                if where is not None:
-                    facts = _facts(view.snapshot, ranking.addresses[kept])
-                    kept = [position for position, fact in zip(kept, facts, strict=True) if where(fact)]
-                found[i] = ranking.at(kept[:k])
-            pending = [i for i in pending if len(found[i]) < k] if wanted < rows else []
-            wanted *= GROWTH
-        return [found[i] for i in range(len(queries))]
+    def candidates(
+        self,
+        queries: np.ndarray,
+        texts: Sequence[str],
+        k: int,
+        exclude_ids: Sequence[Collection[str]] | None = None,
+        where: Where | None = None,
+    ) -> list[tuple[Ranking, Candidates]]:
+        """As `search`, with the documents that hold the words of ``texts``, one a query, behind the nearest ones.
+
+        Equal words count whatever the vectors say; "" looks for no words.
+        """
+        queries, excluded = self._checked(queries), self._excluded(exclude_ids, len(queries))
+
+        def read(view: View) -> list[tuple[Ranking, Candidates]]:
+            near = nearest(view, queries, k, excluded, where)
+            rows = zip(queries, near, texts, excluded, strict=True)
+            return [with_words(view, query, one, text, gone, where) for query, one, text, gone in rows]
+
+        return self._reading(read)
+
+    def _excluded(self, ids: Sequence[Collection[str]] | None, count: int) -> list[frozenset[str]]:
+        if ids is not None and (len(ids) != count or any(isinstance(e, str) for e in ids)):
+            raise InputError(f"exclude_ids holds one collection of ids for each of {count} queries")
+        return [frozenset(own) for own in ids] if ids is not None else [frozenset()] * count
 
     def get(self, ids: Sequence[str]) -> list[Item]:
         """The items of ``ids``, in that order.
@@ -329,7 +334,7 @@ class Memory:
     def facts(self, ids: Collection[str]) -> dict[str, Facts]:
         """What is known, without decoding them, of those ``ids`` that are here."""
         with readable(self.path):
-            return {item_id: _fact(row) for item_id, row in self._store.snapshot.find(ids, FACTS[1:]).items()}
+            return {item_id: fact_of(row) for item_id, row in self._store.snapshot.find(ids, FACTS[1:]).items()}
 
     def note(self, key: str) -> str | None:
         """What `set_note` has kept."""
@@ -416,6 +421,7 @@ class Memory:
                     f"the id {min(here)!r} is already in the memory; ids are unique: rename it or leave it out"
                 )
             self._store.change(items, vectors, [row["_rowaddr"] for row in here.values()])
+            self._store.index_words(UNINDEXED, least=UNINDEXED_WORDS)
         self.refresh()
 
     def remove(self, ids: Collection[str]) -> None:
@@ -436,7 +442,9 @@ class Memory:
 
     def compact(self, *, thorough: bool = True) -> None:
         """Put small fragments together; a ``thorough`` one also frees the space of what was removed and replaced."""
-        self._store.compact(thorough=thorough)
+        with self.writing():  # Lance puts no two fragments together of which one is in the index and one is not
+            self._store.index_words(0.0, least=0)
+            self._store.compact(thorough=thorough)
         self.refresh()
 
     def index(self) -> float:
@@ -457,7 +465,10 @@ class Memory:
         return found
 
     def tidy(self) -> None:
-        """What is due after many changes: an index for a memory beyond ``EXACT_UP_TO``, brought up to date."""
+        """What is due after many changes: the index of the words brought up to date, and one of the vectors for a
+        memory beyond ``EXACT_UP_TO``."""
+        with self.writing():
+            self._store.index_words(UNINDEXED, least=0)
         indexed = self._store.snapshot.indexed
         if len(self) > EXACT_UP_TO and len(self) - (indexed or 0) > UNINDEXED * len(self):
             self.index()
@@ -485,14 +496,3 @@ class Memory:
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise InputError(f"vectors are (count, {self.dimension}) here, but {vectors.shape} was given")
         return vectors
-
-
-def _fact(row: dict[str, Any]) -> Facts:
-    check_facts(row)
-    parts = json.loads(row["parts"])
-    modalities: frozenset[Modality] = frozenset("text" if isinstance(part, str) else "image" for part in parts)
-    return Facts(row["id"], json.loads(row["metadata"]), modalities, row["origin"])
-
-
-def _facts(snapshot: Snapshot, addresses: np.ndarray) -> list[Facts]:
-    return [_fact(row) for row in snapshot.take(addresses, FACTS)]

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from racm3.memory.snapshot import Key, Snapshot, key_of
+from racm3.memory.words import WordIndex
 
 __all__ = ["Exact", "Indexed", "Ranking", "View", "recall"]
 
@@ -50,6 +51,15 @@ class Ranking:
         ids = [self.ids[position] for position in chosen]
         return Ranking(self.addresses[chosen], ids, self.scores[chosen], self.vectors[chosen])
 
+    def joined(self, other: Ranking) -> Ranking:
+        """This ranking, and the ``other`` one behind it."""
+        return Ranking(
+            np.concatenate([self.addresses, other.addresses]),
+            [*self.ids, *other.ids],
+            np.concatenate([self.scores, other.scores]),
+            np.concatenate([self.vectors, other.vectors]),
+        )
+
 
 @dataclass(frozen=True)
 class Block:
@@ -82,6 +92,10 @@ class Exact:
         """The ``k`` nearest to each of ``queries`` (B, D)."""
         return [self._ranking(*best) for best in _nearest(self.blocks.values(), queries, k)]
 
+    def at(self, addresses: np.ndarray, query: np.ndarray) -> Ranking:
+        """The documents at ``addresses`` with their scores for a query (D,), in that order."""
+        return _scored(self._ranking(addresses, np.zeros(0, np.float32)), query)
+
     def _ranking(self, addresses: np.ndarray, scores: np.ndarray) -> Ranking:
         ids, vectors = [""] * len(addresses), np.empty((len(addresses), self._dimension), np.float32)
         for key, block in self.blocks.items():
@@ -109,6 +123,10 @@ class Indexed:
             return [self._ranking(*best) for best in _nearest(_blocks(self._snapshot), queries, k)]
         return [self._ask(query, k) for query in queries]
 
+    def at(self, addresses: np.ndarray, query: np.ndarray) -> Ranking:
+        """The documents at ``addresses`` with their scores for a query (D,), in that order."""
+        return _scored(self._ranking(addresses, np.zeros(0, np.float32)), query)
+
     def _ranking(self, addresses: np.ndarray, scores: np.ndarray) -> Ranking:
         about = self._snapshot.about
         rows = self._snapshot.take(addresses, ["id", about.column, about.checksum])
@@ -133,6 +151,10 @@ class Indexed:
         return Ranking(addresses, ids, scores, vectors).at(np.lexsort((addresses, -scores)))
 
 
+def _scored(ranking: Ranking, query: np.ndarray) -> Ranking:
+    return Ranking(ranking.addresses, ranking.ids, ranking.vectors @ query, ranking.vectors)
+
+
 class View:
     """One version, and what searches it, made when it is first asked for: threads may share it."""
 
@@ -142,6 +164,7 @@ class View:
         self._lock = threading.Lock()
         self._engine: Exact | Indexed | None = None
         self._ids: list[str] | None = None
+        self.words = WordIndex(snapshot)
 
     @property
     def engine(self) -> Exact | Indexed:

@@ -27,7 +27,7 @@ SCAN_BYTES = 16 * 2**20
 """Documents read at once (ours)."""
 IDS_AT_ONCE = 10_000
 """Ids looked for in one scan (ours)."""
-INDEX = "nearest"
+INDEX, WORDS_INDEX = "nearest", "words"
 Key = tuple[Any, ...]
 
 
@@ -73,6 +73,12 @@ class Snapshot:
     def indexed(self) -> int | None:
         """How many rows the index of the vectors holds, or held before some were removed; None if there is none."""
         return next((index.num_rows_indexed for index in self.table.describe_indices() if index.name == INDEX), None)
+
+    @cached_property
+    def words_indexed(self) -> int | None:
+        """How many texts the index of the words holds; None if there is none."""
+        found = (index.num_rows_indexed for index in self.table.describe_indices() if index.name == WORDS_INDEX)
+        return next(found, None)
 
     @cached_property
     def row_bytes(self) -> int:

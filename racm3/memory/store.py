@@ -38,7 +38,7 @@ from racm3.memory.rows import (
     vector_array,
     vector_checksums,
 )
-from racm3.memory.snapshot import INDEX, SCAN_BYTES, Snapshot
+from racm3.memory.snapshot import INDEX, SCAN_BYTES, WORDS_INDEX, Snapshot
 from racm3.memory.storage import storage_at
 from racm3.memory.versions import Versions, fragment_files, manifest_of
 
@@ -284,7 +284,7 @@ class Store(Versions):
             snapshot, table = self.snapshot, self._own()
             indexed, rows, about = snapshot.indexed, snapshot.rows, snapshot.about
             if indexed is not None and 2 * indexed > rows:
-                table.optimize.optimize_indices()
+                table.optimize.optimize_indices(index_names=[INDEX, "ids"])
             else:
                 codes = max(about.dimension // NUMBERS_A_CODE, LEAST_CODES)
                 table.create_index(
@@ -297,6 +297,25 @@ class Store(Versions):
                     num_sub_vectors=max(n for n in range(1, codes + 1) if about.dimension % n == 0),
                 )
                 table.create_scalar_index("id", "BTREE", name="ids", replace=True)
+            table.checkout_latest()
+            self.storage.flush_indices()
+            self._changed(table)
+
+    def index_words(self, unindexed: float, least: int) -> None:
+        """Index the texts if they are not yet; bring the index up to date if more than that share of them, and more
+        than ``least``, are not in it."""
+        with self.writing(), faults_told(self.storage):
+            snapshot, table = self.snapshot, self._own()
+            indexed = snapshot.words_indexed
+            if indexed is None:
+                # ICU finds the words of Chinese, Japanese and Thai; stop words stay, for a name may be one.
+                table.create_scalar_index(
+                    "text", "INVERTED", name=WORDS_INDEX, base_tokenizer="icu", stem=True, remove_stop_words=False
+                )
+            elif snapshot.rows - indexed > max(least, unindexed * snapshot.rows):
+                table.optimize.optimize_indices(index_names=[WORDS_INDEX])
+            else:
+                return
             table.checkout_latest()
             self.storage.flush_indices()
             self._changed(table)

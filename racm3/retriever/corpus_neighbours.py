@@ -26,20 +26,22 @@ from torch import Tensor
 
 from racm3.document import Document, Modality
 from racm3.errors import InputError
+from racm3.memory.candidates import Candidates
 from racm3.memory.memory import Memory
+from racm3.retriever.choosing import strategy_for
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.strategy import (
     CANDIDATES,
     GROWTH,
     QUERY_DROPOUT,
+    Choosing,
     RelevanceRedundancy,
     Strategy,
     cache_key,
     drop_query,
-    strategy_for,
 )
 
-__all__ = ["MemoryNeighbours", "document_neighbours", "draw_queries", "memory_neighbours", "neighbours"]
+__all__ = ["MemoryNeighbours", "copied", "document_neighbours", "draw_queries", "memory_neighbours", "neighbours"]
 
 QUERIES_AT_ONCE = {"cpu": 512, "cuda": 8192}
 """For so many a block of documents is brought to the device: a GPU computes with it for longer than it waits for it."""
@@ -67,12 +69,14 @@ def neighbours(
     strategy: Strategy,
     exclude_rows: np.ndarray | None = None,
     device: str | torch.device = "cpu",
+    copies: float | None = None,
 ) -> np.ndarray:
     """`Strategy.select` for each of ``queries`` (Q, D) over all ``vectors`` (N, D): (Q, k) int64 rows, -1 where none.
 
-    ``exclude_rows`` (Q,) names a row that a query may not have (its own document), or -1. The result is that of walking
-    down each full ranking. ``vectors`` stay where they are, in memory or in a mapped file; what is scored goes to
-    ``device`` a block at a time.
+    ``exclude_rows`` (Q,) names a row that a query may not have (its own document), or -1. It may not have rows that are
+    more similar than ``copies`` to that one either: whole against whole, for a part of a document is never as similar
+    to a copy of the whole. The result is that of walking down each full ranking. ``vectors`` stay where they are, in
+    memory or in a mapped file; what is scored goes to ``device`` a block at a time.
     """
     table = torch.as_tensor(vectors, dtype=torch.float32)  # (N, D)
     asked = torch.as_tensor(queries, dtype=torch.float32, device=device)  # (Q, D)
@@ -88,7 +92,8 @@ def neighbours(
             scores, best = _best(asked[rows], table, excluded[rows], candidates, scratch)
             walked = [some.split(WALKED_AT_ONCE) for some in (rows, scores, best)]
             for here, here_scores, here_best in zip(*walked, strict=True):
-                found[here] = _walk(here_scores, here_best, table, k, strategy)
+                main = table[excluded[here].clamp(min=0).to(table.device)].to(asked.device)  # (b, D)
+                found[here] = _walk(here_scores, here_best, table, k, strategy, main, excluded[here] >= 0, copies)
         if candidates == len(table):
             break
         pending = pending[found[pending, -1] < 0]  # their first candidates did not suffice: look further down
@@ -131,15 +136,39 @@ def _promising(scores: Tensor, count: int) -> Tensor:
     return torch.cat([inside.flatten(1), every[width * GROUP :].expand(len(scores), -1)], dim=1)
 
 
-def _walk(scores: Tensor, rows: Tensor, table: Tensor, k: int, strategy: Strategy) -> Tensor:
-    """(B, k) of the ranked ``rows`` (B, C) with their ``scores``: those that are selected; -1 for what lacks."""
+def _walk(
+    scores: Tensor,
+    rows: Tensor,
+    table: Tensor,
+    k: int,
+    strategy: Strategy,
+    main: Tensor,
+    has_main: Tensor,
+    copies: float | None,
+) -> Tensor:
+    """(B, k) of the ranked ``rows`` (B, C) with their ``scores``: those that are selected; -1 for what lacks.
+
+    ``main`` (B, D) are the documents that the queries are parts of, where they have one; ``copies`` of it are skipped.
+    """
     vectors = table[rows.to(table.device)].to(rows.device)  # (B, C, D)
+    if copies is not None:
+        copied = (torch.einsum("bcd,bd->bc", vectors, main) > copies) & has_main[:, None]
+        scores = scores.masked_fill(copied, -torch.inf)
     if isinstance(strategy, RelevanceRedundancy):  # all queries at once
         return _different(scores, rows, vectors, k, strategy.threshold)
     taken = torch.full((len(rows), k), -1, dtype=torch.int64, device=rows.device)
-    for i, count in enumerate((scores > -torch.inf).sum(dim=1).tolist()):  # what is excluded stands last
-        chosen = strategy.select(scores[i, :count].cpu().numpy(), vectors[i, :count].cpu().numpy(), k)
-        taken[i, : len(chosen)] = rows[i, chosen]
+    for i in range(len(rows)):
+        (left,) = torch.nonzero(scores[i] > -torch.inf, as_tuple=True)
+        own = Candidates(
+            scores[i, left].cpu().numpy(),
+            vectors[i, left].cpu().numpy(),
+            main=main[i].cpu().numpy() if bool(has_main[i]) else None,
+        )
+        if isinstance(strategy, Choosing):
+            chosen = strategy.choose(own, k)
+        else:
+            chosen = strategy.select(own.scores, own.vectors, k)
+        taken[i, : len(chosen)] = rows[i, left[chosen]]
     return taken
 
 
@@ -180,11 +209,26 @@ def document_neighbours(
     k: int,
     strategy: Strategy,
     device: str | torch.device = "cpu",
+    copies: float | None = None,
 ) -> np.ndarray:
     """(B, R, k) rows: `neighbours` for the ``queries`` (B, R, D) of the documents in the rows from ``first`` on."""
     flat = np.ascontiguousarray(queries).reshape(-1, queries.shape[-1])
     own = np.repeat(np.arange(first, first + len(queries)), queries.shape[1])
-    return neighbours(flat, vectors, k, strategy, own, device).reshape(*queries.shape[:2], k)
+    return neighbours(flat, vectors, k, strategy, own, device, copies).reshape(*queries.shape[:2], k)
+
+
+@torch.inference_mode()
+def copied(vectors: np.ndarray | Tensor, threshold: float, device: str | torch.device = "cpu") -> int:
+    """How many of the documents, ``vectors`` (N, D), have another one that is more similar than ``threshold``."""
+    table = torch.as_tensor(vectors, dtype=torch.float32)
+    found = 0
+    for first in range(0, len(table), QUERIES_AT_ONCE["cpu"]):
+        rows = table[first : first + QUERIES_AT_ONCE["cpu"]].to(device)
+        same = torch.zeros(len(rows), dtype=torch.int64, device=device)  # itself, and others
+        for start in range(0, len(table), TABLE_AT_ONCE):
+            same += (rows @ table[start : start + TABLE_AT_ONCE].to(device).T > threshold).sum(dim=1)
+        found += int((same > 1).sum())
+    return found
 
 
 class MemoryNeighbours:
@@ -217,6 +261,7 @@ class MemoryNeighbours:
             "documents": hashlib.blake2b(json.dumps(self._ids).encode(), digest_size=8).hexdigest(),
             "encoder": encoder.fingerprint,
             **cache_key(self._strategy),
+            "copies": encoder.copy_threshold,
             "k": k,
             "dropouts": list(dropouts),
             "seed": seed,
@@ -239,7 +284,8 @@ class MemoryNeighbours:
             done += len(some)
             report(done)
         queries = np.concatenate(drawn)  # (B, R, D)
-        found = document_neighbours(queries, self.table, first, self._k, self._strategy, self._device)
+        copies = self._encoder.copy_threshold
+        found = document_neighbours(queries, self.table, first, self._k, self._strategy, self._device, copies)
         kinds = [(kind, dropout) for dropout in self._dropouts for kind, _ in PAIRS]  # R of them
         columns = {
             "id": np.repeat(self._ids[first:done], len(kinds)).tolist(),

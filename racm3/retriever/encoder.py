@@ -33,6 +33,10 @@ REDUNDANCY_THRESHOLD = 0.9
 """Two documents more similar than this are redundant. Source: CM3Leon, for CLIP ViT-L/14; another encoder has another
 scale, so the number is stored with the encoder."""
 
+CHANCE, COPY = "chance_score", "copy_threshold"
+"""The best cosine that words without meaning reach: nothing below it says that a document fits. And the cosine of two
+whole documents above which one is a copy of the other. Measured where the encoder is trained, if they are there."""
+
 SETTINGS = "racm3.json"
 PREPROCESSING = "preprocessor_config.json"
 LONGEST_SIDE = 8
@@ -60,11 +64,15 @@ class Encoder:
         processor: CLIPImageProcessorPil | SiglipImageProcessorPil,
         redundancy_threshold: float = REDUNDANCY_THRESHOLD,
         padding: Padding | None = None,
+        chance_score: float = 0.0,
+        copy_threshold: float | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.processor = processor
         self.redundancy_threshold = redundancy_threshold
+        self.chance_score = chance_score
+        self.copy_threshold = redundancy_threshold if copy_threshold is None else copy_threshold
         self.padding = padding
         self._printed: tuple[tuple[object, WeightsVersion], str] | None = None  # what the last one is of, and it
         self._words: tuple[Tokenizer, int, list[tuple[str, int]]] | None = None
@@ -166,7 +174,10 @@ class Encoder:
             names = {"pad_token": self.tokenizer.id_to_token(self.padding.id)}
             names["padding_side"] = "left" if self.padding.left else "right"
             (folder / "tokenizer_config.json").write_text(json.dumps(names) + "\n")
-        (folder / SETTINGS).write_text(json.dumps({"redundancy_threshold": self.redundancy_threshold}) + "\n")
+        settings = {"redundancy_threshold": self.redundancy_threshold}
+        settings |= {CHANCE: self.chance_score} if self.chance_score else {}
+        settings |= {COPY: self.copy_threshold} if self.copy_threshold != self.redundancy_threshold else {}
+        (folder / SETTINGS).write_text(json.dumps(settings) + "\n")
 
     # What it is ----------------------------------------------------------------------------------------------------
 
@@ -379,8 +390,11 @@ def _settings(folder: Path) -> dict[str, float]:
         return {}
     try:
         settings = json.loads(file.read_text())
-        if settings.keys() == {"redundancy_threshold"} and 0 < settings["redundancy_threshold"] <= 1:
-            return {"redundancy_threshold": float(settings["redundancy_threshold"])}
-    except (ValueError, AttributeError, TypeError):
+        threshold = settings["redundancy_threshold"]
+        found = {CHANCE: 0.0, COPY: threshold} | settings
+        in_range = 0 < threshold <= 1 > found[CHANCE] >= 0 < found[COPY] <= 1
+        if found.keys() == {"redundancy_threshold", CHANCE, COPY} and in_range:
+            return {key: float(value) for key, value in found.items()}
+    except (ValueError, AttributeError, TypeError, KeyError):
         pass
     raise CheckpointError(f'{file} is not {{"redundancy_threshold": number above 0, at most 1}}; write it again')

@@ -7,28 +7,37 @@ hits[0].document, hits[0].score, hits[0].origin
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from racm3.document import Document, Modality
 from racm3.errors import InputError
 from racm3.memory.memory import Memory, Ranking
 from racm3.memory.metadata_filter import Where
+from racm3.retriever.choosing import Hybrid, strategy_for, word_scores
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import CANDIDATES, GROWTH, Strategy, strategy_for
+from racm3.retriever.strategy import CANDIDATES, GROWTH, Choosing, Strategy
 
-__all__ = ["Hit", "Retriever"]
+__all__ = ["Hit", "Retriever", "searcher"]
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A retrieved document: what it is, how similar to the query (cosine), and where it came from."""
+    """A retrieved document: what it is, how well it fits the query, and where it came from.
+
+    ``score`` is the cosine, or what the strategy made of ``cosine`` and ``words``, the share of the query's words that
+    its text holds (None if the query has none, or the strategy does not look at them).
+    """
 
     id: str
     score: float
     document: Document
     metadata: dict[str, Any]
     origin: str
+    cosine: float | None = None
+    words: float | None = None
 
 
 class Retriever:
@@ -63,6 +72,8 @@ class Retriever:
             raise InputError(f"exclude holds one collection of ids a query: {len(exclude)} for {len(queries)} queries")
         if modality is not None:
             where = _having(modality, where)
+        if isinstance(self.strategy, Choosing):
+            return [self._hits(*found, modality) for found in self._chosen(self.strategy, queries, k, exclude, where)]
         vectors = self.encoder.embed(queries)  # (B, D)
         chosen: dict[int, Ranking] = {}
         pending, candidates = list(range(len(queries))), CANDIDATES
@@ -75,15 +86,47 @@ class Retriever:
             full = {i for i, ranking in zip(pending, rankings, strict=True) if len(ranking) == candidates}
             pending = [i for i in pending if len(chosen[i]) < k and i in full]
             candidates *= GROWTH
-        return [self._hits(chosen[i], modality) for i in range(len(queries))]
+        return [self._hits(chosen[i], None, None, modality) for i in range(len(queries))]
 
-    def _hits(self, ranking: Ranking, modality: Modality | None) -> list[Hit]:
+    def _chosen(
+        self,
+        strategy: Choosing,
+        queries: Sequence[Document],
+        k: int,
+        exclude: Sequence[Collection[str]] | None,
+        where: Where | None,
+    ) -> list[tuple[Ranking, np.ndarray, np.ndarray | None]]:
+        """For each query the ranking, the cosines and the words of what the strategy chooses."""
+        texts = [(words.text or "") if strategy.words and (words := q.only("text")) else "" for q in queries]
+        asked = self.memory.candidates(self.encoder.embed(queries), texts, max(CANDIDATES, k), exclude, where)
+        found = []
+        for ranking, candidates in asked:
+            positions = strategy.choose(candidates, k)
+            taken, scores = ranking.at(positions), strategy.relevance(candidates)[positions]
+            words = word_scores(candidates)[positions] if candidates.terms else None
+            found.append((replace(taken, scores=scores), taken.scores, words))
+        return found
+
+    def _hits(
+        self, ranking: Ranking, cosines: np.ndarray | None, words: np.ndarray | None, modality: Modality | None
+    ) -> list[Hit]:
         hits = []
-        for item, score in zip(self.memory.get(ranking.ids), ranking.scores, strict=True):
+        for i, (item, score) in enumerate(zip(self.memory.get(ranking.ids), ranking.scores, strict=True)):
             document = item.document if modality is None else item.document.only(modality)
             assert document is not None  # `where` asked for it
-            hits.append(Hit(item.id, float(score), document, item.metadata, item.origin))
+            cosine = float(score if cosines is None else cosines[i])
+            held = None if words is None else float(words[i])
+            hits.append(Hit(item.id, float(score), document, item.metadata, item.origin, cosine, held))
         return hits
+
+
+def searcher(memory: Memory, encoder: Encoder, strategy: str | None = None) -> Retriever:
+    """A retriever for people who look for documents: by words and vectors, documents that are alike as well, unless
+    the name of a strategy says how they are chosen. Raises EncoderMismatchError, ConfigError."""
+    chosen = strategy_for(encoder, strategy or "hybrid")
+    if strategy is None and isinstance(chosen, Hybrid):
+        chosen = replace(chosen, threshold=2.0)  # no cosine is larger
+    return Retriever(memory, encoder, chosen)
 
 
 def _having(modality: Modality, where: Where | None) -> Where:

@@ -10,25 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from racm3.document import Document, Image, Part, Text
+from racm3.memory.candidates import Candidates
 from racm3.util.registry import Registry
-
-if TYPE_CHECKING:
-    from racm3.retriever.encoder import Encoder
 
 __all__ = [
     "QUERY_DROPOUT",
     "STRATEGIES",
+    "Choosing",
     "Relevance",
     "RelevanceRedundancy",
     "Strategy",
     "cache_key",
     "drop_query",
-    "strategy_for",
 ]
 
 QUERY_DROPOUT = 0.2
@@ -39,6 +37,7 @@ GREY = 128
 CANDIDATES = 64
 """Best items of a ranking that are looked at first (ours: K is 2, so redundant items rarely fill the first 64, and a
 top-64 costs little beside the matmul)."""
+PAPERS = "relevance-redundancy"
 GROWTH = 8
 """How many times more are looked at, again and again, where those did not suffice."""
 
@@ -46,7 +45,8 @@ GROWTH = 8
 class Strategy(Protocol):
     """Which documents of a ranking are retrieved. Inference, training and the search over a whole corpus use the same.
 
-    Frozen dataclasses do well: they can be sent to other processes.
+    Frozen dataclasses do well: they can be sent to other processes. One that needs more than scores and vectors is a
+    `Choosing` one.
     """
 
     @property
@@ -63,12 +63,30 @@ class Strategy(Protocol):
         ...
 
 
+@runtime_checkable
+class Choosing(Strategy, Protocol):
+    """A strategy that looks at words, or at the main document of training. `racm3.retriever.choosing` has ours."""
+
+    @property
+    def words(self) -> bool:
+        """Whether it asks for the documents that hold the words of a query."""
+        ...
+
+    def relevance(self, candidates: Candidates) -> np.ndarray:
+        """(C,): how well each candidate fits, of which a hit's score is made."""
+        ...
+
+    def choose(self, candidates: Candidates, k: int) -> list[int]:
+        """As `select`. What is not chosen was not good enough: no more candidates are asked for."""
+        ...
+
+
 STRATEGIES: Registry[Callable[[float], Strategy]] = Registry("retrieval strategy")
 """By name: what makes the strategy for an encoder's redundancy threshold. One of another package is asked for as
 MODULE:NAME."""
 
 
-@STRATEGIES.register("relevance-redundancy")
+@STRATEGIES.register(PAPERS)
 @dataclass(frozen=True)
 class RelevanceRedundancy:
     """The paper's: relevant and different ones. A candidate more similar than ``threshold`` to the query, or to one
@@ -102,11 +120,6 @@ class Relevance:
 
 
 STRATEGIES.register("relevance")(lambda _: Relevance())
-
-
-def strategy_for(encoder: Encoder, name: str | None = None) -> Strategy:
-    """The strategy of that name for an encoder, by default the paper's. Raises ConfigError if there is none."""
-    return STRATEGIES.get(name or "relevance-redundancy")(encoder.redundancy_threshold)
 
 
 def cache_key(strategy: Strategy) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from racm3.memory.memory import Memory
 from racm3.memory.metadata_filter import where as fulfilling
 from racm3.memory.rows import content_hash
 from racm3.retriever.ingest import remember_kinds
+from racm3.retriever.retriever import Hit, searcher
 from racm3.serve import picture_input as pictures
 from racm3.serve.api import Api, image_path
 from racm3.serve.guard import ApiError
@@ -170,7 +171,10 @@ def routes(api: Api) -> APIRouter:
 
     @router.post("/search", response_model=Results)
     async def search(asked: Search) -> Any:
-        """The documents nearest to words, to a picture, or to both, best first."""
+        """The documents that hold the words and are nearest to them, to a picture, or to both, best first.
+
+        Words that nothing in the memory fits find no document.
+        """
         memory = api.memory
         parts: list[Part] = [Text(asked.text)] if asked.text else []
         parts += await api.pictures([(asked.image, "image")] if asked.image else [])
@@ -178,12 +182,17 @@ def routes(api: Api) -> APIRouter:
             raise ApiError(400, "there is nothing to look for; give a text, an image or both")
         condition = fulfilling(asked.where) if asked.where else None
 
-        def look() -> list[tuple[Item, float]]:
-            (ranking,) = memory.search(api.model.encoder.embed([Document(tuple(parts))]), asked.limit, where=condition)
-            return list(zip(memory.get(ranking.ids), ranking.scores.tolist(), strict=True))
+        def look() -> list[Hit]:
+            found = searcher(memory, api.model.encoder)
+            return found.retrieve([Document(tuple(parts))], asked.limit, where=condition)[0]
 
-        ranked = await memory_thread.call(look)
-        return Results(data=[Found(**_remembered(item).model_dump(), score=score) for item, score in ranked])
+        hits = await memory_thread.call(look)
+        return Results(
+            data=[
+                Found(**_remembered(hit).model_dump(), score=hit.score, cosine=hit.cosine, words=hit.words)
+                for hit in hits
+            ]
+        )
 
     return router
 
@@ -194,7 +203,7 @@ def known(memory: Memory, ids: Sequence[str]) -> list[Item]:
     return memory.get(list(memory.known(ids)))
 
 
-def _remembered(item: Item) -> Remembered:
+def _remembered(item: Item | Hit) -> Remembered:
     return Remembered(
         id=item.id,
         text=item.document.text,

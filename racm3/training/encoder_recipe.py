@@ -149,8 +149,44 @@ def train_encoder(
     made_of = {"pictures": fingerprint(pictures), "captions": fingerprint(ids.numpy())}
     fit(encoder.model, Recipe("encoder", batch, loss, splits=False, made_of=made_of), run, folder)
     encoder.redundancy_threshold = redundancy_threshold(encoder, pictures, [texts[0] for texts in captions], folder)
+    encoder.chance_score, encoder.copy_threshold = calibrated(encoder, pictures, [texts[0] for texts in captions])
     encoder.save_pretrained(folder)
     return encoder
+
+
+def calibrated(encoder: Encoder, pictures: np.ndarray, captions: list[str]) -> tuple[float, float]:
+    """The ``chance_score`` and the ``copy_threshold`` of an encoder, on at most 1,000 documents.
+
+    Chance: the best cosine that 99 % of texts without meaning (captions with the letters of each word shuffled) stay
+    below.
+    Copies: midway between the least similar copy (saved as JPEG, resized, brightened) and the most similar other
+    document; where the two overlap, what 99 % of the copies exceed.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.choice(len(captions), min(1000, len(captions)), replace=False)
+    vectors = encoder.embed([Document.of(captions[row] or "?", Image(pictures[row])) for row in rows])
+    shuffled = [" ".join("".join(rng.permutation(list(word))) for word in captions[row].split()) for row in rows[:200]]
+    chance = np.quantile((encoder.embed([Document.of(text or "?") for text in shuffled]) @ vectors.T).max(axis=1), 0.99)
+    made = [Document.of(captions[row] or "?", copy) for row in rows[:200] for copy in copies(pictures[row])]
+    each = encoder.embed(made).reshape(len(rows[:200]), -1, encoder.dimension)  # (rows, copies, D)
+    alike = (each @ vectors[:200, :, None]).ravel()
+    others = vectors @ vectors.T
+    np.fill_diagonal(others, -1)
+    same = {captions[row] for row in rows}
+    highest = others.max() if len(same) == len(rows) else np.quantile(others.max(axis=1), 0.99)
+    copy = (alike.min() + highest) / 2 if alike.min() > highest else np.quantile(alike, 0.01)
+    return round(float(chance.clip(0, 0.99)), 3), round(float(copy.clip(0.01, 1)), 3)
+
+
+def copies(pixels: np.ndarray) -> list[Image]:
+    """The same picture saved as JPEG and a little brighter, resized, and brightened by more."""
+    height, width = pixels.shape[:2]
+    resized = PIL.Image.fromarray(pixels).resize((width * 5 // 4, height * 5 // 4))
+    return [
+        _resaved(pixels),
+        Image(np.asarray(resized)),
+        Image(np.clip(pixels.astype(np.int16) + 15, 0, 255).astype(np.uint8)),
+    ]
 
 
 def redundancy_threshold(encoder: Encoder, pictures: np.ndarray, captions: list[str], folder: Path | None) -> float:

@@ -18,9 +18,9 @@ from racm3.data import read
 from racm3.errors import ConfigError
 from racm3.generator.model import Generator
 from racm3.model_folder import ModelFolder
+from racm3.retriever.choosing import strategy_for
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.ingest import finished_memory, memory_of
-from racm3.retriever.strategy import strategy_for
 from racm3.tokens.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from racm3.tokens.markup import Markup
 from racm3.tokens.text_tokenizer import TextTokenizer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +23,10 @@ from racm3.data import read, recognise
 from racm3.data.reading import READER
 from racm3.document import Document
 from racm3.errors import SourceError
-from racm3.retriever.corpus_neighbours import PART, document_neighbours, draw_queries
+from racm3.retriever.choosing import strategy_for
+from racm3.retriever.corpus_neighbours import PART, copied, document_neighbours, draw_queries
 from racm3.retriever.encoder import Encoder
-from racm3.retriever.strategy import QUERY_DROPOUT, Strategy, cache_key, strategy_for
+from racm3.retriever.strategy import QUERY_DROPOUT, Strategy, cache_key
 from racm3.tokens.codec import token_documents
 from racm3.tokens.image_tokenizer import ImageTokenizer
 from racm3.tokens.markup import Markup
@@ -37,6 +39,8 @@ from racm3.util.progress import progress
 from racm3.util.s3 import is_remote, matching
 
 BATCH = 256
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -181,9 +185,9 @@ def prepare(
 
         def find(file: Path) -> None:
             vectors = cache.made(f"vectors-{_digest(data, made_by)}", "vectors", embed)
-            _find(cache.there(vectors), k, chosen, file)
+            _find(cache.there(vectors), k, chosen, file, encoder.copy_threshold)
 
-        name = f"neighbours-{_digest(data, made_by, *cache_key(chosen).values(), k)}.npy"
+        name = f"neighbours-{_digest(data, made_by, *cache_key(chosen).values(), k, encoder.copy_threshold)}.npy"
         return tokens, cache.made(name, "neighbours", find)
 
     tokens, neighbours = connect().from_main(names)
@@ -232,14 +236,19 @@ def _embed(path: Path, encoder: Encoder, dropouts: tuple[float, ...], seed: int,
     part.rename(folder)
 
 
-def _find(vectors: Path, k: int, strategy: Strategy, file: Path) -> None:
-    """Write (N, R, K) rows of every document's neighbours, -1 where there are fewer."""
+def _find(vectors: Path, k: int, strategy: Strategy, file: Path, copies: float | None = None) -> None:
+    """Write (N, R, K) rows of every document's neighbours, -1 where there are fewer. Documents more similar than
+    ``copies`` to the main one are skipped, and counted."""
     table, asked = (np.load(vectors / name, mmap_mode="c") for name in ("whole.npy", "queries.npy"))
     part = file.with_suffix(".part")
     with Growing(part, np.int32, (asked.shape[1], k)) as found, progress() as report:
         for first in range(len(found), len(table), PART):
-            found.append(document_neighbours(asked[first : first + PART], table, first, k, strategy))
+            found.append(document_neighbours(asked[first : first + PART], table, first, k, strategy, copies=copies))
             report("finding neighbours", len(found), len(table))
+    if copies is not None and (skipped := copied(table, copies)):
+        log.warning(
+            "%d of %d documents have copies beside them, which were not retrieved for them", skipped, len(table)
+        )
     part.rename(file)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from racm3.cli import main
+from racm3.cli.option_blocks import load_encoder
 from racm3.document import Image
+from racm3.memory.memory import Memory
 from tests.cli.as_typed import run, train_encoder
 
 
@@ -155,3 +158,32 @@ def test_a_memory_made_by_another_encoder_is_refused(
     assert train_encoder(data, tmp_path, "loop.seed=1") == 0
     assert main(["memory", "search", str(memory), "--text", "fox", "--encoder", str(tmp_path)]) == 2
     assert "was made by encoder" in capsys.readouterr().err
+
+
+def test_the_upkeep_of_a_memory(
+    memory: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def says(command: str) -> str:
+        assert run(command, memory=memory, encoder=encoder) == 0
+        return capsys.readouterr().out
+
+    opened = Memory.open(memory)
+    first = opened.ids[0]
+    (item,) = opened.get([first])
+    lines = says(f"memory similar {{memory}} '{first}' --hits 3 --encoder {{encoder}}").splitlines()
+    assert len(lines) == 3  # before any is removed
+    assert all(f"  {first}  " not in line for line in lines)
+    vectors = load_encoder(encoder).embed([item.document])
+    opened.add([replace(item, id="copy")], vectors)
+    assert says("memory dedupe {memory} --above 0.99999 --encoder {encoder}").splitlines()[0].startswith(f"{first}  ")
+    assert " documents removed" in says("memory dedupe {memory} --above 0.99999 --remove --encoder {encoder}")
+    assert "copy" not in list(Memory.open(memory).ids)
+    left = len(Memory.open(memory))  # equal squares are copies as well
+    assert f"documents  {left}\nkinds      text and image {left}" in says("memory stats {memory}")
+    assert "was changed" in says(f"memory edit {{memory}} '{first}' --text gnu --metadata n=3 --encoder {{encoder}}")
+    (changed,) = Memory.open(memory).get([first])
+    assert (changed.document.text, changed.metadata["n"], changed.document.images) == ("gnu", 3, item.document.images)
+    (line, why, *_) = says("memory search {memory} gnus --explain --encoder {encoder}").splitlines()
+    assert line.split("  ")[1] == first
+    assert why.strip().startswith("words 1.000, vectors ")
+    assert run("memory edit {memory} nothing --encoder {encoder}", memory=memory, encoder=encoder) == 2

@@ -97,7 +97,7 @@ def test_a_damaged_newest_version_in_a_bucket_is_passed_over_and_moved_aside(
     opened = Memory.open(at)
     assert list(opened.ids) == [str(i) for i in range(10)]
     (told,) = (record.message for record in caplog.records if record.levelno == logging.WARNING)
-    assert "Version 2 is read instead" in told
+    assert "Version 3 is read instead" in told
     opened.add(items(10, 10), unit(20)[10:])
     assert f"was moved to {at}/damaged/" in caplog.records[1].message
     assert len(memory.search(unit(1), 30)[0]) == 20

@@ -73,7 +73,7 @@ def test_a_damaged_newest_version_is_passed_over_by_readers_and_moved_aside_by_w
     assert list(opened.ids) == [str(i) for i in range(20)]
     (told,) = (record for record in caplog.records if record.levelno == logging.WARNING)
     assert "cannot be read" in told.message
-    assert "Version 3 is read instead" in told.message
+    assert "Version 4 is read instead" in told.message
     assert {found: found.read_bytes() for found in memory.path.rglob("*") if found.is_file()} == before
     opened.add(items(10, 20), unit(30)[20:])  # life goes on, and a reader of before sees it
     assert "moved to" in caplog.records[1].message

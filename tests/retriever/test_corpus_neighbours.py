@@ -11,24 +11,44 @@ from racm3.data import Item
 from racm3.document import Document
 from racm3.errors import ConfigError, InputError
 from racm3.memory.memory import Memory
+from racm3.model_folder import ModelFolder
 from racm3.retriever import corpus_neighbours as module
 from racm3.retriever import strategy
-from racm3.retriever.corpus_neighbours import draw_queries, memory_neighbours, neighbours
+from racm3.retriever.choosing import strategy_for
+from racm3.retriever.corpus_neighbours import (
+    copied,
+    document_neighbours,
+    draw_queries,
+    memory_neighbours,
+    neighbours,
+)
 from racm3.retriever.encoder import Encoder
 from racm3.retriever.retriever import Retriever
-from racm3.retriever.strategy import Relevance, RelevanceRedundancy, Strategy, strategy_for
+from racm3.retriever.strategy import Relevance, RelevanceRedundancy, Strategy
+from racm3.scenes.world import World
+from racm3.training.encoder_recipe import copies
 from tests.retriever.conftest import picture
 from tests.retriever.test_strategy import clustered
 
 
 def slow_neighbours(
-    queries: np.ndarray, vectors: np.ndarray, k: int, chosen_by: Strategy, exclude_rows: np.ndarray
+    queries: np.ndarray,
+    vectors: np.ndarray,
+    k: int,
+    chosen_by: Strategy,
+    exclude_rows: np.ndarray,
+    copies: float = 2.0,
 ) -> np.ndarray:
     """Walk down every full ranking, one query at a time."""
     out = np.full((len(queries), k), -1)
     for i, query in enumerate(queries):
         scores = vectors @ query
-        ranking = [row for row in np.argsort(-scores, kind="stable") if row != exclude_rows[i]]
+        own = exclude_rows[i]
+        ranking = [
+            row
+            for row in np.argsort(-scores, kind="stable")
+            if row != own and (own < 0 or vectors[row] @ vectors[own] <= copies)
+        ]
         taken = chosen_by.select(scores[ranking], vectors[ranking], k)
         out[i, : len(taken)] = np.array(ranking)[taken]
     return out
@@ -45,8 +65,10 @@ def test_neighbours_equal_the_slow_twin(monkeypatch: pytest.MonkeyPatch, count: 
     queries = np.concatenate([vectors[:70], clustered(60, 6, seed=1)])
     exclude = np.where(np.arange(len(queries)) < 70, np.arange(len(queries)), -1)
     exclude[exclude >= count] = -1
-    found = neighbours(queries, vectors, k, RelevanceRedundancy(threshold), exclude)
-    np.testing.assert_array_equal(found, slow_neighbours(queries, vectors, k, RelevanceRedundancy(threshold), exclude))
+    chosen_by = RelevanceRedundancy(threshold)
+    for above in (2.0, 0.8):  # copies of the main document
+        found = neighbours(queries, vectors, k, chosen_by, exclude, copies=above)
+        np.testing.assert_array_equal(found, slow_neighbours(queries, vectors, k, chosen_by, exclude, above))
 
 
 def test_some_queries_need_more_than_the_first_candidates() -> None:
@@ -115,7 +137,8 @@ def test_a_memory_s_neighbours_are_those_of_its_documents(
     assert done == [6, 12, 16, 22, 28, 32, 36]
     queries = draw_queries(DOCUMENTS, encoder, (0.0,), np.random.default_rng(0)).reshape(-1, encoder.dimension)
     own = np.repeat(np.arange(len(IDS)), 2)
-    expected = slow_neighbours(queries, encoder.embed(DOCUMENTS), 3, strategy_for(encoder), own)
+    vectors = encoder.embed(DOCUMENTS)
+    expected = slow_neighbours(queries, vectors, 3, strategy_for(encoder), own, encoder.copy_threshold)
     assert [row["neighbours"] for row in rows if row["dropout"] == 0] == [
         [IDS[row] for row in found if row >= 0] for found in expected
     ]
@@ -167,6 +190,7 @@ def test_a_strategy_of_another_package(
     (tmp_path / "their_strategy.py").write_text(THEIRS, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     theirs = strategy_for(encoder, "their_strategy:EverySecond")
+    monkeypatch.setattr(encoder, "copy_threshold", 2.0)  # a retriever knows of no main document
     vectors = encoder.embed(DOCUMENTS)
     for k in (3, 30):  # of which the first candidates are too few
         monkeypatch.setattr(module, "CANDIDATES", 8)
@@ -189,3 +213,27 @@ def test_plain_relevance_keeps_what_is_redundant(encoder: Encoder) -> None:
     plain = strategy_for(encoder, "relevance")
     assert neighbours(vectors[:1], vectors, 4, plain).tolist() == [ranking[:4].tolist()]
     assert neighbours(vectors[:1], vectors, 4, strategy_for(encoder)).tolist() != [ranking[:4].tolist()]
+
+
+def test_no_copy_of_the_main_document_is_retrieved_for_it() -> None:
+    """Exact, as JPEG, resized, brightened: of a part of the document they are less like it than the threshold."""
+    encoder = ModelFolder().encoder()
+    items = list(World().items("memory"))[:120]
+    main = [item.document for item in items]
+    made = [Document.of(d.text or "", copy) for d in main[:30] for copy in (d.images[0], *copies(d.images[0].pixels))]
+    vectors = encoder.embed([*main, *made])
+    queries = draw_queries(main, encoder, (0.0,), np.random.default_rng(0))
+    of = np.concatenate([np.full(len(main), -1), np.repeat(np.arange(30), 4)])  # whose copy a row is
+
+    def copied_in(found: np.ndarray) -> int:
+        return sum(of[row] == number for number, rows in enumerate(found.reshape(len(main), -1)) for row in rows)
+
+    chosen_by = strategy_for(encoder)
+    unaware = document_neighbours(queries, vectors, 0, 2, chosen_by)
+    aware = document_neighbours(queries, vectors, 0, 2, chosen_by, copies=encoder.copy_threshold)
+    assert copied_in(unaware) > 30
+    assert copied_in(aware) == 0
+    assert (aware >= 0).all()  # other pictures of the same things are no copies
+    twins = copied(encoder.embed(main), encoder.copy_threshold)  # the same scene of two things that look the same
+    assert twins <= 0.05 * len(main)
+    assert 30 * 5 <= copied(vectors, encoder.copy_threshold) <= 30 * 5 + twins

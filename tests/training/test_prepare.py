@@ -225,11 +225,11 @@ def test_neighbours_go_on_where_they_were_broken_off(tmp_path: Path, monkeypatch
     module._find(tmp_path, 2, RelevanceRedundancy(0.9), tmp_path / "one.npy")
     asked: list[int] = []
 
-    def breaks(queries: np.ndarray, table: np.ndarray, first: int, *settings: Any) -> np.ndarray:
+    def breaks(queries: np.ndarray, table: np.ndarray, first: int, *settings: Any, **more: Any) -> np.ndarray:
         asked.append(first)
         if asked.count(14) == 1 and first == 14:
             raise KeyboardInterrupt
-        return document_neighbours(queries, table, first, *settings)
+        return document_neighbours(queries, table, first, *settings, **more)
 
     monkeypatch.setattr(module, "PART", 7)
     monkeypatch.setattr(module, "document_neighbours", breaks)
@@ -287,7 +287,8 @@ def test_another_strategy_is_another_set_and_the_usual_one_is_known_as_ever(
 ) -> None:
     cache = Cache(tmp_path / "cache")
     prepare(folder, TEXT, image, markup, encoder, cache)
-    name = _digest(_files(folder), (encoder.fingerprint, (0.0, 0.2), 0), encoder.redundancy_threshold, 2)
+    made_by = (encoder.fingerprint, (0.0, 0.2), 0)
+    name = _digest(_files(folder), made_by, encoder.redundancy_threshold, 2, encoder.copy_threshold)
     assert [file.name for file in cache.folder.glob("neighbours-*")] == [f"neighbours-{name}.npy"]
     prepare(folder, TEXT, image, markup, encoder, cache, strategy=Relevance())
     assert len(list(cache.folder.glob("neighbours-*"))) == 2
