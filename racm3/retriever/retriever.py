@@ -97,7 +97,8 @@ class Retriever:
         where: Where | None,
     ) -> list[tuple[Ranking, np.ndarray, np.ndarray | None]]:
         """For each query the ranking, the cosines and the words of what the strategy chooses."""
-        texts = [(words.text or "") if strategy.words and (words := q.only("text")) else "" for q in queries]
+        told = [query.only("text") if strategy.words else None for query in queries]
+        texts = [(one and one.text) or "" for one in told]
         asked = self.memory.candidates(self.encoder.embed(queries), texts, max(CANDIDATES, k), exclude, where)
         found = []
         for ranking, candidates in asked:

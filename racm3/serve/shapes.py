@@ -331,7 +331,7 @@ class Remembered(BaseModel):
 
 class Found(Remembered):
     score: float = Field(description="Of the cosine and the words; 1 is the best there can be")
-    cosine: float = Field(description="Of the vectors of query and document")
+    cosine: float | None = Field(description="Of the vectors of query and document")
     words: float | None = Field(description="The share of the query's words that the text holds; null without words")
 
 
