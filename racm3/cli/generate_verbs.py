@@ -137,14 +137,14 @@ class Serve(Verb, name="serve"):
     # Hosts whose pictures may be given by their https URL; none by default.
     fetch_from: Annotated[tuple[str, ...], arg(metavar="[HOST ...]")] = ()
     policy: OptionalText = None  # A function that checks every request and answer, as MODULE:FUNCTION.
-    # Limits of racm3.serve.guard.Limits that replace the usual ones, such as queue=100 timeout_s=20.
+    # Limits of racm3.serve.limits.Limits that replace the usual ones, such as queue=100 timeout_s=20.
     set: Overrides = ()
 
     def run(self) -> None:
         if not 0 <= self.port <= LAST_PORT:
             raise InputError(f"--port is {self.port}; give 1 to {LAST_PORT}, or 0 for any that is free")
         from racm3.serve import run
-        from racm3.serve.guard import LIMITS
+        from racm3.serve.limits import LIMITS
         from racm3.util.config import override
 
         run.serve(

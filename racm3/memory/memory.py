@@ -484,7 +484,7 @@ def _fact(row: dict[str, Any]) -> Facts:
     check_facts(row)
     parts = json.loads(row["parts"])
     modalities: frozenset[Modality] = frozenset("text" if isinstance(part, str) else "image" for part in parts)
-    return Facts(row["id"], json.loads(row["metadata"]), modalities, row["origin"])
+    return Facts(row["id"], json.loads(row["metadata"]), modalities, row["origin"], row["text"])
 
 
 def _facts(snapshot: Snapshot, addresses: np.ndarray) -> list[Facts]:

@@ -13,7 +13,8 @@ from racm3.retriever.encoder import Encoder
 from racm3.retriever.ingest import memory_of
 from racm3.scenes.world import World
 from racm3.serve.api import Policy
-from racm3.serve.guard import LIMITS, LOOPBACK_HOSTS, Limits, Tokens, is_loopback
+from racm3.serve.guard import LOOPBACK_HOSTS, Tokens, is_loopback
+from racm3.serve.limits import LIMITS, Limits
 
 WORLD_MEMORY = Path("out/serve/memory")
 WORLD = World(memory=2)

@@ -23,7 +23,8 @@ from racm3.errors import ConfigError
 from racm3.generator.sampling import Sampling
 from racm3.pipeline import RACM3, Settings
 from racm3.serve.app import create_app
-from racm3.serve.guard import LIMITS, LOOPBACK_HOSTS, Tokens
+from racm3.serve.guard import LOOPBACK_HOSTS, Tokens
+from racm3.serve.limits import LIMITS
 from racm3.serve.run import load_policy
 from tests.serve.conftest import NAME, data_url, decoded, open_model
 from tests.test_pipeline import picture

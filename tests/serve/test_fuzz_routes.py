@@ -18,7 +18,8 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 
 from benchmarks.serve_hostile import HANG_S, attack
 from racm3.serve.app import create_app
-from racm3.serve.guard import LIMITS, Tokens
+from racm3.serve.guard import Tokens
+from racm3.serve.limits import LIMITS
 from tests.serve.conftest import listening, open_model
 
 TOKEN = "t" * 20
