@@ -27,13 +27,14 @@ from racm3.errors import ConfigError, InputError, MemoryStoreError, PromptTooLon
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
 from racm3.serve import picture_input as pictures
+from racm3.serve.answers import Attribution, Source, Used
 from racm3.serve.call import Late, call
 from racm3.serve.engine_thread import Busy, EngineThread, Happening, Place
 from racm3.serve.fair import Gate
 from racm3.serve.files import Files
 from racm3.serve.guard import ApiError, error_body, too_many
 from racm3.serve.limits import Limits
-from racm3.serve.shapes import TEXT, Attribution, Options, Source, Used
+from racm3.serve.shapes import TEXT, Options
 from racm3.settings import USUAL, Settings
 from racm3.util.config import RENAMED, from_dict, to_dict
 
@@ -293,7 +294,7 @@ def settings_of(options: Options, temperature_of: Modality = "image") -> Setting
 
 def image_path(item_id: str) -> str:
     """Where the API gives the first picture of a document."""
-    return f"/v1/memory/images/{quote(item_id, safe='')}"
+    return f"{call().root_path}/v1/memory/images/{quote(item_id, safe='')}"
 
 
 def base64_png(picture: PIL.Image.Image) -> str:

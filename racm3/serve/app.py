@@ -30,12 +30,13 @@ from racm3 import __version__
 from racm3.errors import RACM3Error
 from racm3.pipeline import RACM3
 from racm3.serve import chat_routes, image_routes, memory_routes
+from racm3.serve.answers import Error, Model, ModelFacts, Models, Status, Vector, Vectors, VectorUsage
 from racm3.serve.api import Api, Policy, as_api_error, first_problem
 from racm3.serve.call import Late, call
 from racm3.serve.engine_thread import Busy
 from racm3.serve.guard import ApiError, Guard, Metrics, Tokens, error_body
 from racm3.serve.limits import LIMITS, Limits
-from racm3.serve.shapes import Embedding, Error, Model, ModelFacts, Models, Status, Vector, Vectors, VectorUsage
+from racm3.serve.shapes import Embedding
 
 PAGE = Path(__file__).with_name("page")
 STYLE_FILE = re.compile(r'<link rel="stylesheet" href="(\w+\.css)">')
@@ -101,6 +102,7 @@ def create_app(
     for routes in (image_routes.routes, chat_routes.routes, memory_routes.routes, _models, _embeddings):
         app.include_router(routes(api), dependencies=protected)
     app.include_router(_system(api, metrics))
+    app.state.engine_thread = api.engine_thread
     return app
 
 

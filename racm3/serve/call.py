@@ -31,13 +31,14 @@ class Late(Exception):
 
 @dataclass
 class Call:
-    """One request. ``client``: a digest of its token, or its address. ``until``: by the clock of the event loop,
-    which is ``time.monotonic``."""
+    """One request. ``client``: a digest of its token, or its address. ``root_path``: where a proxy puts the server.
+    ``until``: by the clock of the event loop, which is ``time.monotonic``."""
 
     id: str
     client: str = "unknown"
     timeout_s: float = 60.0
     began: float = field(default_factory=time.monotonic)
+    root_path: str = ""
     received_bytes: int = 0
     sent_bytes: int = 0
     prompt_tokens: int = 0

@@ -14,29 +14,22 @@ from fastapi import APIRouter
 from racm3.completion import Completion, Request
 from racm3.document import Document, Hole, Image, Part, Text
 from racm3.pipeline import RACM3
+from racm3.serve.answers import (
+    ChatCompletion,
+    Choice,
+    Classifications,
+    Classified,
+    Label,
+    LogProbs,
+    Said,
+    TextUsage,
+    TokenLogProb,
+)
 from racm3.serve.api import STREAM, Api, base64_png, comment, event, new_tokens, settings_of, streamed, too_long
 from racm3.serve.call import call
 from racm3.serve.engine_thread import Place
 from racm3.serve.guard import ApiError
-from racm3.serve.shapes import (
-    AnyPart,
-    Chat,
-    ChatCompletion,
-    Choice,
-    Classification,
-    Classifications,
-    Classified,
-    HolePart,
-    ImagePart,
-    ImageUrl,
-    Label,
-    LogProbs,
-    Message,
-    Said,
-    TextPart,
-    TextUsage,
-    TokenLogProb,
-)
+from racm3.serve.shapes import AnyPart, Chat, Classification, HolePart, ImagePart, ImageUrl, Message, TextPart
 from racm3.settings import Settings
 from racm3.tokens.codec import NOTHING
 from racm3.util.config import override

@@ -24,7 +24,9 @@ from typing import Any, TypeVar
 
 from racm3.completion import Completion, Partial, Request
 from racm3.document import Hole, Text
-from racm3.errors import InputError, RACM3Error
+from racm3.errors import ConfigError, InputError, RACM3Error
+from racm3.generator.model import Generator
+from racm3.model_folder import ModelFolder
 from racm3.pipeline import RACM3, Progress
 from racm3.serve.call import Late
 from racm3.serve.fair import FairQueue
@@ -72,7 +74,7 @@ class Pending:
     ) -> None:
         self.asked, self.show, self.attribution = asked, show, attribution
         self.timeout_s, self.until, self.client = timeout_s, until, client
-        self.cancelled = False
+        self.cancelled = self.begun = False
         self.going: dict[int, Iterator[Partial | None]] = {}
         self.done: dict[int, Completion] = {}
         self.place: Place | None = None
@@ -165,6 +167,7 @@ class EngineThread:
         self._running: list[Pending] = []
         self._row_steps_a_s = USUAL_ROW_STEPS_A_S
         self._places_told = 0.0
+        self._new_weights: Generator | None = None
         self._changed = threading.Condition()
         self._stopping = False
         self._look_ups = ThreadPoolExecutor(1, "racm3-look-up")
@@ -173,9 +176,7 @@ class EngineThread:
     @property
     def waiting(self) -> int:
         with self._changed:
-            return len(
-                {id(pending) for pending, _ in (*self._waiting, *self._sought, *(one for one, _ in self._found))}
-            )
+            return self._not_begun() + len({id(pending) for pending, _ in self._sought})
 
     @property
     def running(self) -> int:
@@ -215,7 +216,7 @@ class EngineThread:
         until = time.monotonic() + timeout_s if until is None else until
         pending = Pending(asked, show, attribution, timeout_s, until, client)
         with self._changed:
-            self._check_room(len({id(waiting) for waiting, _ in self._waiting}))
+            self._check_room(self._not_begun())
             for number, one in enumerate(asked):
                 self._waiting.put((pending, number), client, self.cost(one))
             self._changed.notify()
@@ -249,6 +250,32 @@ class EngineThread:
             self._changed.notify()
         return await asyncio.wrap_future(future)
 
+    def _not_begun(self) -> int:
+        return len({id(pending) for pending, _ in self._waiting if not pending.begun})
+
+    def reload(self, models: str) -> None:
+        """Open the generator of the folder ``models`` again; what begins afterwards is answered by its weights. One
+        that is damaged, or of another shape, is logged and not taken."""
+
+        def read() -> None:
+            try:
+                new = ModelFolder.open(models).generator()
+                if new.config != self.model.generator.config:
+                    raise ConfigError("its generator has another shape; start the server anew")
+            except Exception as error:
+                log.error("the weights of %s are not taken: %s", models, error)
+                return
+            with self._changed:
+                self._new_weights = new
+                self._changed.notify()
+
+        threading.Thread(target=read, name="racm3-reload", daemon=True).start()
+
+    def _reload(self, new: Generator) -> None:
+        self.model.generator.load_state_dict(new.state_dict())  # the engine notices that its tensors changed
+        self._new_weights = None
+        log.warning("the weights were opened again")
+
     def _check_room(self, waiting: int) -> None:
         if self._stopping or waiting >= self.queue:
             ahead = sum(self.cost(pending.asked[number]) for pending, number in self._waiting)
@@ -268,11 +295,15 @@ class EngineThread:
     def _something_to_do(self) -> bool:
         """Wait until there is; False when the thread is to end."""
         with self._changed:
-            while not (self._calls or self._running or self._found or (self._waiting and not self._sought)):
+            while not (self._calls or self._running or self._found or (self._ready and not self._sought)):
                 if self._stopping and not self._sought:
                     return False
                 self._changed.wait()
         return True
+
+    @property
+    def _ready(self) -> bool:
+        return bool(self._waiting) or self._new_weights is not None
 
     def _do_calls(self) -> None:
         until = time.monotonic() + CALLS_S
@@ -314,12 +345,17 @@ class EngineThread:
         with self._changed:
             if self._sought:
                 return
+            if self._new_weights is not None:
+                if self._running:
+                    return  # those that are under way are finished by the old ones
+                self._reload(self._new_weights)
             rows = sum(pending.rows for pending in self._running)
             while self._waiting:
                 pending, number = self._waiting.first()
                 rows += _rows(pending.asked[number].settings)
                 if rows > self.model.engine.max_rows and (self._running or self._sought):
                     break
+                pending.begun = True
                 self._sought.append(self._waiting.get())
             sought = list(self._sought)
             self._tell_places()

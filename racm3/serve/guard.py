@@ -207,7 +207,7 @@ class Guard:
         async def sending(message: Message) -> None:
             nonlocal status, complete
             if message["type"] == "http.response.start":
-                if own.timer is not None:
+                if own.timer is not None and not own.timer.expired():
                     own.timer.reschedule(None)  # a stream looks at its time by itself
                 status = message["status"]
                 message["headers"] = [*message["headers"], *self._headers, (b"x-request-id", own.id.encode())]
@@ -249,7 +249,8 @@ class Guard:
             own.log(scope["method"], scope["path"], route, status or 500, seconds)
 
     def _check_head(self, scope: Scope, headers: Mapping[str, str], own: Call) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        own.root_path = scope.get("root_path", "")
+        path = scope["path"].removeprefix(own.root_path)
         self._check_origin(scope, headers, path)
         granted: Grant | None = "write"
         own.client = (scope.get("client") or ("unknown",))[0]

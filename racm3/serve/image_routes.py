@@ -21,21 +21,12 @@ from racm3 import tasks
 from racm3.completion import Completion, Partial, Request
 from racm3.document import Document, Hole, Image
 from racm3.serve import picture_input as pictures
+from racm3.serve.answers import Drawn, Images, ImageUsage, TokenDetails
 from racm3.serve.api import STREAM, Api, comment, event, new_tokens, settings_of, streamed
 from racm3.serve.call import call
 from racm3.serve.engine_thread import Place
 from racm3.serve.guard import ApiError
-from racm3.serve.shapes import (
-    Drawing,
-    Drawn,
-    Edit,
-    Generation,
-    Images,
-    ImageUsage,
-    Signed,
-    TokenDetails,
-    Variation,
-)
+from racm3.serve.shapes import Drawing, Edit, Generation, Signed, Variation
 from racm3.settings import Settings
 
 SMALLEST_PX, LARGEST_PX = 16, 1024

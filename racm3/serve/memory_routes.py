@@ -17,10 +17,11 @@ from racm3.memory.memory import Memory
 from racm3.memory.metadata_filter import Facts, Where
 from racm3.memory.metadata_filter import where as fulfilling
 from racm3.memory.rows import content_hash
+from racm3.serve.answers import Deleted, Found, Page, Remembered, Results
 from racm3.serve.api import Api, image_path
 from racm3.serve.guard import ApiError
 from racm3.serve.image_routes import form_of
-from racm3.serve.shapes import ID, Changed, Deleted, Found, NewDocument, Page, Pages, Remembered, Results, Search, Which
+from racm3.serve.shapes import ID, Changed, NewDocument, Pages, Search, Which
 
 ORIGIN = "api"
 METADATA_CHARS = 20_000

@@ -44,13 +44,12 @@ def opened(data: bytes, what: str, *, whole: bool = False) -> Image:
     """
     try:
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            if whole or picture.format != "JPEG" or picture.width * picture.height <= AS_IT_IS_PIXELS:
-                shown = Image.open(data)
-            else:
+            if not whole and picture.format == "JPEG" and picture.width * picture.height > AS_IT_IS_PIXELS:
                 scale = SIDE_PX / min(picture.size)
                 picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
-                shown = Image.open(picture)
-            return shown if whole else _looked_at(shown)
+                return Image.open(picture).resized(min(*picture.size, SIDE_PX))
+        shown = Image.open(data)
+        return shown if whole else _looked_at(shown)
     except ImageError as error:
         raise ImageError(f"{what}: {str(error).replace(f'{picture!s}', 'the given bytes')}") from None
     except Exception as error:  # what Pillow's parsers raise at damaged bytes is of every kind

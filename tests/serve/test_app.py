@@ -216,7 +216,7 @@ def test_a_text_is_attributed_to_the_sources(client: TestClient) -> None:
     ("path", "body", "message"),
     [
         ("/v1/images/generations", {"promt": "a fox"}, "no field 'promt'"),
-        ("/v1/images/generations", {"prompt": " "}, "prompt: String should match"),
+        ("/v1/images/generations", {"prompt": " "}, "prompt: a text with a visible character"),
         ("/v1/images/generations", {"prompt": "a", "n": "2"}, "n: Input should be a valid integer"),
         ("/v1/images/generations", {"prompt": "a", "size": "64x32"}, "pictures are squares"),
         ("/v1/images/generations", {"prompt": "a", "stream": True, "n": 2}, "shows one picture"),
