@@ -411,7 +411,10 @@ def _path(loc: Sequence[str | int], body: Any, kind: str) -> list[str | int]:
     for number, part in enumerate(loc):
         if number == 0 and part in ("body", "query", "path"):
             continue
-        last = number == len(loc) - 1 and kind == "missing"
+        end = number == len(loc) - 1
+        if isinstance(at, dict) and at.get("type") == part and not end:
+            continue  # which of several types of parts it is
+        last = end and kind == "missing"
         if isinstance(at, dict) and (part in at or last):
             path.append(part)
             at = at.get(part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import resource
 import signal
 import socket
@@ -129,8 +130,9 @@ def listening(host: str, port: int) -> socket.socket:
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
     except OSError as error:
+        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise ConfigError(
-            f"{host}:{port} cannot be listened at: {error.strerror}; give another --port, 0 for any that is free, or "
+            f"{host}:{port} cannot be listened at: {why}; give another --port, 0 for any that is free, or "
             "end what has it"
         ) from None
     listener.set_inheritable(False)

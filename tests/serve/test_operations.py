@@ -23,11 +23,13 @@ from fastapi.testclient import TestClient
 
 from racm3 import cli
 from racm3.pipeline import RACM3
-from racm3.serve import run
+from racm3.serve import engine_thread, run
 from racm3.serve.app import create_app
+from racm3.serve.engine_thread import Place
 from racm3.serve.limits import limits_table
 from tests.serve.conftest import decoded
 from tests.serve.test_app import FOX
+from tests.serve.test_engine_thread import FOX as ASKED
 from tests.serve.test_engine_thread import working
 
 ROOT = Path(__file__).parents[2]
@@ -142,18 +144,18 @@ def test_weights_that_were_opened_again_answer_what_comes_next(models: Path, mem
         assert np.array_equal(drawn(), wanted)
 
 
-def test_those_that_wait_are_told_how_many_are_ahead(models: Path, memory_path: Path) -> None:
-    from racm3.serve.engine_thread import Place
-    from tests.serve.test_engine_thread import FOX as ASKED
-
+def test_those_that_wait_are_told_how_many_are_ahead(
+    models: Path, memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_thread, "PLACES_S", 0.0)
     model = RACM3.from_pretrained(models, memory_path)
 
     async def run() -> list[Any]:
-        async with working(model) as engine_thread:
-            first = engine_thread.submit([ASKED] * 60, timeout_s=60, client="one")
-            while not engine_thread.running:
+        async with working(model) as own:
+            first = own.submit([ASKED] * 60, timeout_s=60, client="one")
+            while not own.running:
                 await asyncio.sleep(0.001)
-            second = engine_thread.submit([ASKED], timeout_s=60, client="one", show=True)
+            second = own.submit([ASKED], timeout_s=60, client="one", show=True)
             happenings = [happening async for happening in second.events()]
             await first.completions()
             return happenings
