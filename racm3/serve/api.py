@@ -408,12 +408,14 @@ def _path(loc: Sequence[str | int], body: Any, kind: str) -> list[str | int]:
     """Where in what was sent a problem is: without what pydantic adds, such as the names of its types."""
     path: list[str | int] = []
     at = body
+    told: Any = None
     for number, part in enumerate(loc):
         if number == 0 and part in ("body", "query", "path"):
             continue
         end = number == len(loc) - 1
-        if isinstance(at, dict) and at.get("type") == part and not end:
-            continue  # which of several types of parts it is
+        if isinstance(at, dict) and at is not told and at.get("type") == part and not end:
+            told = at  # which of several types of parts it is
+            continue
         last = end and kind == "missing"
         if isinstance(at, dict) and (part in at or last):
             path.append(part)

@@ -377,8 +377,10 @@ class EngineThread:
 
     def _look_up(self, every: Sequence[Piece]) -> None:
         """All together, or each by itself where one of them cannot start. In the thread for that."""
-        here = [(pending, number) for pending, number in every if not (pending.cancelled or pending.late)]
-        found: list[tuple[Piece, Progress | Exception]] = []
+        here = [piece for piece in every if not (piece[0].cancelled or piece[0].late)]
+        found: list[tuple[Piece, Progress | Exception]] = [
+            (piece, Late(piece[0].timeout_s)) for piece in every if piece not in here
+        ]
         try:
             found += zip(here, self.model.start([pending.asked[number] for pending, number in here]), strict=True)
         except Exception:
@@ -429,6 +431,6 @@ def _rows(settings: Settings) -> int:
 
 def _told(error: Exception) -> Exception:
     """The error, logged unless it is one of those that tell the client what to do."""
-    if not isinstance(error, RACM3Error):
+    if not isinstance(error, (RACM3Error, Late)):
         log.error("a request failed", exc_info=error)
     return error

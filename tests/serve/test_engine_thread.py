@@ -82,6 +82,26 @@ def test_who_has_gone_and_whose_time_is_up_leave_room(model: RACM3) -> None:
     asyncio.run(run())
 
 
+def test_one_whose_time_is_up_while_it_is_looked_up_is_told(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = model.start
+
+    def slow(requests: list[Request]) -> object:
+        time.sleep(0.5)
+        return start(requests)
+
+    async def run() -> None:
+        async with working(model) as engine_thread:
+            monkeypatch.setattr(model, "start", slow)
+            first = engine_thread.submit([FOX], timeout_s=60)
+            late = [engine_thread.submit([FOX], timeout_s=0.2) for _ in range(2)]
+            for one in late:
+                with pytest.raises(Late):
+                    await one.completions()
+            assert len(await first.completions()) == 1
+
+    asyncio.run(run())
+
+
 def test_requests_may_come_while_those_that_wait_are_looked_through(
     model: RACM3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
