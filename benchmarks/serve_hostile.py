@@ -1,8 +1,12 @@
 """Ten thousand hostile requests: bodies, forms, pictures, URLs, paths and heads that no honest client sends, and
-clients that go away in the middle. The server refuses each, goes on answering, and leaks nothing.
+clients that go away in the middle. The server refuses each, goes on answering, and leaks nothing. Then two hundred
+costly ones: many and large pictures, long texts, many samples, slow bodies, half heads, floods, from one client, while
+another one, the bystander, draws, lists and searches as it did when it was alone.
 
 Ends with one JSON line: requests sent, answers of 5xx, requests that hung, whether the server answers honest requests
-as before, and what it has more of at the end than after the first tenth: memory (a share), open files, threads.
+as before, and what it has more of at the end than after the first tenth: memory (a share), open files, threads;
+the bystander's 95th percentile under the costly ones over that when it was alone, how many of its requests failed or
+took ten times as long as its slowest alone, and the most memory that the server had meanwhile over that before.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import socket
 import struct
 import tempfile
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -268,11 +273,173 @@ def attack(port: int, seeds: Sequence[int], threads: int = 4) -> Counter[str]:
     return found
 
 
+# Costly requests ---------------------------------------------------------------------------------------------------
+
+ATTACKER, BYSTANDER = "attacker-" * 3, "bystander-" * 3
+SLOW_S = 8.0
+"""How long a slow body or half a head is drawn out."""
+
+
+@functools.cache
+def blank_url(width: int, height: int) -> str:
+    rows = zlib.compress((b"\0" + b"\xff" * 3 * width) * height, 9)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    png += chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def costly(seed: int) -> tuple[str, object]:
+    """Path and body of a request that is allowed, or nearly, and as dear as one can be."""
+    rng = random.Random(seed)
+    large, fitting = blank_url(3900, 4000), blank_url(2000, 2000)
+    shown = {"type": "image_url", "image_url": {"url": large}}
+    wide = {"samples": 16, "context_aware": 1.5, "seed": seed}
+    return [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [shown] * 64}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [shown]}], "max_tokens": 48}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "word " * 1999}] * 64}),
+        ("/v1/classify", {"images": [fitting] * 8, "examples": {"a": [fitting] * 2, "b": [fitting] * 2}}),
+        ("/v1/memory/search", {"image": large, "limit": 100}),
+        ("/v1/images/generations", {"prompt": f"a fox {seed}", "n": 10, "racm3": wide}),
+        ("/v1/images/generations", {"prompt": f"an owl {seed}", "racm3": wide | {"attribution": True}}),
+        ("/v1/embeddings", {"input": ["word " * 1999] * 128}),
+    ][rng.randrange(8)]
+
+
+def headers(token: str, length: int) -> bytes:
+    return f"Host: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nContent-Length: {length}\r\n".encode()
+
+
+def ask(port: int, token: str, method: str, path: str, body: object = None) -> str:
+    content = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nContent-Type: application/json\r\nConnection: close\r\n".encode()
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as connection:
+            connection.sendall(head + headers(token, len(content)) + b"\r\n" + content)
+            answer = connection.recv(64)
+            while connection.recv(1 << 16):
+                pass
+    except TimeoutError:
+        return "hung"
+    except OSError:
+        return "closed"
+    return answer[9:12].decode("latin-1")
+
+
+def drawn_out(port: int, data: bytes) -> str:
+    """Send a byte now and then."""
+    until = time.monotonic() + SLOW_S
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as connection:
+            for byte in data:
+                connection.sendall(bytes([byte]))
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.1)
+    except OSError:
+        return "closed"
+    return "left"
+
+
+def attacked(port: int, count: int, threads: int = 16) -> Counter[str]:
+    """So many costly requests of one client; how many got which status."""
+    found: Counter[str] = Counter()
+    left, lock = iter(range(count)), threading.Lock()
+
+    def run() -> None:
+        while True:
+            with lock:
+                seed = next(left, None)
+            if seed is None:
+                return
+            kind = seed % 8
+            if kind == 0:
+                status = drawn_out(port, b"POST /v1/memory/search HTTP/1.1\r\n" + headers(ATTACKER, 999) + b"\r\n{")
+            elif kind == 1:
+                status = drawn_out(port, b"GET /" + b"a" * 999)
+            elif kind == 2:
+                status = [ask(port, ATTACKER, "GET", "/v1/memory/documents?limit=100&sort=text") for _ in range(20)][-1]
+            else:
+                status = ask(port, ATTACKER, "POST", *costly(seed))
+            with lock:
+                found[status] += 1
+
+    workers = [threading.Thread(target=run) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return found
+
+
+def bystander(port: int, go_on: Callable[[int], bool]) -> tuple[list[float], int]:
+    """Seconds that honest requests took, one after the other, and how many failed."""
+    honest: list[tuple[str, str, object]] = [
+        ("POST", "/v1/images/generations", {"prompt": "a fox in the snow"}),
+        ("GET", "/v1/memory/documents?limit=20", None),
+        ("POST", "/v1/memory/search", {"text": "an owl at night"}),
+    ]
+    seconds: list[float] = []
+    failed = 0
+    while go_on(len(seconds)):
+        began = time.monotonic()
+        failed += ask(port, BYSTANDER, *honest[len(seconds) % 3]) != "200"
+        seconds.append(time.monotonic() - began)
+    return seconds, failed
+
+
+def percentile(seconds: Sequence[float], share: float) -> float:
+    return sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))]
+
+
+def costs(memory: Path, count: int, quiet: int) -> dict[str, object]:
+    """What costly requests of one client cost another."""
+    from serve_load import Server
+
+    tokens = memory.parent / "tokens"
+    tokens.write_text(f"write {ATTACKER}\nwrite {BYSTANDER}\n", encoding="ascii")
+    for shape in ((3900, 4000), (2000, 2000)):
+        blank_url(*shape)
+    with Server(memory, "--token-file", str(tokens)) as server:
+        bystander(server.port, lambda done: done < 6)  # the first of a kind takes longer
+        alone, _ = bystander(server.port, lambda done: done < quiet)
+        before, most = server.rss_bytes, 0
+        found: list[Counter[str]] = []
+        attack_ = threading.Thread(target=lambda: found.append(attacked(server.port, count)))
+        attack_.start()
+
+        def go_on(_: int) -> bool:
+            nonlocal most
+            most = max(most, server.rss_bytes)
+            return attack_.is_alive()
+
+        seconds, failed = bystander(server.port, go_on)
+        attack_.join()
+    starved = failed + sum(one > 10 * max(alone) for one in seconds)
+    for status, number in sorted(found[0].items()):
+        print(f"costly {status}  {number}")
+    print(
+        f"bystander alone: {len(alone)} requests, p50 {percentile(alone, 0.5):.2f} s, "
+        f"p95 {percentile(alone, 0.95):.2f} s; "
+        f"attacked: {len(seconds)}, p50 {percentile(seconds, 0.5):.2f} s, p95 {percentile(seconds, 0.95):.2f} s, "
+        f"longest {max(seconds):.2f} s"
+    )
+    return {
+        "costly": sum(found[0].values()),
+        "costly_5xx": sum(number for status, number in found[0].items() if status.startswith("5")),
+        "bystander_ratio": round(percentile(seconds, 0.95) / percentile(alone, 0.95), 2),
+        "starved": starved,
+        "costly_memory": round(most / before, 2),
+    }
+
+
 def main() -> None:
     from serve_load import Server, make_memory
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--costly", type=int, default=200)
+    parser.add_argument("--quiet", type=int, default=60, help="requests of the bystander before the costly ones")
     parser.add_argument("--memory", type=Path, help="a memory to copy; by default the built-in world's, made anew")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -291,6 +458,7 @@ def main() -> None:
             found += attack(server.port, range(args.requests // 10, args.requests))
             late = has()
             same = json.loads(server.client(*honest)[1])["data"] == before
+        cost = costs(memory, args.costly, args.quiet)
     for status, count in sorted(found.items()):
         print(f"{status}  {count}")
     result = {
@@ -301,6 +469,7 @@ def main() -> None:
         "memory_growth": round(late[0] / early[0] - 1, 4),
         "more_files": late[1] - early[1],
         "more_threads": late[2] - early[2],
+        **cost,
     }
     print(json.dumps(result))
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from racm3.errors import ConfigError
 from racm3.generator.sampling import FILTERS, Sampling, filter_logits
+from racm3.serve.answers import Used
 from racm3.serve.api import settings_of
-from racm3.serve.shapes import Asked, Options, Used
+from racm3.serve.shapes import Asked, Options
 from racm3.settings import Settings
 from racm3.util.config import override
 from racm3.util.options import Option, options_of

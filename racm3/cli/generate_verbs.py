@@ -137,14 +137,20 @@ class Serve(Verb, name="serve"):
     # Hosts whose pictures may be given by their https URL; none by default.
     fetch_from: Annotated[tuple[str, ...], arg(metavar="[HOST ...]")] = ()
     policy: OptionalText = None  # A function that checks every request and answer, as MODULE:FUNCTION.
-    # Limits of racm3.serve.guard.Limits that replace the usual ones, such as queue=100 timeout_s=20.
+    # What the API calls the model, and further names that it answers to, such as gpt-image-1 dall-e-3.
+    served_model_name: Annotated[tuple[str, ...], arg(metavar="[NAME ...]")] = ()
+    # Other origins whose pages may ask, such as https://example.org.
+    cors_origin: Annotated[tuple[str, ...], arg(metavar="[ORIGIN ...]")] = ()
+    root_path: str = ""  # Where a proxy puts the server, such as /racm3, if not at its root.
+    access_log: Literal["none", "text", "json"] = "none"  # A line to stderr for each request, without bodies or tokens.
+    # Limits of racm3.serve.limits.Limits that replace the usual ones, such as queue=100 timeout_s=20.
     set: Overrides = ()
 
     def run(self) -> None:
         if not 0 <= self.port <= LAST_PORT:
             raise InputError(f"--port is {self.port}; give 1 to {LAST_PORT}, or 0 for any that is free")
         from racm3.serve import run
-        from racm3.serve.guard import LIMITS
+        from racm3.serve.limits import LIMITS
         from racm3.util.config import override
 
         run.serve(
@@ -156,6 +162,10 @@ class Serve(Verb, name="serve"):
             limits=override(LIMITS, self.set),
             fetch_from=self.fetch_from,
             policy=self.policy,
+            names=self.served_model_name,
+            origins=self.cors_origin,
+            root_path=self.root_path,
+            access_log=self.access_log,
         )
 
 

@@ -113,4 +113,5 @@ def fact_of(row: dict[str, object]) -> Facts:
     check_facts(row)
     parts = json.loads(str(row["parts"]))
     modalities: frozenset[Modality] = frozenset("text" if isinstance(part, str) else "image" for part in parts)
-    return Facts(str(row["id"]), json.loads(str(row["metadata"])), modalities, str(row["origin"]))
+    text = None if row["text"] is None else str(row["text"])
+    return Facts(str(row["id"]), json.loads(str(row["metadata"])), modalities, str(row["origin"]), text)

@@ -28,6 +28,7 @@ class Facts:
     metadata: dict[str, Any]
     modalities: frozenset[Modality]
     origin: str
+    text: str | None = None
 
 
 Where = Callable[[Facts], bool]

@@ -11,55 +11,39 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import math
 import time
+from collections import Counter as TotalOf
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from racm3.errors import ConfigError, values
+from racm3.errors import ConfigError
+from racm3.serve.call import Call, Late, begin
+from racm3.serve.limits import Limits
 
-__all__ = ["LIMITS", "ApiError", "Guard", "Limits", "Tokens", "error_body", "is_loopback"]
+__all__ = ["ApiError", "Guard", "Metrics", "Tokens", "error_body", "is_loopback", "too_many"]
 
 Grant = Literal["read", "write"]
 
 CALLERS = 10_000
 """Whose rates are remembered at once (ours): the one who came longest ago is forgotten first."""
-OPEN = frozenset({"/", "/health", "/ready", "/openapi.json"})
+PROBES = frozenset({"/health", "/ready"})
+"""What may be asked as often as anyone likes."""
+OPEN = PROBES | {"/", "/openapi.json"}
 """What may be asked without a token: it tells nothing about anyone."""
+SIGNED = "/v1/images/files/"
+"""Where the address itself says who may."""
+HELD_SHARE = 4
+"""One client may hold a fourth of the bytes of all bodies (ours)."""
 MIN_TOKEN_CHARS = 16
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request, and all of them together, may take. What a field of the API may be stands in shapes.py.
-
-    ``held_bytes``: bodies of all requests on their way. ``requests_a_minute``: of one caller, a token or else an
-    address; 0 for any number. ``queue``: requests that wait for the model; beyond, they are refused.
-    """
-
-    body_bytes: int = 20_000_000
-    body_s: float = 30.0
-    held_bytes: int = 500_000_000
-    pixels: int = 16_000_000
-    pictures: int = 64
-    requests_a_minute: int = 1200
-    queue: int = 256
-    timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if min(vars(self).values()) < 0 or self.queue < 1 or self.timeout_s <= 0:
-            raise ConfigError(f"limits are 0 or above, queue and timeout_s above 0; given {values(self, *vars(self))}")
-
-
-LIMITS = Limits()
 
 
 class ApiError(HTTPException):
@@ -174,67 +158,109 @@ class Metrics:
         labels = ["method", "route", "status"]
         self.requests = Counter("racm3_requests", "Requests answered.", labels, registry=self.registry)
         self.seconds = Histogram("racm3_request_seconds", "Until the last byte.", ["route"], registry=self.registry)
+        self.tokens = Counter("racm3_tokens", "Tokens read and drawn.", ["route", "kind"], registry=self.registry)
+
+    def count(self, own: Call, method: str, route: str, status: int, seconds: float) -> None:
+        """A request that is over."""
+        self.requests.labels(method if route != "none" else "any", route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+        for kind, tokens in (("prompt", own.prompt_tokens), ("new", own.new_tokens)):
+            if tokens:
+                self.tokens.labels(route, kind).inc(tokens)
 
 
 class Guard:
-    """ASGI middleware. ``hosts``: the names in the Host header that are answered; empty for any.
+    """ASGI middleware. ``hosts``: the names in the Host header that are answered; empty for any. ``origins``: whose
+    pages may ask, beside the server's own.
 
     A browser lets any page that it shows send requests here, so one that comes from another origin is refused; and a
     server on loopback that wants no token answers only to its own names, for a foreign name may lead here as well.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, tokens: Tokens | None, hosts: Collection[str], metrics: Metrics
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        tokens: Tokens | None,
+        hosts: Collection[str],
+        origins: Collection[str],
+        metrics: Metrics,
     ) -> None:
         self.app, self.limits, self.tokens, self.hosts, self.metrics = app, limits, tokens, hosts, metrics
+        self.origins = origins
         self._rates = Rates(limits.requests_a_minute)
-        self._held = 0
+        self._held: TotalOf[str] = TotalOf()
+        policy = b"cross-origin" if origins else b"same-origin"
+        self._headers = [(b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", policy)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request: its head is checked, its body read within the limits, its time taken."""
+        """One request: its head is checked, its body read within the limits, its time taken. It is given up, whatever
+        it waits for, when its time is up or its client has gone."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, held = time.perf_counter(), 0, 0
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        own = Call.of(headers.get("x-request-id", ""))
+        begin(own)
+        started, status, complete, gone = time.perf_counter(), 0, False, asyncio.Event()
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
+                if own.timer is not None and not own.timer.expired():
+                    own.timer.reschedule(None)  # a stream looks at its time by itself
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message["headers"], *self._headers, (b"x-request-id", own.id.encode())]
+            else:
+                own.sent_bytes += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
             await send(message)
 
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+            if not complete and own.timer is not None and not own.timer.expired():
+                own.timer.reschedule(asyncio.get_running_loop().time())
+
         try:
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            self._check_head(scope, headers)
-            body = await self._body(receive, headers)
-            held = len(body)
-            self._held += held
-            await self.app(scope, _again(body, receive), sending)
+            self._check_head(scope, headers, own)
+            body = await self._body(receive, headers, own)
+            own.began, own.timeout_s = time.monotonic(), self.limits.timeout_s
+            async with asyncio.timeout_at(own.until) as own.timer:
+                watching = asyncio.create_task(watch())
+                try:
+                    await self.app(scope, _again(body, gone), sending)
+                finally:
+                    watching.cancel()
         except ApiError as error:
             await _send_error(sending, error)
+        except TimeoutError:
+            if gone.is_set():
+                status = 499
+            elif not status:
+                await _send_error(sending, ApiError(408, str(Late(own.timeout_s)), "deadline_exceeded"))
         finally:
-            self._held -= held
+            self._held[own.client] -= own.received_bytes
+            self._held += TotalOf()  # forgets clients that hold nothing
             route = getattr(scope.get("route"), "path", "none")
-            self.metrics.requests.labels(scope["method"] if route != "none" else "any", route, str(status or 500)).inc()
-            self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.metrics.count(own, scope["method"], route, status or 500, seconds)
+            own.log(scope["method"], scope["path"], route, status or 500, seconds)
 
-    def _check_head(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        host = headers.get("host", "")
-        if self.hosts and _without_port(host) not in self.hosts:
-            raise ApiError(403, f"this server answers to {', '.join(self.hosts)}, not to {host!r}", "wrong_host")
-        origin = headers.get("origin")
-        if origin is not None and _authority(origin) != host.lower():
-            raise ApiError(403, f"a page of {origin!r} may not use this server", "wrong_origin")
+    def _check_head(self, scope: Scope, headers: Mapping[str, str], own: Call) -> None:
+        own.root_path = scope.get("root_path", "")
+        path = scope["path"].removeprefix(own.root_path)
+        self._check_origin(scope, headers, path)
         granted: Grant | None = "write"
-        caller = (scope.get("client") or ("unknown",))[0]
+        own.client = (scope.get("client") or ("unknown",))[0]
         if self.tokens is not None:
             granted = self.tokens.scope(headers.get("authorization", ""))
             if granted is not None:
-                caller = _digest(headers["authorization"].encode("latin-1")).hex()
-        if wait_s := self._rates.wait_s(caller):
+                own.client = f"token-{_digest(headers['authorization'].encode('latin-1')).hex()[:16]}"
+        if path not in PROBES and (wait_s := self._rates.wait_s(own.client)):
             raise too_many("too many requests a minute", wait_s, "rate_limit_exceeded")
-        if granted is None and scope["path"] not in OPEN:
+        if granted is None and path not in OPEN and not path.startswith(SIGNED):
             raise ApiError(
                 401,
                 "this server wants a token that it knows; send the header Authorization: Bearer TOKEN",
@@ -243,35 +269,58 @@ class Guard:
             )
         scope["racm3.scope"] = granted
 
-    async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
+    def _check_origin(self, scope: Scope, headers: Mapping[str, str], path: str) -> None:
+        """Raises ApiError for what a page of another origin sent, or what came under a foreign name."""
+        if sum(name == b"host" for name, _ in scope["headers"]) > 1:
+            raise ApiError(400, "the request has several Host headers; send one", "wrong_host")
+        host = headers.get("host", "")
+        if self.hosts and _without_port(host) not in self.hosts:
+            raise ApiError(403, f"this server answers to {', '.join(self.hosts)}, not to {host!r}", "wrong_host")
+        origin = headers.get("origin")
+        if origin in self.origins:
+            return
+        if origin is not None and origin.lower() != f"{scope['scheme']}://{host}".lower():
+            raise ApiError(403, f"a page of {origin!r} may not use this server", "wrong_origin")
+        site, mode = headers.get("sec-fetch-site"), headers.get("sec-fetch-mode")
+        if site in ("cross-site", "same-site") and not self.origins and not (path == "/" and mode == "navigate"):
+            raise ApiError(403, "a page of another origin may not use this server", "wrong_origin")
+
+    async def _body(self, receive: Receive, headers: Mapping[str, str], own: Call) -> bytes:
         declared = headers.get("content-length", "0")
         if not declared.isdigit():
             raise ApiError(400, f"content-length is {declared!r}; it is a number")
         self._check_size(int(declared))
-        pieces, size = [], 0
+        pieces = []
         try:
             async with asyncio.timeout(self.limits.body_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ApiError(400, "the request broke off")
+                        raise ApiError(499, "the request broke off")
                     pieces.append(message.get("body", b""))
-                    size += len(pieces[-1])
-                    self._check_size(size)
+                    own.received_bytes += len(pieces[-1])
+                    self._held[own.client] += len(pieces[-1])
+                    self._check_size(own.received_bytes)
                     if not message.get("more_body"):
                         return b"".join(pieces)
+                    self._check_held(own)
         except TimeoutError:
             raise ApiError(408, f"the body took longer than {self.limits.body_s:g} s to come") from None
 
     def _check_size(self, size: int) -> None:
         if size > self.limits.body_bytes:
             raise ApiError(413, f"a request has at most {self.limits.body_bytes:,} bytes; scale pictures down")
-        if self._held + size > self.limits.held_bytes:
+
+    def _check_held(self, own: Call) -> None:
+        """One client never holds all: what it has more than its share is refused, and the others go on."""
+        most = self.limits.held_bytes
+        if self._held.total() > most or self._held[own.client] > max(self.limits.body_bytes, most // HELD_SHARE):
             raise too_many("the requests on their way hold as many bytes as may be", 1.0, "queue_full")
 
 
 def too_many(message: str, wait_s: float, code: str) -> ApiError:
-    return ApiError(429, message, code, headers={"Retry-After": str(max(1, round(wait_s)))})
+    """The answer to one request too many. ``wait_s``: when it may come again."""
+    return ApiError(429, message, code, headers={"Retry-After": str(max(1, math.ceil(wait_s)))})
 
 
 def _without_port(host: str) -> str:
@@ -279,21 +328,15 @@ def _without_port(host: str) -> str:
     return (name if port.isdigit() else host).lower()
 
 
-def _authority(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Give the body that was read, then whatever comes: that the client has gone."""
+def _again(body: bytes, gone: asyncio.Event) -> Receive:
+    """Give the body that was read, then that the client has gone."""
     given = False
 
     async def receiving() -> Message:
         nonlocal given
         if given:
-            return await receive()
+            await gone.wait()
+            return {"type": "http.disconnect"}
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 

@@ -1,27 +1,32 @@
-"""``/v1/images``: words to a picture, and a picture's hidden region to what words or another picture say."""
+"""``/v1/images``: words or a picture to a picture, and a hidden region to what words or another picture say."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import PIL.Image
-from fastapi import APIRouter
+from fastapi import APIRouter, Path, Query
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from racm3 import tasks
 from racm3.completion import Completion, Partial, Request
-from racm3.document import Image
+from racm3.document import Document, Hole, Image
 from racm3.serve import picture_input as pictures
-from racm3.serve.api import STREAM, Api, base64_png, event, settings_of, streamed
+from racm3.serve.answers import Drawn, Images, ImageUsage, TokenDetails
+from racm3.serve.api import STREAM, Api, comment, event, new_tokens, settings_of, streamed
+from racm3.serve.call import call
+from racm3.serve.engine_thread import Place
 from racm3.serve.guard import ApiError
-from racm3.serve.shapes import Drawing, Drawn, Edit, Generation, Images, ImageUsage, TokenDetails
+from racm3.serve.shapes import Drawing, Edit, Generation, Signed, Variation
 from racm3.settings import Settings
 
 SMALLEST_PX, LARGEST_PX = 16, 1024
@@ -29,7 +34,13 @@ MOST_FIELDS, MOST_FILES, MOST_FIELD_BYTES = 40, 3, 1 << 16
 NESTED = re.compile(r"racm3(\[\w+\])+")
 """How a form spells what is nested: racm3[image][top_p]."""
 
-EDIT_FORM = Edit.model_json_schema(ref_template="#/components/schemas/{model}")
+
+def _fields_of(shape: type[Drawing]) -> dict[str, Any]:
+    """The fields of a form beside its files."""
+    properties = shape.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
+    return properties | {"racm3": {"$ref": "#/components/schemas/Options"}}
+
+
 EDIT_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -53,9 +64,23 @@ EDIT_BODY: dict[str, Any] = {
                             "description": "Transparent, or white if nothing of it is transparent, where the picture "
                             "is to change; by default where the picture itself is transparent",
                         },
-                        **{name: field for name, field in EDIT_FORM["properties"].items() if name != "racm3"},
-                        "racm3": {"$ref": "#/components/schemas/Options"},
+                        **_fields_of(Edit),
                     },
+                }
+            }
+        },
+    }
+}
+VARIATION_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["image"],
+                    "properties": {"image": {"type": "string", "format": "binary"}, **_fields_of(Variation)},
                 }
             }
         },
@@ -77,67 +102,104 @@ def routes(api: Api) -> APIRouter:
         """Fill the hidden region of a picture, after words, after a second picture, or after what is around it."""
         fields, files = await form_of(http)
         given = Edit.model_validate(fields, strict=False)
+        call().shorten(given.racm3.timeout_s)
         shown = files.pop("image", []) + files.pop("image[]", [])
         masks = files.pop("mask", [])
         if files or not 1 <= len(shown) <= 2 or len(masks) > 1:
             raise ApiError(
                 400, "files are: image, once or twice (the second controls the edit), and mask", None, "image"
             )
-        most = api.limits.pixels
-        hidden = await api.aside(pictures.with_mask, shown[0], masks[0] if masks else None, most)
-        control = [await api.aside(pictures.opened, data, most, "image[1]") for data in shown[1:]]
+        named = [*((data, f"image[{i}]" if i else "image") for i, data in enumerate(shown))]
+        sizes = await api.pixels_of([*named, *((data, "mask") for data in masks)])
+        mask = masks[0] if masks else None
+        hidden = await api.aside(pictures.with_mask, shown[0], mask, cost=sizes[0] + sum(sizes[len(shown) :]))
+        control = await api.opened(named[1:])
         asked = tasks.edit(hidden, control[0], given.prompt) if control else tasks.infill(hidden, given.prompt)
         return await answer(http, asked, given, "image_edit")
+
+    @router.post("/variations", response_model=Images, openapi_extra=VARIATION_BODY)
+    async def vary(http: HttpRequest) -> Any:
+        """Draw pictures after a picture, which is read as if it had been retrieved."""
+        fields, files = await form_of(http)
+        given = Variation.model_validate(fields, strict=False)
+        call().shorten(given.racm3.timeout_s)
+        shown = files.pop("image", [])
+        if files or len(shown) != 1 or given.stream:
+            raise ApiError(400, "the one file of a variation is its image; there is no stream of it", None, "image")
+        (image,) = await api.opened([(shown[0], "image")])
+        asked = Request(Document.of(Hole("image")), retrieved=[Document.of(image)])
+        return await answer(http, asked, given, "image_variation")
+
+    @router.get(
+        "/files/{name}",
+        response_class=Response,
+        responses={200: {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}}},
+    )
+    async def file(name: Annotated[str, Path(max_length=64)], asked: Annotated[Signed, Query()]) -> Response:
+        """A picture that was asked for as a URL, as long as its address holds."""
+        data, kind = api.files.get(name, asked.until, asked.signature)
+        return Response(data, media_type=f"image/{kind}", headers={"Cache-Control": "no-store"})
 
     async def answer(http: HttpRequest, request: Request, fields: Drawing, kind: str) -> Images | Response:
         """``kind``: the name of its events."""
         api.check_model(fields.model)
-        size_px = _size_px(fields.size, api.model.image.image_size_px)
+        size_px = _size_px(fields.size or "auto", api.model.image.image_size_px)
         request = replace(request, settings=settings_of(fields.racm3))
         if fields.stream:
-            if fields.n != 1 or fields.racm3.samples != 1:
+            if fields.n not in (None, 1) or fields.racm3.samples != 1:
                 raise ApiError(400, "a stream shows one picture; leave out n and samples, or stream", None, "stream")
-            return await streamed(events(http, request, fields, kind, size_px))
-        done = await api.completions(http, request, fields.racm3, fields.n)
-        return await api.aside(made, done, fields, request.settings, size_px)
+            if fields.response_format == "url":
+                raise ApiError(400, "a stream holds its pictures; leave out response_format", None, "response_format")
+            return await streamed(events(request, fields, kind, size_px))
+        done = await api.completions(request, fields.racm3, fields.n or 1, "prompt")
+        return await api.aside(made, done, fields, request.settings, size_px, str(http.base_url))
 
-    async def events(
-        http: HttpRequest, request: Request, fields: Drawing, kind: str, size_px: int
-    ) -> AsyncIterator[bytes]:
+    async def events(request: Request, fields: Drawing, kind: str, size_px: int) -> AsyncIterator[bytes]:
         index = 0
         most = 64 if fields.partial_images is None else fields.partial_images
-        facts = {"size": f"{size_px}x{size_px}", "output_format": "png", "quality": "auto", "background": "opaque"}
-        async for partial in api.partials(http, request, fields.racm3, show=most > 0):
-            facts["created_at"] = int(time.time())  # type: ignore[assignment]
-            if isinstance(partial, list):
-                whole = await api.aside(made, partial, fields, request.settings, size_px)
-                told = whole.data[0].model_dump()
+        facts: dict[str, Any] = {"size": f"{size_px}x{size_px}", "output_format": fields.output_format or "png"}
+        facts |= {"quality": "auto", "background": "opaque"}
+        async for happening in api.happenings(request, fields.racm3, show=most > 0, param="prompt"):
+            facts["created_at"] = int(time.time())
+            if isinstance(happening, Place):
+                yield comment(happening)
+            elif isinstance(happening, list):
+                whole = await api.aside(made, happening, fields, request.settings, size_px, "")
+                told = whole.data[0].model_dump(exclude={"url"})
                 told |= whole.model_dump(include={"usage", "racm3", "sources"}, by_alias=True)
                 yield event({"type": f"{kind}.completed"} | told | facts, f"{kind}.completed")
             elif index < most:
-                png = await api.aside(shown, partial, size_px)
-                told = {"type": f"{kind}.partial_image", "b64_json": png, "partial_image_index": index}
+                picture = await api.aside(shown, happening, fields, size_px)
+                told = {"type": f"{kind}.partial_image", "b64_json": picture, "partial_image_index": index}
                 yield event(told | facts, f"{kind}.partial_image")
                 index += 1
 
-    def shown(partial: Partial, size_px: int) -> str:
+    def shown(partial: Partial, fields: Drawing, size_px: int) -> str:
         assert isinstance(partial.content, Image)
-        return _png(partial.content, size_px)
+        return base64.b64encode(_encoded(partial.content, fields, size_px)).decode()
 
-    def made(done: Sequence[Completion], fields: Drawing, settings: Settings, size_px: int) -> Images:
+    def made(done: Sequence[Completion], fields: Drawing, settings: Settings, size_px: int, base_url: str) -> Images:
         data = []
         for one in done:
             told = api.attributions(one, fields.racm3)
             assert isinstance(one.answer, Image)
+            encoded = _encoded(one.answer, fields, size_px)
+            by_url = fields.response_format == "url"
             data.append(
-                Drawn(b64_json=_png(one.answer, size_px), score=one.score, attribution=told[-1] if told else None)
+                Drawn(
+                    b64_json=None if by_url else base64.b64encode(encoded).decode(),
+                    url=base_url + api.files.put(encoded, fields.output_format or "png") if by_url else None,
+                    score=one.score,
+                    attribution=told[-1] if told else None,
+                )
             )
         text, image = api.prompt_tokens(done)
-        new = sum(own.steps for one in done for own in one.answers)
+        new = new_tokens(done)
         return Images(
             created=int(time.time()),
             data=data,
             size=f"{size_px}x{size_px}",
+            output_format=fields.output_format or "png",
             usage=ImageUsage(
                 input_tokens=text + image,
                 output_tokens=new,
@@ -200,6 +262,13 @@ def _size_px(size: str, usual_px: int) -> int:
     return width
 
 
-def _png(picture: Image, size_px: int) -> str:
-    pil = picture.pil
-    return base64_png(pil if pil.width == size_px else pil.resize((size_px, size_px), PIL.Image.Resampling.LANCZOS))
+def _encoded(picture: Image, fields: Drawing, size_px: int) -> bytes:
+    """A picture in the size and format that were asked for."""
+    pil, buffer, kind = picture.pil, io.BytesIO(), fields.output_format or "png"
+    if pil.width != size_px:
+        pil = pil.resize((size_px, size_px), PIL.Image.Resampling.LANCZOS)
+    quality = (
+        {} if kind == "png" else {"quality": 100 if fields.output_compression is None else fields.output_compression}
+    )
+    pil.save(buffer, kind, **quality)
+    return buffer.getvalue()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -16,19 +15,24 @@ from racm3.data.item import checked
 from racm3.data.reading import AT
 from racm3.document import Document, Image, Part, Text
 from racm3.memory.memory import Memory
+from racm3.memory.metadata_filter import Facts, Where
 from racm3.memory.metadata_filter import where as fulfilling
 from racm3.memory.rows import content_hash
 from racm3.retriever.ingest import remember_kinds
 from racm3.retriever.retriever import Hit, searcher
-from racm3.serve import picture_input as pictures
-from racm3.serve.api import Api, image_path
+from racm3.serve.answers import Deleted, Found, Page, Remembered, Results
+from racm3.serve.api import HEAVY_COST, Api, image_path
 from racm3.serve.guard import ApiError
 from racm3.serve.image_routes import form_of
-from racm3.serve.shapes import ID, Deleted, Found, NewDocument, Page, Pages, Remembered, Results, Search, Which
+from racm3.serve.shapes import ID, Changed, NewDocument, Pages, Search, Which
 
 ORIGIN = "api"
 METADATA_CHARS = 20_000
 """As JSON (ours): a page of facts."""
+MOST_SIFTED = 50_000
+"""Documents of which all facts are read to sift and sort them (ours): a second."""
+SIFTING = 2 << 20
+"""What that costs, in pixels to decode."""
 
 ItemId = Annotated[str, Path(min_length=1, max_length=1024, description="Percent-encoded")]
 
@@ -85,10 +89,11 @@ def routes(api: Api) -> APIRouter:
                         409, f"the id {item.id!r} is there with other content; delete it first", "exists", "id"
                     )
                 return False
-            memory.add([item], api.model.encoder.embed([item.document]))
+            memory.add([item], vector)
             remember_kinds(memory, [f"{AT}its API"])
             return True
 
+        vector = await api.embed(item.document)
         added = await memory_thread.call(put)
         return JSONResponse(_remembered(item).model_dump(by_alias=True), 201 if added else 200)
 
@@ -99,7 +104,7 @@ def routes(api: Api) -> APIRouter:
         if kind == "application/json":
             given = NewDocument.model_validate_json(await request.body())
             if given.image is not None:
-                (image,) = await api.pictures([(given.image, "image")])
+                (image,) = await api.pictures([(given.image, "image")], whole=True)
         else:
             fields, files = await form_of(request)
             given = NewDocument.model_validate(fields, strict=False)
@@ -107,37 +112,85 @@ def routes(api: Api) -> APIRouter:
             if files or len(shown) > 1 or given.image is not None:
                 raise ApiError(400, "the one file of a document is its image", None, "image")
             if shown:
-                image = await api.aside(pictures.opened, shown[0], api.limits.pixels, "image")
+                (image,) = await api.opened([(shown[0], "image")], whole=True)
         parts: list[Part] = [*([Text(given.text)] if given.text else []), *([image] if image else [])]
         if not parts:
             raise ApiError(400, "there is nothing to remember; give a text, an image or both")
         item = checked(Item(given.id or "new", Document(tuple(parts)), given.metadata, ORIGIN))
-        if len(str(given.metadata)) > METADATA_CHARS:
-            raise ApiError(400, f"metadata have at most {METADATA_CHARS:,} characters", None, "metadata")
-        return item if given.id else replace(item, id=f"doc-{content_hash(item)}")
+        check_metadata(given.metadata)
+        return item if given.id else replace(item, id=f"doc-{await api.aside(content_hash, item, cost=_pixels(item))}")
 
     @router.get("/documents", response_model=Page)
     async def page(asked: Annotated[Pages, Query()]) -> Any:
-        """The documents, in the order in which they lie in the memory."""
+        """The documents, or those that fulfil what is asked, in the order of the memory or another."""
 
         memory = api.memory
+        chosen = bool(asked.contains or asked.modality or asked.where) or asked.sort != "added"
+        fulfils = _condition(asked)
 
-        def read() -> tuple[list[Item], int]:
+        def read() -> tuple[list[Facts], int]:
             memory.refresh()
-            return memory.get(memory.ids[asked.offset : asked.offset + asked.limit]), len(memory)
+            ids, here = list(memory.ids), slice(asked.offset, asked.offset + asked.limit)
+            if not chosen:
+                found = memory.facts(wanted := (ids if asked.order == "up" else ids[::-1])[here])
+                return [found[item_id] for item_id in wanted if item_id in found], len(ids)
+            if len(ids) > MOST_SIFTED:
+                raise ApiError(400, f"more than {MOST_SIFTED:,} documents are not sifted; search among them instead")
+            known = memory.facts(ids)
+            facts = [known[item_id] for item_id in ids if item_id in known and fulfils(known[item_id])]
+            if asked.sort != "added":
+                facts.sort(
+                    key=lambda one: ((one.text or "") if asked.sort == "text" else "").casefold() + "\0" + one.id
+                )
+            return (facts if asked.order == "up" else facts[::-1])[here], len(facts)
 
-        items, total = await memory_thread.call(read)
-        data = [_remembered(item) for item in items]
-        return Page(data=data, total=total, offset=asked.offset, has_more=asked.offset + len(items) < total)
+        facts, total = await api.aside(read, cost=SIFTING if chosen else 1.0)
+        data = [_told(one) for one in facts]
+        return Page(data=data, total=total, offset=asked.offset, has_more=asked.offset + asked.limit < total)
 
     async def one(item_id: str) -> Item:
-        for item in await memory_thread.call(partial(known, api.memory, [item_id])):
+        for item in await api.aside(known, api.memory, [item_id]):
             return item
-        raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
+        raise no_document(item_id)
 
     @router.get("/documents/{item_id:path}", response_model=Remembered)
     async def get(item_id: ItemId) -> Any:
-        return _remembered(await one(item_id))
+        memory = api.memory
+
+        def read() -> list[Facts]:
+            memory.refresh()
+            return list(memory.facts([item_id]).values())
+
+        for facts in await api.aside(read):
+            return _told(facts)
+        raise no_document(item_id)
+
+    @router.patch("/documents/{item_id:path}", response_model=Remembered, dependencies=[Depends(may_write)])
+    async def change(item_id: ItemId, asked: Changed) -> Any:
+        """Give a document another caption, other metadata, or both; the id stays, and so do its pictures."""
+        if asked.text is None and asked.metadata is None:
+            raise ApiError(400, "there is nothing to change; give a text, metadata or both")
+        old = await one(item_id)
+        document = old.document
+        if asked.text is not None:
+            shown = [part for part in document.parts if not isinstance(part, Text)]
+            document = Document((Text(asked.text), *shown))
+        check_metadata(asked.metadata or {})
+        new = checked(
+            replace(old, document=document, metadata=old.metadata if asked.metadata is None else asked.metadata)
+        )
+        await api.aside(api.check_policy, "memory", new.document)
+        vector, memory = await api.embed(new.document), api.memory
+
+        def put() -> bool:
+            memory.refresh()
+            if there := memory.known([item_id]) and not memory.unlike([old]):
+                memory.put([new], vector)
+            return bool(there)
+
+        if not await memory_thread.call(put):
+            raise ApiError(409, f"the document {item_id!r} was changed meanwhile; look at it again", "memory_conflict")
+        return _remembered(new)
 
     @router.get(
         "/images/{item_id:path}",
@@ -166,7 +219,7 @@ def routes(api: Api) -> APIRouter:
             return known
 
         if not await memory_thread.call(remove):
-            raise ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
+            raise no_document(item_id)
         return Deleted(id=item_id)
 
     @router.post("/search", response_model=Results)
@@ -186,7 +239,7 @@ def routes(api: Api) -> APIRouter:
             found = searcher(memory, api.model.encoder)
             return found.retrieve([Document(tuple(parts))], asked.limit, where=condition)[0]
 
-        hits = await memory_thread.call(look)
+        hits = await api.aside(look, cost=HEAVY_COST)
         return Results(
             data=[
                 Found(**_remembered(hit).model_dump(), score=hit.score, cosine=hit.cosine, words=hit.words)
@@ -201,6 +254,38 @@ def known(memory: Memory, ids: Sequence[str]) -> list[Item]:
     """Those documents that are there now."""
     memory.refresh()
     return memory.get(list(memory.known(ids)))
+
+
+def check_metadata(metadata: dict[str, Any]) -> None:
+    """Raises ApiError if they are longer than is kept."""
+    if len(str(metadata)) > METADATA_CHARS:
+        raise ApiError(400, f"metadata have at most {METADATA_CHARS:,} characters", None, "metadata")
+
+
+def no_document(item_id: str) -> ApiError:
+    """What is said of an id that is not there."""
+    return ApiError(404, f"the memory holds no document {item_id!r}", "not_found", "id")
+
+
+def _condition(asked: Pages) -> Where:
+    fulfils = fulfilling(asked.where)
+    part = (asked.contains or "").casefold()
+
+    def all_hold(facts: Facts) -> bool:
+        has = asked.modality is None or asked.modality in facts.modalities
+        return has and part in f"{facts.text or ''}\0{facts.id}".casefold() and fulfils(facts)
+
+    return all_hold
+
+
+def _pixels(item: Item) -> int:
+    return sum(image.pixels.shape[0] * image.pixels.shape[1] for image in item.document.images)
+
+
+def _told(facts: Facts) -> Remembered:
+    """A document, of which only the facts were read."""
+    image = image_path(facts.id) if "image" in facts.modalities else None
+    return Remembered(id=facts.id, text=facts.text, image=image, metadata=facts.metadata, origin=facts.origin)
 
 
 def _remembered(item: Item | Hit) -> Remembered:

@@ -1,7 +1,7 @@
-"""MemoryThread: the one thread that looks into the memory and changes it, so that no disk holds up the engine.
+"""MemoryThread: the one thread in which the API changes and reads the memory, in the order in which it came.
 
-What requests are to read is looked up here, and what the API changes is changed here, in the order in which it came: a
-change that was acknowledged is seen by all that is looked up afterwards.
+Nothing that takes long is done here: documents are decoded and embedded by whoever asks, before. A change that was
+acknowledged is seen by all that is looked up afterwards, here or in the thread that looks up what requests read.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class MemoryThread:
         if self._waiting >= self._queue:
             raise Busy(self._waiting, 1.0)
         self._waiting += 1
-        try:  # what was begun is completed, though its client has gone
-            return await asyncio.shield(asyncio.wrap_future(self.submit(work)))
+        try:  # whose client has gone is left out; but what was begun is completed
+            return await asyncio.wrap_future(self.submit(work))
         finally:
             self._waiting -= 1
 

@@ -1,14 +1,12 @@
-"""Shapes: the requests and answers of the API, OpenAI's where there is one. What is not in them is an error.
-
-Ours are ``racm3``, how to complete, in requests, and ``sources``, ``racm3`` and ``attribution`` in answers.
-"""
+"""Shapes: the requests of the API, OpenAI's where there is one. What is not in them is an error. Ours is ``racm3``,
+how to complete."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from racm3.settings import USUAL
 from racm3.util.options import options_of
@@ -32,6 +30,10 @@ Size = Annotated[
     str, Field(pattern=SIZE, description='"auto", as the model draws, or "NxN", scaled, N from 16 to 1024')
 ]
 User = Annotated[str, Field(max_length=256, description="For the client's own records; not looked at.")]
+
+
+Nothing = Annotated[list[Any], Field(max_length=0)]
+Zero = Annotated[float, Field(ge=0, le=0)]
 
 
 class Shape(BaseModel):
@@ -87,17 +89,43 @@ class Options(shape_of(USUAL, "SettingsOptions", Asked)):  # type: ignore[misc]
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description=SEED.help)
 
 
+NO_CHOICE = "There is one way here, and this is its name; another value is an error."
+UNREAD = "For the client's own records; not looked at."
+Note = Annotated[str, Field(max_length=512, description=UNREAD)]
+Notes = Annotated[dict[Annotated[str, Field(max_length=64)], Note], Field(max_length=16, description=UNREAD)]
+
+
 class Drawing(Shape):
     """What requests for pictures have in common."""
 
     model: str | None = None
-    n: int = Field(default=1, ge=1, le=10)
-    size: Size = "auto"
-    response_format: Literal["b64_json"] = "b64_json"
-    stream: bool = False
+    n: int | None = Field(default=None, ge=1, le=10, description="1 by default; each has a seed of its own")
+    size: Size | None = None
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None, description='"b64_json" by default; "url": a signed address that holds for ten minutes'
+    )
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(default=None, description='"png" by default')
+    output_compression: int | None = Field(default=None, ge=0, le=100, description="Of jpeg and webp; 100 by default")
+    quality: Literal["auto", "standard"] | None = Field(default=None, description=NO_CHOICE)
+    style: Literal["natural"] | None = Field(default=None, description=NO_CHOICE)
+    background: Literal["auto", "opaque"] | None = Field(default=None, description=NO_CHOICE)
+    moderation: Literal["auto", "low"] | None = Field(default=None, description="What --policy does; no other")
+    stream: bool | None = None
     partial_images: int | None = Field(default=None, ge=0, le=64, description="At most so many; all rows by default")
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="As racm3.seed")
     user: User | None = None
     racm3: Options = Field(default_factory=Options)
+
+    @model_validator(mode="after")
+    def _one_seed(self) -> Drawing:
+        own = self.racm3.seed
+        if None not in (self.seed, own) and self.seed != own:
+            raise ValueError(f"seed is given twice, as {self.seed} and {own}; give one")
+        if self.seed is not None:
+            self.racm3.seed = self.seed
+        if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
+            raise ValueError("output_compression is that of jpeg and webp; a png loses nothing: leave it out")
+        return self
 
 
 class Generation(Drawing):
@@ -108,6 +136,23 @@ class Edit(Drawing):
     """The fields of the form beside its files."""
 
     prompt: Words | None = None
+    input_fidelity: Literal["high"] | None = Field(
+        default=None, description="What is not hidden is kept to the pixel; another value is an error."
+    )
+
+
+class Variation(Drawing):
+    """The fields of the form beside its file."""
+
+
+class Embedding(Shape):
+    model: str | None = None
+    input: Words | Annotated[list[Words], Field(min_length=1, max_length=128)] = Field(
+        description="Texts; what is longer than the encoder reads loses its end"
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(default=None, description="The encoder's own; another number is an error")
+    user: User | None = None
 
 
 class TextPart(Shape):
@@ -136,34 +181,70 @@ AnyPart = Annotated[TextPart | ImagePart | HolePart, Field(discriminator="type")
 
 
 class Message(Shape):
-    role: Literal["user", "assistant"]
-    content: Words | Annotated[list[AnyPart], Field(min_length=1, max_length=64)]
+    """Also an answer of ours, as it came."""
 
-    @field_validator("role", mode="before")
-    @classmethod
-    def _no_instructions(cls, role: Any) -> Any:
-        if role in ("system", "developer"):
-            raise ValueError("the model completes documents and follows no instructions; leave such messages out")
-        return role
+    role: Literal["user", "assistant", "system", "developer"]
+    content: (
+        Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | Annotated[list[AnyPart], Field(max_length=64)] | None
+    ) = None
+    images: Annotated[list[ImagePart], Field(max_length=64)] | None = Field(
+        default=None, description="Those of an answer, echoed back; they stand behind its content"
+    )
+    name: Note | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Nothing | None = None
+    tool_calls: Nothing | None = None
 
 
 class StreamOptions(Shape):
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponseFormat(Shape):
+    type: Literal["text"]
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Chat(Shape):
     model: str | None = None
     messages: list[Message] = Field(min_length=1, max_length=64)
-    n: int = Field(default=1, ge=1, le=10)
-    stream: bool = False
+    n: int | None = Field(default=None, ge=1, le=10)
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = Field(
+        default=None, description="The text ends before the first of these"
+    )
+    logprobs: bool | None = Field(default=None, description="Tell the log-probability of each token")
+    top_logprobs: Literal[0] | None = Field(default=None, description="Only those of the tokens themselves are told")
     max_tokens: int | None = Field(default=None, ge=1, le=1024)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1024)
     temperature: float | None = Field(default=None, ge=0, le=10)
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    response_format: ResponseFormat | None = None
+    modalities: Annotated[list[Literal["text", "image"]], Field(max_length=2)] | None = Field(
+        default=None, description="Not looked at: the holes of the document say what is made"
+    )
+    tools: Nothing | None = Field(default=None, description="None: there are no tools here")
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = Field(default=None, description="Not looked at: there are no tools here")
+    store: Literal[False] | None = Field(default=None, description="Nothing is stored")
+    metadata: Notes | None = None
     user: User | None = None
     racm3: Options = Field(default_factory=Options)
+
+    @property
+    def stops(self) -> list[str]:
+        """Before what the text ends."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
 class Classification(Shape):
@@ -199,6 +280,22 @@ class Pages(Shape):
 
     offset: int = Field(default=0, ge=0, le=MAX_SEED)
     limit: int = Field(default=20, ge=1, le=100)
+    contains: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, description="Only those whose text or id contains it"
+    )
+    modality: Literal["text", "image"] | None = Field(default=None, description="Only those that have such a part")
+    where: list[Annotated[str, Field(max_length=200)]] = Field(
+        default_factory=list, max_length=8, description="Conditions on the metadata, as in a search"
+    )
+    sort: Literal["added", "id", "text"] = "added"
+    order: Literal["up", "down"] = "up"
+
+
+class Changed(Shape):
+    """What of a document becomes another: its caption, its facts, or both."""
+
+    text: Words | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class Which(Shape):
@@ -209,184 +306,10 @@ class Which(Shape):
     n: int = Field(default=0, ge=0, le=MAX_SEED)
 
 
-# Answers -----------------------------------------------------------------------------------------------------------
+class Signed(Shape):
+    """What makes the address of a picture hold: the fields of a query."""
 
+    model_config = ConfigDict(strict=False)
 
-class Source(BaseModel):
-    """A document that an answer was made from. ``score``: cosine with the query."""
-
-    id: str
-    score: float
-    caption: str | None
-    image: str | None
-    origin: str = Field(serialization_alias="from")
-
-
-class Attribution(BaseModel):
-    """What a generated part drew on each source: ``gains`` in nats, a row a cell of ``grid`` or a word."""
-
-    grid: tuple[int, int] | None = None
-    cells: list[int] = []
-    words: list[str] | None = None
-    gains: list[list[float]]
-    shares: list[float]
-    overlay: str | None = Field(default=None, description="A PNG, base64: picture and sources, side by side")
-
-
-class Used(shape_of(USUAL, "UsedSettings", BaseModel)):  # type: ignore[misc]
-    """What reproduces an answer: as ``racm3`` of a request, it gives the same one while the memory is the same."""
-
-    context_aware: float
-    guidance: float
-    temperature: float
-    retrieve: bool
-
-
-class TokenDetails(BaseModel):
-    text_tokens: int
-    image_tokens: int
-
-
-class ImageUsage(BaseModel):
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-    input_tokens_details: TokenDetails
-
-
-class Drawn(BaseModel):
-    b64_json: str
-    score: float
-    attribution: Attribution | None
-
-
-class Images(BaseModel):
-    created: int
-    data: list[Drawn]
-    size: str
-    output_format: Literal["png"] = "png"
-    usage: ImageUsage
-    sources: list[Source]
-    racm3: Used
-
-
-class TextUsage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class Said(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str | None
-    images: list[ImagePart]
-
-
-class Choice(BaseModel):
-    index: int
-    finish_reason: Literal["stop", "length"]
-    message: Said
-    parts: list[TextPart | ImagePart] = Field(description="What was generated, in order")
-    attribution: list[Attribution] | None
-    score: float
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: TextUsage
-    sources: list[Source]
-    racm3: Used
-
-
-class Label(BaseModel):
-    label: str
-    probability: float
-
-
-class Classified(BaseModel):
-    index: int
-    labels: list[Label]
-
-
-class Classifications(BaseModel):
-    object: Literal["list"] = "list"
-    model: str
-    data: list[Classified]
-
-
-class Remembered(BaseModel):
-    """A document of the memory."""
-
-    id: str
-    object: Literal["memory.document"] = "memory.document"
-    text: str | None
-    image: str | None
-    metadata: dict[str, Any]
-    origin: str = Field(serialization_alias="from")
-
-
-class Found(Remembered):
-    score: float = Field(description="Of the cosine and the words; 1 is the best there can be")
-    cosine: float | None = Field(description="Of the vectors of query and document")
-    words: float | None = Field(description="The share of the query's words that the text holds; null without words")
-
-
-class Page(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Remembered]
-    total: int
-    offset: int
-    has_more: bool
-
-
-class Results(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Found]
-
-
-class Deleted(BaseModel):
-    id: str
-    object: Literal["memory.document.deleted"] = "memory.document.deleted"
-    deleted: Literal[True] = True
-
-
-class ModelFacts(BaseModel):
-    image_size_px: int
-    grid: tuple[int, int]
-    context_tokens: int
-    documents: int | None = Field(description="In the memory; null without one")
-    limits: dict[str, float]
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["racm3"] = "racm3"
-    racm3: ModelFacts
-
-
-class Models(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Status(BaseModel):
-    status: Literal["ok", "ready", "not ready"]
-
-
-class Problem(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Error(BaseModel):
-    """Every error has this shape."""
-
-    error: Problem
+    until: int = Field(ge=0, le=MAX_SEED)
+    signature: str = Field(max_length=64)

@@ -35,6 +35,8 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self.size: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         """Number of ids: every encoded id is below it."""
+        self.longest_token: int = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        """Bytes of the longest token: a text has at least so many times fewer tokens than bytes."""
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> TextTokenizer:

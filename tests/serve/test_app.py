@@ -23,7 +23,8 @@ from racm3.errors import ConfigError
 from racm3.generator.sampling import Sampling
 from racm3.pipeline import RACM3, Settings
 from racm3.serve.app import create_app
-from racm3.serve.guard import LIMITS, LOOPBACK_HOSTS, Tokens
+from racm3.serve.guard import LOOPBACK_HOSTS, Tokens
+from racm3.serve.limits import LIMITS
 from racm3.serve.run import load_policy
 from tests.serve.conftest import NAME, data_url, decoded, open_model
 from tests.test_pipeline import picture
@@ -215,7 +216,7 @@ def test_a_text_is_attributed_to_the_sources(client: TestClient) -> None:
     ("path", "body", "message"),
     [
         ("/v1/images/generations", {"promt": "a fox"}, "no field 'promt'"),
-        ("/v1/images/generations", {"prompt": " "}, "prompt: String should match"),
+        ("/v1/images/generations", {"prompt": " "}, "prompt: a text with a visible character"),
         ("/v1/images/generations", {"prompt": "a", "n": "2"}, "n: Input should be a valid integer"),
         ("/v1/images/generations", {"prompt": "a", "size": "64x32"}, "pictures are squares"),
         ("/v1/images/generations", {"prompt": "a", "stream": True, "n": 2}, "shows one picture"),

@@ -26,7 +26,7 @@ def test_its_commands_parse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "serve", lambda *args, **options: given.append((args, options)))
     for words in commands(PAGE, "racm3"):
         assert cli.main(words) == 0
-    assert len(given) == 3
+    assert len(given) == 4
 
 
 def test_its_routes_are_there(client: TestClient) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from racm3.errors import InputError, PromptTooLongError
 from racm3.pipeline import RACM3, Partial, Request
-from racm3.serve.engine_thread import Busy, EngineThread, Gone, Late, Pending
+from racm3.serve.call import Late
+from racm3.serve.engine_thread import Busy, EngineThread, Pending
 from tests.test_pipeline import CONTEXT, EVERY_KIND, SETTINGS, same
 
 FOX = Request(EVERY_KIND["caption to image"], SETTINGS)
@@ -57,7 +58,7 @@ def test_requests_of_every_kind_share_steps_and_get_what_they_would_get_alone(mo
 def test_what_is_shown_is_what_a_stream_shows(model: RACM3, twin: RACM3) -> None:
     async def run() -> list[object]:
         async with working(model) as engine_thread:
-            return [event async for event in engine_thread.submit([FOX], timeout_s=60, show=True).partials()]
+            return [event async for event in engine_thread.submit([FOX], timeout_s=60, show=True).events()]
 
     *partials, _ = asyncio.run(run())
     *expected, _ = twin.stream(FOX.document, SETTINGS)
@@ -73,12 +74,30 @@ def test_who_has_gone_and_whose_time_is_up_leave_room(model: RACM3) -> None:
             late = engine_thread.submit([FOX], timeout_s=1e-9)
             with pytest.raises(Late):
                 await late.completions()
-            gone.cancel()
-            with pytest.raises(Gone):
-                await gone.completions()
+            gone.cancelled = True
             assert len(await engine_thread.submit([FOX], timeout_s=60).completions()) == 1
             assert await engine_thread.call(model.engine.step) == []  # nothing is left in the batch
             assert (engine_thread.running, engine_thread.waiting) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_one_whose_time_is_up_while_it_is_looked_up_is_told(model: RACM3, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = model.start
+
+    def slow(requests: list[Request]) -> object:
+        time.sleep(0.5)
+        return start(requests)
+
+    async def run() -> None:
+        async with working(model) as engine_thread:
+            monkeypatch.setattr(model, "start", slow)
+            first = engine_thread.submit([FOX], timeout_s=60)
+            late = [engine_thread.submit([FOX], timeout_s=0.2) for _ in range(2)]
+            for one in late:
+                with pytest.raises(Late):
+                    await one.completions()
+            assert len(await first.completions()) == 1
 
     asyncio.run(run())
 

@@ -7,7 +7,8 @@ import pytest
 from racm3 import cli
 from racm3.errors import ConfigError
 from racm3.serve import guard
-from racm3.serve.guard import Limits, Rates, Tokens
+from racm3.serve.guard import Rates, Tokens
+from racm3.serve.limits import Limits
 
 GOOD = "x" * 16
 
@@ -62,5 +63,5 @@ def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_limits_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="queue and timeout_s above 0"):
+    with pytest.raises(ConfigError, match="limits.queue is 0; it must be 1 or above"):
         Limits(queue=0)

@@ -126,15 +126,17 @@ def test_interleaved(client: openai.OpenAI, twin: RACM3) -> None:
 
 
 def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="follows no instructions") as raised:
+    with pytest.raises(openai.BadRequestError, match="the messages have no content") as raised:
         client.chat.completions.create(model=NAME, messages=[{"role": "system", "content": "be brief"}])
-    assert raised.value.param == "messages.0.role"
-    with pytest.raises(openai.BadRequestError, match="exceed the generator's context"):
+    assert raised.value.param == "messages"
+    with pytest.raises(openai.BadRequestError, match="exceed the generator's context") as raised:
         client.images.generate(prompt="a fox " * 200)
+    assert (raised.value.code, raised.value.param) == ("context_length_exceeded", "prompt")
     with pytest.raises(openai.BadRequestError, match="exceed the generator's context"):
         client.images.generate(prompt="a fox " * 200, stream=True)
     with pytest.raises(openai.BadRequestError, match="exceed the generator's context"):
         client.chat.completions.create(model=NAME, messages=caption_of(picture(7)), max_tokens=1000, stream=True)
     url: Any = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest/meta-data"}}
-    with pytest.raises(openai.BadRequestError, match="fetches no URLs"):
+    with pytest.raises(openai.BadRequestError, match="fetches no URLs") as raised:
         client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": [url]}])
+    assert raised.value.param == "messages.0.content.0.image_url.url"

@@ -598,11 +598,15 @@ def test_progress(page: Page) -> None:
     assert shares == sorted(shares)
     assert shares[-1] == 100
 
-    page.route("**/metrics", lambda route: route.fulfill(body="# HELP\nracm3_waiting 3.0\n", content_type="text/plain"))
-    page.route("**/v1/images/generations", lambda route: None)  # waits
+    waits = ": 2 ahead\n\n: 0 ahead\n\n"
+    page.route("**/v1/images/generations", lambda route: route.fulfill(body=waits, content_type="text/event-stream"))
     draw = panel(page, "Draw")
     press(draw, "Draw")
-    expect(draw.locator(".state")).to_contain_text("At most 2 ahead in the queue")
+    expect(draw.get_by_role("alert")).to_contain_text("The answer broke off")
+    assert [text for text in said.json_value() if "queue" in text] == ["2 ahead in the queue", "Next in the queue"]
+    page.unroute("**/v1/images/generations")
+    page.route("**/v1/images/generations", lambda route: None)  # waits
+    press(draw, "Draw")
     press(draw, "Stop")
     expect(draw.get_by_role("progressbar")).to_be_hidden()
 

@@ -23,8 +23,17 @@ from tests.test_pipeline import masked, picture
 MOST = 64 * 64
 
 
+def read(data: bytes) -> Image:
+    pictures.pixels_of(data, MOST, "image")
+    return pictures.opened(data, "image")
+
+
+def asked(url: str) -> Image:
+    return read(pictures.data_of(url, "image") if pictures.is_data(url) else pictures.fetch(url, 10**6, (), "image"))
+
+
 def test_a_data_url_is_its_picture() -> None:
-    assert pictures.from_url(data_url(picture(1)), MOST, 10**6, (), "image") == picture(1)
+    assert asked(data_url(picture(1))) == picture(1)
 
 
 def bomb(side: int) -> bytes:
@@ -49,7 +58,7 @@ def bomb(side: int) -> bytes:
 )
 def test_what_is_no_picture_that_may_be_read(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        pictures.opened(data, MOST, "image")
+        read(data)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +66,7 @@ def test_what_is_no_picture_that_may_be_read(data: bytes, message: str) -> None:
 )
 def test_urls_of_no_picture(url: str) -> None:
     with pytest.raises(ImageError):
-        pictures.from_url(url, MOST, 10**6, (), "image")
+        asked(url)
 
 
 class Elsewhere(http.server.BaseHTTPRequestHandler):
@@ -87,7 +96,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_only_named_hosts_are_asked(elsewhere: list[str]) -> None:
     def get(url: str) -> Image:
-        return pictures.from_url(url, MOST, 10_000, {"pictures.example"}, "image")
+        return pictures.opened(pictures.fetch(url, 10_000, {"pictures.example"}, "image"), "image")
 
     assert get("https://pictures.example/fox.png?a=1") == picture(1)
     elsewhere.clear()
@@ -116,7 +125,7 @@ def test_a_named_host_that_leads_inside_is_not_asked(address: str, monkeypatch: 
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(None, None, None, None, (address, 443))])
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("it was asked"))
     with pytest.raises(ImageError, match="not a public address"):
-        pictures.from_url("https://pictures.example/", MOST, 10_000, {"pictures.example"}, "image")
+        pictures.fetch("https://pictures.example/", 10_000, {"pictures.example"}, "image")
 
 
 def clear_where(mask: np.ndarray, pixels: np.ndarray) -> bytes:
@@ -130,12 +139,12 @@ def test_masks() -> None:
     hole = masked(picture(8), slice(8, 24), slice(0, 16))
     assert hole.mask is not None
     white = Image(np.repeat(np.where(hole.mask, 255, 0).astype(np.uint8)[..., None], 3, 2))
-    assert pictures.with_mask(hole.png(), white.png(), MOST) == hole
-    assert pictures.with_mask(hole.png(), clear_where(hole.mask, white.pixels * 0), MOST) == hole
-    own = pictures.with_mask(clear_where(hole.mask, hole.pixels), None, MOST)
+    assert pictures.with_mask(hole.png(), white.png()) == hole
+    assert pictures.with_mask(hole.png(), clear_where(hole.mask, white.pixels * 0)) == hole
+    own = pictures.with_mask(clear_where(hole.mask, hole.pixels), None)
     assert own.mask is not None
     assert (own.mask == hole.mask).all()
     with pytest.raises(ImageError, match="the picture hides nothing"):
-        pictures.with_mask(hole.png(), None, MOST)
+        pictures.with_mask(hole.png(), None)
     with pytest.raises(ImageError, match="the mask is 16 x 8 px, the picture 32 x 32"):
-        pictures.with_mask(hole.png(), Image(picture(1, 16).pixels[:8]).png(), MOST)
+        pictures.with_mask(hole.png(), Image(picture(1, 16).pixels[:8]).png())

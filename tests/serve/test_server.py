@@ -17,6 +17,7 @@ from benchmarks.serve_load import Changes, Server, killed
 from racm3.memory.memory import Memory
 from racm3.pipeline import RACM3
 from racm3.retriever.encoder import Encoder
+from racm3.scenes import world
 from racm3.serve import run
 from racm3.serve.app import create_app
 from tests.serve.conftest import listening
@@ -110,7 +111,7 @@ def test_the_worlds_memory_is_made_once_and_whole(
         def items(self, split: str) -> list[Item]:
             return [Item("a", Document.of("a fox", picture(1)), {}, split)]
 
-    monkeypatch.setattr(run, "WORLD", World())
+    monkeypatch.setattr(world, "World", lambda memory: World())
     encoder = Encoder.from_pretrained(models / "encoder")
     Memory.create_or_resume(tmp_path / "m", encoder.fingerprint, encoder.dimension)  # a start that was broken off
     made = run.world_memory(tmp_path / "m", encoder)

@@ -97,19 +97,3 @@ function asks(form, build, run) {
   });
   return (request) => start(() => request);
 }
-
-/** Says how many wait, until `begun()`. The server tells only the number of all: nobody is behind whoever came last, so
- *  the least number seen is the most that can be ahead. */
-async function watchQueue(progress, begun, signal) {
-  const POLL_MS = 1000;
-  let place = Infinity;
-  for (await pause(POLL_MS / 2); !begun() && !signal.aborted; await pause(POLL_MS)) {
-    try {
-      place = Math.min(place, await waiting(signal));
-    } catch {
-      return; // the request itself says what is wrong
-    }
-    if (begun()) return;
-    progress(null, place > 1 ? `At most ${place - 1} ahead in the queue` : place === 1 ? "Next in the queue" : "Begun");
-  }
-}

@@ -39,14 +39,15 @@ async function asked(signal) {
     const how = order === "caption" ? "by caption" : "best first";
     return { documents: data, words: data.length ? `The ${data.length} nearest, ${how}` : "Nothing that fulfils the filter" };
   }
-  if (where.length) throw new Error("A filter narrows a search: give words or a picture as well.");
-  const total = server.documents;
-  if (offset >= total) offset = Math.max(0, Math.floor((total - 1) / PAGE) * PAGE);
-  const newest = order !== "oldest", count = Math.min(PAGE, total - offset);
-  if (count <= 0) return { documents: [], words: "The memory is empty", pages: true };
-  const from = newest ? total - offset - count : offset;
-  const { data } = await (await call(`${DOCUMENTS}?offset=${from}&limit=${count}`, { signal })).json();
-  if (newest) data.reverse();
+  const chosen = new URLSearchParams([["offset", offset], ["limit", PAGE], ...where.map((one) => ["where", one])]);
+  if (order === "caption") chosen.set("sort", "text");
+  else if (order !== "oldest") chosen.set("order", "down");
+  const { data, total } = await (await call(`${DOCUMENTS}?${chosen}`, { signal })).json();
+  if (!data.length && offset) { // the last page is gone
+    offset = Math.max(0, Math.floor((total - 1) / PAGE) * PAGE);
+    return asked(signal);
+  }
+  if (!total) return { documents: [], words: where.length ? "Nothing that fulfils the filter" : "The memory is empty", pages: true };
   const words = `${(offset + 1).toLocaleString("en")} to ${(offset + data.length).toLocaleString("en")} of ${counted(total, "document")}`;
   return { documents: data, words, more: offset + data.length < total, pages: true };
 }
@@ -167,11 +168,10 @@ async function editCaption(one) {
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   const text = input.value.trim();
   if (dialog.returnValue !== "yes" || text === (one.text ?? "")) return;
-  await guarded(async () => { // the new one first: nothing is lost between the two
-    const [added] = await addDocument({ ...await wholeOf(one), id: null, text });
-    await deleteDocument(one.id);
+  await guarded(async () => {
+    await call(`${DOCUMENTS}/${encodeURIComponent(one.id)}`, { method: "PATCH", body: JSON.stringify({ text }), type: "application/json", patient: true });
     await changedMemory();
-    notice(`The caption is changed; the document is now ${added.id}.`);
+    notice("The caption is changed.");
   });
 }
 

@@ -22,15 +22,14 @@ async function complete(kind, request, { title, given = null }, signal, progress
   const stage = stages[kind], draws = request.path.startsWith("/v1/images");
   const control = Array.isArray(request.body.image) ? request.body.image[1] : null;
   const stream = !(request.body.racm3.samples > 1); // which one is best shows at the end
-  let begun = false, coming = null, words = "", rows = 0;
+  let coming = null, words = "", rows = 0;
   progress(null);
-  watchQueue(progress, () => begun, signal);
   try {
     const response = await send(withSettings(request, { attribution: true }, stream && { stream }), signal);
     let answer = null;
     if (!stream) answer = read(await response.json());
     else for await (const event of events(response)) {
-      begun = true;
+      if (event.ahead !== undefined) { progress(null, event.ahead ? `${event.ahead} ahead in the queue` : "Next in the queue"); continue; }
       if (event.error) throw new Error(event.error.message);
       if (event.sources) { answer = read(event); continue; } // the last one tells all
       coming ??= stage.begin(title, given);
@@ -50,8 +49,6 @@ async function complete(kind, request, { title, given = null }, signal, progress
   } catch (error) {
     stage.show(stage.record);
     throw error;
-  } finally {
-    begun = true;
   }
 }
 

@@ -1,6 +1,7 @@
 // The server: requests and their errors, tokens, streams, and what it says of itself.
 "use strict";
 
+const root = location.pathname.replace(/\/[^/]*$/, ""); // where a proxy puts the server
 const server = { model: null, imageSize: 64, grid: [8, 8], hasMemory: false, documents: 0, limits: {} };
 
 /** The answer to a request; throws an Error that says what the server says, or an AbortError. A `patient` request waits
@@ -10,7 +11,7 @@ async function call(path, { method, body, type, signal, patient } = {}) {
   const headers = { ...(token && { Authorization: `Bearer ${token}` }), ...(type && { "Content-Type": type }) };
   let response;
   try {
-    response = await fetch(path, { method: method ?? (body ? "POST" : "GET"), headers, body, signal });
+    response = await fetch(path.startsWith(`${root}/`) ? path : root + path, { method: method ?? (body ? "POST" : "GET"), headers, body, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer. Is it still running?");
@@ -73,7 +74,8 @@ const withSettings = (request, settings, more = {}) => ({
 
 const brokenOff = () => new Error("The answer broke off. Is the server still running?");
 
-/** The objects of a stream of server-sent events; whoever stops reading them closes the stream. */
+/** The objects of a stream of server-sent events, and { ahead } of its comments, how many are; whoever stops reading them
+ *  closes the stream. */
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -84,6 +86,8 @@ async function* events(response) {
       const blocks = (text + value).split(/\r?\n\r?\n/);
       text = blocks.pop();
       for (const block of blocks) {
+        const ahead = /^: (\d+) ahead$/.exec(block);
+        if (ahead) yield { ahead: Number(ahead[1]) };
         const data = block.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5)).join("\n");
         if (data && data.trim() !== "[DONE]") yield JSON.parse(data);
       }
@@ -99,10 +103,4 @@ async function readFacts() {
   Object.assign(server, { model: model.id, imageSize, grid, limits, documents: documents ?? 0, hasMemory: documents !== null });
   const held = server.hasMemory ? counted(documents, "document") : "no memory";
   $("#facts").textContent = [model.id, `${imageSize} px`, held].join(" · ");
-}
-
-/** How many requests wait for the model, of everybody. */
-async function waiting(signal) {
-  const text = await (await call("/metrics", { signal })).text();
-  return Number(/^racm3_waiting (\S+)/m.exec(text)?.[1] ?? 0);
 }
