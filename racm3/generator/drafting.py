@@ -30,8 +30,8 @@ BEFORE, ABOVE = (0.4, 0.16, 0.064, 0.0256), (0.3, 0.3)
 """What an equal id counts: 1 to 4 places before; above, and above to the right. Chosen on 60 drawings and 40 captions
 of the built-in world."""
 READING = 8
-"""What a pass costs beside its tokens, in tokens: reading the weights and calls. Measured on a CPU, one thread: some 7
-at 125M parameters, 12 at 3M."""
+"""What a pass costs beside its tokens, in tokens: reading the weights and calls. Measured on a CPU, one thread: 7 at
+125M parameters; 5 at 3M, to which calls and filters add."""
 WORTH = 1.2
 """A guess shall gain so many times what it costs, for the estimates are rough."""
 FULL = 16
