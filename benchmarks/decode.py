@@ -256,7 +256,7 @@ def draft_gain(
 
 @contextmanager
 def replayed(codes: dict[tuple[int, ...], tuple[int, ...]]) -> Iterator[None]:
-    """Whatever is drawn behind these prompts, it becomes the ids given."""
+    """Whatever code is drawn behind these prompts, it becomes the one given."""
     drawing = engine_module.choose_tokens
 
     def choose(draws: Sequence[Draw], logits: torch.Tensor, allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -313,11 +313,8 @@ def measure_drafts(sides: Sides, large: Sides, rounds: int) -> dict[str, float]:
     true = {}
     asked = []
     for request, output in zip(plain, engines[1].run(plain), strict=True):
-        prompt, codes = (
-            tuple(big.image_start + id - v.image_start if id >= v.image_start else id for id in ids)
-            for ids in (request.prompt, output.tokens)
-        )
-        true[prompt] = codes
+        prompt = tuple(big.image_start + id - v.image_start if id >= v.image_start else id for id in request.prompt)
+        codes = true[prompt] = tuple(id - v.image_start for id in output.tokens)
         asked.append(replace(request, prompt=prompt, constraint=ImageSpan(big, len(codes)), without_context=None))
     print("125M, random weights, codes of the shipped model replayed")
     pair = Engine(large.generator, big), Engine(large.generator, big, drafts=False)

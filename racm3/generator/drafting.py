@@ -29,12 +29,13 @@ MOST = 16
 BEFORE, ABOVE = (0.4, 0.16, 0.064, 0.0256), (0.3, 0.3)
 """What an equal id counts: 1 to 4 places before; above, and above to the right. Chosen on 60 drawings and 40 captions
 of the built-in world."""
-READING = 12
-"""What a pass costs beside its tokens, in tokens: reading the weights and calls. Measured on a CPU, one thread: some 7
-at 125M parameters, 12 at 3M."""
-WORTH = 1.75
-"""A guess shall gain so many times what it costs: with 16 rows and more, which a CPU computes for as long as it reads
-the weights, nothing is guessed."""
+READING = 8
+"""What a pass costs beside its tokens, in tokens: reading the weights and calls. Measured on a CPU, one thread: 7 at
+125M parameters; 5 at 3M, to which calls and filters add."""
+WORTH = 1.2
+"""A guess shall gain so many times what it costs, for the estimates are rough."""
+FULL = 16
+"""Rows of a batch from which nothing is guessed: a CPU computes for them as long as it reads the weights, or longer."""
 DOUBT = 4
 """Guesses after which a sequence's own success counts as much as what is usual."""
 
@@ -80,8 +81,8 @@ class Drafter:
         guessed: list[int] = []
         sure, expected, cost = 1.0, 0.0, READING / beside + 1
         trust = (self._right + DOUBT) / (self._expected + DOUBT)
-        most = min(MOST, len(self._ids) - drawn - 1)
-        while len(guessed) < most and sure * cost > WORTH * (1 + expected):
+        most = min(MOST, len(self._ids) - drawn - 1) if beside < FULL else 0
+        while len(guessed) < most:
             if np.count_nonzero(allowed[-1]) == 1:
                 id = int(allowed[-1].argmax())
             else:

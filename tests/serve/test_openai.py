@@ -59,8 +59,8 @@ def test_a_picture_row_by_row(client: openai.OpenAI, twin: RACM3) -> None:
     asked = Document.of("a fox in the snow", Hole("image"))
     *partials, last = client.images.generate(prompt="a fox in the snow", stream=True, size="64x64")
     *expected, whole = twin.stream(asked)
-    assert [event.type for event in partials] == ["image_generation.partial_image"] * 4
-    assert [decoded(event.b64_json).shape for event in partials] == [(64, 64, 3)] * 4
+    assert [event.type for event in partials] == ["image_generation.partial_image"] * len(expected)
+    assert [decoded(event.b64_json).shape for event in partials] == [(64, 64, 3)] * len(expected)
     assert last.type == "image_generation.completed"
     assert last.usage.output_tokens == 16
     one, *rest = client.images.generate(prompt="a fox in the snow", stream=True, partial_images=1)
