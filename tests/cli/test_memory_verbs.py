@@ -180,10 +180,10 @@ def test_the_upkeep_of_a_memory(
     assert "copy" not in list(Memory.open(memory).ids)
     left = len(Memory.open(memory))  # equal squares are copies as well
     assert f"documents  {left}\nkinds      text and image {left}" in says("memory stats {memory}")
-    assert "was changed" in says(f"memory edit {{memory}} '{first}' --text gnu --metadata n=3 --encoder {{encoder}}")
+    assert "was changed" in says(f"memory edit {{memory}} '{first}' --text fox --metadata n=3 --encoder {{encoder}}")
     (changed,) = Memory.open(memory).get([first])
-    assert (changed.document.text, changed.metadata["n"], changed.document.images) == ("gnu", 3, item.document.images)
-    (line, why, *_) = says("memory search {memory} gnus --explain --encoder {encoder}").splitlines()
+    assert (changed.document.text, changed.metadata["n"], changed.document.images) == ("fox", 3, item.document.images)
+    (line, why, *_) = says("memory search {memory} foxes --explain --encoder {encoder}").splitlines()
     assert line.split("  ")[1] == first
     assert why.strip().startswith("words 1.000, vectors ")
     assert run("memory edit {memory} nothing --encoder {encoder}", memory=memory, encoder=encoder) == 2
