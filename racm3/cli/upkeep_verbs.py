@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
@@ -12,6 +12,21 @@ from racm3.cli.option_blocks import Embedding, OfMemory
 from racm3.cli.option_types import IdArgument, OptionalText
 from racm3.errors import InputError
 from racm3.util.one_line import one_line
+
+if TYPE_CHECKING:
+    from racm3.data.item import Item
+    from racm3.memory.memory import Memory
+
+
+def _of(memory: Memory, item_id: str) -> Item:
+    """A document by its id. Raises InputError if the memory does not hold it."""
+    if not memory.known([item_id]):
+        raise InputError(
+            f"ID is {one_line(item_id)}, and {memory.path} holds no such document; "
+            f"`racm3 memory search {memory.path} WORDS` prints ids"
+        )
+    (item,) = memory.get([item_id])
+    return item
 
 
 class MemorySimilar(Embedding, name="memory similar"):
@@ -22,7 +37,7 @@ class MemorySimilar(Embedding, name="memory similar"):
 
     def run(self) -> None:
         memory, encoder = self.open_both()
-        (item,) = memory.get([self.id])
+        item = _of(memory, self.id)
         (ranking,) = memory.search(encoder.embed([item.document]), self.hits, exclude_ids=[[self.id]])
         for other, score in zip(memory.get(ranking.ids), ranking.scores.tolist(), strict=True):
             print(one_line(f"{score:.3f}  {other.id}  {other.document.text or '(no text)'}  {other.origin}"))
@@ -76,7 +91,7 @@ class MemoryEdit(Embedding, name="memory edit"):
         if self.text is None and not self.metadata:
             raise InputError("nothing was given to change; give --text or --metadata")
         memory, encoder = self.open_both()
-        (item,) = memory.get([self.id])
+        item = _of(memory, self.id)
         facts = dict(item.metadata)
         for pair in self.metadata:
             key, sign, value = pair.partition("=")

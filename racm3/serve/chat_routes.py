@@ -173,7 +173,8 @@ def routes(api: Api) -> APIRouter:
         api.check_model(asked.model)
         labels = list(asked.examples)
         if len({len(shown) for shown in asked.examples.values()}) > 1:
-            raise ApiError(400, "the labels have different numbers of examples; give each as many", None, "examples")
+            wrong = "the labels have different numbers of examples; give equally many of each"
+            raise ApiError(400, wrong, None, "examples")
         pairs = len(asked.images) * len(asked.examples[labels[0]]) * len(labels) * (len(labels) - 1) // 2
         if pairs > MOST_PAIRS:
             raise ApiError(400, f"pictures x examples x pairs of labels are {pairs}; at most {MOST_PAIRS} are compared")

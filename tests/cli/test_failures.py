@@ -18,7 +18,6 @@ import PIL.Image
 import pytest
 
 from racm3.cli import command_line, failures, main
-from racm3.generator import native
 from racm3.model_folder import ModelFolder
 from racm3.retriever.encoder import Encoder
 
@@ -133,7 +132,6 @@ def full_disk() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-        native.compiled.cache_clear()  # what could not be compiled on a full disk can be now
 
 
 WRITERS = ("generate", "memory create", "memory add", "memory export", "memory re-embed", "memory search", "export")
