@@ -603,7 +603,7 @@ def test_progress(page: Page) -> None:
     page.route("**/v1/images/generations", lambda route: route.fulfill(body=waits, content_type="text/event-stream"))
     draw = panel(page, "Draw")
     press(draw, "Draw")
-    expect(draw.get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(draw.locator("form").get_by_role("alert")).to_contain_text("The answer broke off")
     assert [text for text in said.json_value() if "queue" in text] == ["2 ahead in the queue", "Next in the queue"]
     page.unroute("**/v1/images/generations")
     page.route("**/v1/images/generations", lambda route: None)  # waits
