@@ -24,7 +24,7 @@ __all__ = ["MMR", "Coverage", "Hybrid", "Nothing", "Oracle", "Random", "strategy
 
 RARE = 3
 """The power of BM25's score by which a term counts: one rare name outweighs place, colour and background together
-(chosen on scenes that no result looks at: found at 1 and at 2 with 2, 3, 4: 90, 96 / 92, 97 / 92, 97 %)."""
+(chosen on another draw of scenes than those of the benchmark)."""
 BESIDE = 0.05
 """What words that were not asked for cost, at most (ours): of two texts that hold all terms the shorter one is nearer,
 and the caption that is the query comes first."""
