@@ -44,7 +44,8 @@ def export_transformers(folder: ModelFolder, out: Path) -> None:
         {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **special},
     )
     _write(out / "generation_config.json", {"pad_token_id": vocabulary.pad, "eos_token_id": vocabulary.eos})
-    card = CARD.format(grammar=GRAMMAR, codes=markup.codes_per_image, image_size=vocabulary.image_size)
+    filled = f"Texts are filled up with `<pad>` to {markup.text_ids} ids.\n" if markup.text_ids else ""
+    card = CARD.format(grammar=GRAMMAR, codes=markup.codes_per_image, image_size=vocabulary.image_size, filled=filled)
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -150,7 +151,7 @@ tags: [racm3, multimodal, retrieval, text-to-image, image-to-text]
 Reads and writes documents of texts and pictures, retrieved documents before the one it completes. A picture is {codes}
 of {image_size} codes, `<image:0>` and on; racm3's image tokenizer turns them into pixels. Without retrieval and without
 the grammar below it is only half of what it is; racm3 has the rest.
-
+{filled}
     <doc><text>a fox in the snow<image>        a picture is written on
     <doc><text><mask:0><image>...</doc><infill:0>        a caption is infilled
 

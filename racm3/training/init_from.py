@@ -66,7 +66,7 @@ def init_generator(
     Its image codes stay what they are if the image tokenizer that lies beside it writes the same ones as ``image``; if
     not, they are learnt from nothing, and stderr is told so.
     Raises CheckpointError if the folder is no generator, or its vocabulary smaller than its text tokenizer's;
-    ConfigError if it has another shape than the run.
+    ConfigError if it has another shape than the run, or was trained with texts that are filled up.
     """
     if run.init_from is None:
         return None
@@ -80,6 +80,11 @@ def init_generator(
     old_vocabulary, same_codes = None, False
     if models.has_facts:  # without them, a language model of words alone
         old_vocabulary = models.markup.vocabulary
+        if models.markup.text_ids:
+            raise ConfigError(
+                f"{folder} was trained with texts that are filled up to {models.markup.text_ids} ids, which this verb "
+                "does not write; go on with `python -m racm3.open_scenes generator`"
+            )
         same_codes = beside.is_dir() and models.image_tokenizer().digest == image.digest
         if not same_codes:
             why = f"{beside} writes others" if beside.is_dir() else f"there is no {beside} to show that it knows them"

@@ -128,3 +128,12 @@ def test_an_image_tokenizer_of_another_shape(tmp_path: Path, image: FSQImageToke
     assert found.config == IMAGE
     with pytest.raises(ConfigError, match=r"--set model.levels=\[3,3\]$"):
         init_image_tokenizer(replace(run, model=replace(IMAGE, levels=(5, 5))))
+
+
+def test_a_generator_whose_texts_are_filled_up_is_refused(tmp_path: Path, image: FSQImageTokenizer) -> None:
+    old = Generator(GeneratorConfig(VOCABULARY.size, 16, 2, 4, 2, 8, 24, 32, rope_theta=1e6))
+    ModelFolder(tmp_path).save_generator(old, TEXT, Markup(VOCABULARY, 4, text_ids=5), (2, 2))
+    assert ModelFolder(tmp_path).markup == Markup(VOCABULARY, 4, text_ids=5)
+    run = GeneratorRun(model=SHAPE, init_from=str(tmp_path / "generator"))
+    with pytest.raises(ConfigError, match="filled up to 5 ids"):
+        init_generator(run, VOCABULARY, TEXT, image)
