@@ -19,11 +19,13 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from racm3.errors import ConfigError
 from racm3.generator.model import INIT_STD, Attention, Layer
 from racm3.open_scenes.digit_generator import DigitGenerator
+from racm3.tokens.vocabulary import Vocabulary
 
 QUIET = 0.1
 """What is left of the chance in the weights beside those that are set."""
@@ -121,7 +123,8 @@ def begin_by_copying(generator: DigitGenerator, columns: int, stride: int) -> No
 def _mark(generator: DigitGenerator, constant: int) -> float:
     """Give each code marks for its digits, alike for digits that are neighbours, and return their length.
 
-    They are half of what an embedding is: as long as the rest of it, which is left to chance.
+    Words get marks by chance, so that they are copied in the same way. Marks are half of what an embedding is: as long
+    as the rest of it, which is left to chance.
     """
     table, count = generator.table, len(generator.table.digits)
     table.own[:, :constant] *= QUIET
@@ -137,6 +140,10 @@ def _mark(generator: DigitGenerator, constant: int) -> float:
     codes = table.weight[table.text_size :]
     length = float(codes[:, count:].square().sum(1).mean().sqrt())
     table.digits[:, :count] *= length / float(codes[:, :count].square().sum(1).mean().sqrt())
+    words = slice(Vocabulary.text_start, table.text_size)
+    table.own[words, :count] = length * F.normalize(
+        torch.randn(table.text_size - words.start, count, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     return length
 
 

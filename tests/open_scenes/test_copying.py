@@ -50,6 +50,14 @@ def test_it_copies_codes_from_anywhere_before_any_training(down: int, across: in
     assert right[1] < 0.1
 
 
+def test_it_copies_words_as_well() -> None:
+    words = VOCABULARY.text_start + torch.randperm(VOCABULARY.text_size)[:24]
+    ids = torch.cat((words, words))[None]
+    model = plain(generator())
+    guessed = model.logits(model(ids))[0, :-1].argmax(-1) == ids[0, 1:]
+    assert guessed[24:].float().mean() > 0.6
+
+
 def test_it_expects_what_stands_at_the_same_place_of_the_document_before() -> None:
     """No neighbour of these codes is alike, so that their place alone tells them."""
     torch.manual_seed(1)
