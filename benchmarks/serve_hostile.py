@@ -25,6 +25,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HANG_S = 120.0
@@ -249,28 +250,15 @@ def send(port: int, data: bytes, leave: bool) -> str:
 
 def attack(port: int, seeds: Sequence[int], threads: int = 4) -> Counter[str]:
     """One hostile request a seed; how many got which status."""
-    found: Counter[str] = Counter()
-    left, lock = iter(seeds), threading.Lock()
 
-    def run() -> None:
-        while True:
-            with lock:
-                seed = next(left, None)
-            if seed is None:
-                return
-            rng = random.Random(seed)
-            data = rng.choice(KINDS)(rng)
-            leave = rng.random() < 0.1
-            status = send(port, data[: rng.randrange(1, len(data) + 1)] if leave else data, leave)
-            with lock:
-                found[status] += 1
+    def one(seed: int) -> str:
+        rng = random.Random(seed)
+        data = rng.choice(KINDS)(rng)
+        leave = rng.random() < 0.1
+        return send(port, data[: rng.randrange(1, len(data) + 1)] if leave else data, leave)
 
-    workers = [threading.Thread(target=run) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return found
+    with ThreadPoolExecutor(threads) as pool:
+        return Counter(pool.map(one, seeds))
 
 
 # Costly requests ---------------------------------------------------------------------------------------------------
@@ -343,33 +331,19 @@ def drawn_out(port: int, data: bytes) -> str:
 
 def attacked(port: int, count: int, threads: int = 16) -> Counter[str]:
     """So many costly requests of one client; how many got which status."""
-    found: Counter[str] = Counter()
-    left, lock = iter(range(count)), threading.Lock()
 
-    def run() -> None:
-        while True:
-            with lock:
-                seed = next(left, None)
-            if seed is None:
-                return
-            kind = seed % 8
-            if kind == 0:
-                status = drawn_out(port, b"POST /v1/memory/search HTTP/1.1\r\n" + headers(ATTACKER, 999) + b"\r\n{")
-            elif kind == 1:
-                status = drawn_out(port, b"GET /" + b"a" * 999)
-            elif kind == 2:
-                status = [ask(port, ATTACKER, "GET", "/v1/memory/documents?limit=100&sort=text") for _ in range(20)][-1]
-            else:
-                status = ask(port, ATTACKER, "POST", *costly(seed))
-            with lock:
-                found[status] += 1
+    def one(seed: int) -> str:
+        kind = seed % 8
+        if kind == 0:
+            return drawn_out(port, b"POST /v1/memory/search HTTP/1.1\r\n" + headers(ATTACKER, 999) + b"\r\n{")
+        if kind == 1:
+            return drawn_out(port, b"GET /" + b"a" * 999)
+        if kind == 2:
+            return [ask(port, ATTACKER, "GET", "/v1/memory/documents?limit=100&sort=text") for _ in range(20)][-1]
+        return ask(port, ATTACKER, "POST", *costly(seed))
 
-    workers = [threading.Thread(target=run) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return found
+    with ThreadPoolExecutor(threads) as pool:
+        return Counter(pool.map(one, range(count)))
 
 
 def bystander(port: int, go_on: Callable[[int], bool]) -> tuple[list[float], int]:

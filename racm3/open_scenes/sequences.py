@@ -254,11 +254,7 @@ class Planner:
         if middle is None:
             (middle,) = self.world.middles(1, rng)
         if rng.random() < SAME_SECOND_SHARE:
-            phase = first.left, first.top
-            placed = self.world.placed(
-                cutout, rng, size=first.size, middle=middle, phase=phase, step=self.step_px, mirrored=first.mirrored,
-                tint=first.tint,
-            )  # fmt: skip
+            placed = self._moved(first, middle, rng)
         else:
             placed = self.world.placed(cutout, rng, middle=middle)
         return self._told(Scene(ground or self.world.ground(rng), (placed,)), called, rng)

@@ -41,51 +41,33 @@ def _fields_of(shape: type[Drawing]) -> dict[str, Any]:
     return properties | {"racm3": {"$ref": "#/components/schemas/Options"}}
 
 
-EDIT_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "anyOf": [{"required": ["image"]}, {"required": ["image[]"]}],
-                    "properties": {
-                        "image": {"type": "string", "format": "binary", "description": "The picture to edit"},
-                        "image[]": {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                            "maxItems": 2,
-                            "description": "Instead of image: it, and the picture that controls the edit",
-                        },
-                        "mask": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "Transparent, or white if nothing of it is transparent, where the picture "
-                            "is to change; by default where the picture itself is transparent",
-                        },
-                        **_fields_of(Edit),
-                    },
-                }
-            }
+def _form(shape: type[Drawing], files: dict[str, Any], needed: dict[str, Any]) -> dict[str, Any]:
+    """The body of a route that takes a form: its ``files``, and the fields of ``shape``."""
+    properties = files | _fields_of(shape)
+    schema = {"type": "object", "additionalProperties": False, **needed, "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+EDIT_BODY = _form(
+    Edit,
+    {
+        "image": {"type": "string", "format": "binary", "description": "The picture to edit"},
+        "image[]": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "maxItems": 2,
+            "description": "Instead of image: it, and the picture that controls the edit",
         },
-    }
-}
-VARIATION_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "required": ["image"],
-                    "properties": {"image": {"type": "string", "format": "binary"}, **_fields_of(Variation)},
-                }
-            }
+        "mask": {
+            "type": "string",
+            "format": "binary",
+            "description": "Transparent, or white if nothing of it is transparent, where the picture "
+            "is to change; by default where the picture itself is transparent",
         },
-    }
-}
+    },
+    {"anyOf": [{"required": ["image"]}, {"required": ["image[]"]}]},
+)
+VARIATION_BODY = _form(Variation, {"image": {"type": "string", "format": "binary"}}, {"required": ["image"]})
 
 
 def routes(api: Api) -> APIRouter:
